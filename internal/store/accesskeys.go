@@ -1,0 +1,116 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// TokenHash is the SHA-256 of an access key's token, the only form in which a token is stored.
+type TokenHash [sha256.Size]byte
+
+// AccessKey is a key of a customer's, without its token.
+type AccessKey struct {
+	ID          uuid.UUID
+	CustomerID  uuid.UUID
+	Name        string
+	Detail      string
+	TokenPrefix string // the first 11 characters of the token
+	TmExpire    time.Time
+	TmCreate    time.Time
+	TmUpdate    time.Time
+	TmDelete    time.Time
+}
+
+const accessKeyColumns = `id, customer_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete`
+
+// NewAccessKey is what a caller chooses of an AccessKey.
+type NewAccessKey struct {
+	CustomerID  uuid.UUID
+	Name        string
+	Detail      string
+	TokenHash   TokenHash
+	TokenPrefix string
+	Expire      int64 // seconds from its creation
+}
+
+// AccessKeyCredential is what verifying a presented key needs: the key, deleted and expired ones too, with its
+// customer's tm_delete and the database's time at the reading.
+type AccessKeyCredential struct {
+	AccessKey
+	CustomerTmDelete time.Time
+	Now              time.Time
+}
+
+// CreateAccessKey stores a key under a fresh id. It returns ErrTokenTaken and ErrNoCustomer.
+func (s *Store) CreateAccessKey(ctx context.Context, k NewAccessKey) (AccessKey, error) {
+	return one[AccessKey](ctx, s, "creating an access key", `
+		INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
+		VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))
+		RETURNING `+accessKeyColumns,
+		uuid.New(), k.CustomerID, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire))
+}
+
+// AccessKeyByHash returns the key with this hash, deleted and expired ones too, else ErrNotFound. It is not limited to
+// one customer: it is read to find out whose key it is.
+func (s *Store) AccessKeyByHash(ctx context.Context, hash TokenHash) (AccessKeyCredential, error) {
+	const sql = `
+		SELECT k.id, k.customer_id, k.name, k.detail, k.token_prefix, k.tm_expire, k.tm_create, k.tm_update, k.tm_delete,
+		       c.tm_delete, now()
+		FROM accesskeys k JOIN customers c ON c.id = k.customer_id
+		WHERE k.token_hash = $1`
+	var k AccessKeyCredential
+	err := s.pool.QueryRow(ctx, sql, hash[:]).Scan(
+		&k.ID, &k.CustomerID, &k.Name, &k.Detail, &k.TokenPrefix, &k.TmExpire, &k.TmCreate, &k.TmUpdate, &k.TmDelete,
+		&k.CustomerTmDelete, &k.Now)
+	return k, s.failed("reading an access key by its hash", err)
+}
+
+// AccessKey returns a key that is not deleted, else ErrNotFound. It is not limited to one customer: the caller has to
+// tell a key of another customer from one that does not exist (contract, section 4).
+func (s *Store) AccessKey(ctx context.Context, id uuid.UUID) (AccessKey, error) {
+	return one[AccessKey](ctx, s, "reading an access key", `
+		SELECT `+accessKeyColumns+`
+		FROM accesskeys
+		WHERE id = $1 AND `+live,
+		id)
+}
+
+// AccessKeys returns up to limit keys of a customer's that are not deleted and come after the cursor, newest first.
+func (s *Store) AccessKeys(ctx context.Context, customerID uuid.UUID, after Cursor, limit int) ([]AccessKey, error) {
+	return many[AccessKey](ctx, s, "listing access keys", `
+		SELECT `+accessKeyColumns+`
+		FROM accesskeys
+		WHERE customer_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
+		ORDER BY tm_create DESC, id DESC
+		LIMIT $4`,
+		customerID, after.TmCreate, after.ID, limit)
+}
+
+// AccessKeyChange is a change to a key; what is nil keeps its value.
+type AccessKeyChange struct {
+	Name   *string
+	Detail *string
+}
+
+// UpdateAccessKey changes a live key of this customer's, else returns ErrNotFound.
+func (s *Store) UpdateAccessKey(ctx context.Context, customerID, id uuid.UUID, change AccessKeyChange) (AccessKey, error) {
+	return one[AccessKey](ctx, s, "updating an access key", `
+		UPDATE accesskeys
+		SET name = coalesce($3, name), detail = coalesce($4, detail), tm_update = now()
+		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		RETURNING `+accessKeyColumns,
+		id, customerID, change.Name, change.Detail)
+}
+
+// DeleteAccessKey deletes a live key of this customer's, else returns ErrNotFound: of two deletions at once one wins.
+func (s *Store) DeleteAccessKey(ctx context.Context, customerID, id uuid.UUID) (AccessKey, error) {
+	return one[AccessKey](ctx, s, "deleting an access key", `
+		UPDATE accesskeys
+		SET tm_delete = now(), tm_update = now()
+		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		RETURNING `+accessKeyColumns,
+		id, customerID)
+}

@@ -1,0 +1,163 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/secret"
+)
+
+// bootstrapLock is the advisory lock under which Bootstrap looks and creates, so that many servers which start at once
+// create each thing once. The number is arbitrary and must never change.
+const bootstrapLock = 0x61636b62 // "ackb"
+
+// Bootstrap names a customer, and where they are set an admin and a key of its, that should exist.
+type Bootstrap struct {
+	Customer string
+	Username string
+	// PasswordHash is called only where the admin has to be created: hashing is slow on purpose.
+	PasswordHash func(context.Context) (secret.Value, error)
+	Permission   int64
+	AccessKey    *NewAccessKey // its CustomerID is set by Bootstrap
+}
+
+// Presence is what Bootstrap found or did.
+type Presence string
+
+// What Bootstrap can find or do. It creates what has never been there; what somebody deleted stays deleted, because a
+// restart must not undo a revocation, and a password that somebody changed stays changed.
+const (
+	NotAsked Presence = ""
+	Existed  Presence = "existed"
+	Created  Presence = "created"
+	Deleted  Presence = "deleted"
+	Expired  Presence = "expired"
+)
+
+// Bootstrapped is the outcome of Bootstrap.
+type Bootstrapped struct {
+	CustomerID uuid.UUID
+	Customer   Presence
+	AgentID    uuid.UUID
+	Agent      Presence
+	AccessKey  Presence
+}
+
+// ErrOtherCustomer means that a bootstrap's admin or key exists, but belongs to another customer.
+var ErrOtherCustomer = errors.New("it belongs to another customer")
+
+// Bootstrap makes sure that what b names exists. It may be called at every start and by many servers at once. It
+// returns ErrOtherCustomer where the username or the key is already another customer's.
+func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) (Bootstrapped, error) {
+	var done Bootstrapped
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, bootstrapLock); err != nil {
+			return err
+		}
+		if err := bootstrapCustomer(ctx, tx, b, &done); err != nil || done.Customer == Deleted {
+			return err
+		}
+		if err := bootstrapAgent(ctx, tx, b, &done); err != nil {
+			return err
+		}
+		return bootstrapAccessKey(ctx, tx, b, &done)
+	})
+	if errors.Is(err, ErrOtherCustomer) {
+		return Bootstrapped{}, err
+	}
+	return done, s.failed("bootstrapping", err)
+}
+
+func bootstrapCustomer(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Bootstrapped) error {
+	var deleted bool
+	err := tx.QueryRow(ctx, `
+		SELECT id, NOT (`+live+`)
+		FROM customers
+		WHERE name = $1
+		ORDER BY NOT (`+live+`), tm_create, id
+		LIMIT 1`, b.Customer).Scan(&done.CustomerID, &deleted)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		done.CustomerID, done.Customer = uuid.New(), Created
+		_, err = tx.Exec(ctx, `INSERT INTO customers (id, name) VALUES ($1, $2)`, done.CustomerID, b.Customer)
+	case deleted:
+		done.Customer = Deleted
+	default:
+		done.Customer = Existed
+	}
+	return err
+}
+
+func bootstrapAgent(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Bootstrapped) error {
+	if b.Username == "" {
+		return nil
+	}
+	var owner uuid.UUID
+	var deleted bool
+	// A live agent of any customer counts, as does a deleted one of this customer's.
+	err := tx.QueryRow(ctx, `
+		SELECT id, customer_id, NOT (`+live+`)
+		FROM agents
+		WHERE lower(username) COLLATE "C" = lower($1) AND (`+live+` OR customer_id = $2)
+		ORDER BY NOT (`+live+`), tm_create, id
+		LIMIT 1`, b.Username, done.CustomerID).Scan(&done.AgentID, &owner, &deleted)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		hash, err := b.PasswordHash(ctx)
+		if err != nil {
+			return err
+		}
+		done.AgentID, done.Agent = uuid.New(), Created
+		_, err = tx.Exec(ctx, `
+			INSERT INTO agents (id, customer_id, username, password_hash, permission)
+			VALUES ($1, $2, $3, $4, $5)`,
+			done.AgentID, done.CustomerID, b.Username, hash.Reveal(), b.Permission)
+		return err
+	case err != nil:
+		return err
+	case owner != done.CustomerID:
+		return fmt.Errorf("the username is taken: %w", ErrOtherCustomer)
+	case deleted:
+		done.Agent = Deleted
+	default:
+		done.Agent = Existed
+	}
+	return nil
+}
+
+func bootstrapAccessKey(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Bootstrapped) error {
+	k := b.AccessKey
+	if k == nil {
+		return nil
+	}
+	var owner uuid.UUID
+	var deleted, expired bool
+	err := tx.QueryRow(ctx, `
+		SELECT customer_id, NOT (`+live+`), tm_expire <= now()
+		FROM accesskeys
+		WHERE token_hash = $1`, k.TokenHash[:]).Scan(&owner, &deleted, &expired)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		done.AccessKey = Created
+		_, err = tx.Exec(ctx, `
+			INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
+			VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))`,
+			uuid.New(), done.CustomerID, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire))
+		return err
+	case err != nil:
+		return err
+	case owner != done.CustomerID:
+		return fmt.Errorf("the access key exists: %w", ErrOtherCustomer)
+	case deleted:
+		done.AccessKey = Deleted
+	case expired:
+		done.AccessKey = Expired
+	default:
+		done.AccessKey = Existed
+	}
+	return nil
+}

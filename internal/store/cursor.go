@@ -1,0 +1,21 @@
+package store
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Cursor is a place in a list that is ordered by tm_create, then id, both descending. What lies after it has an older
+// tm_create, or the same and a lower id; so a list that is read cursor by cursor misses and repeats nothing that was
+// there throughout, whatever else comes and goes.
+type Cursor struct {
+	TmCreate time.Time
+	ID       uuid.UUID
+}
+
+// Start is the cursor that every row comes after.
+func Start() Cursor { return Cursor{TmCreate: Never(), ID: uuid.Max} }
+
+// Before is the cursor that the rows created before t come after.
+func Before(t time.Time) Cursor { return Cursor{TmCreate: t, ID: uuid.Nil} }

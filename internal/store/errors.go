@@ -1,0 +1,85 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+var (
+	// ErrNotFound means that there is no such row, or only a deleted one.
+	ErrNotFound = errors.New("not found")
+	// ErrUnavailable means that the database could not answer, or that the outcome of a write is not known.
+	ErrUnavailable = errors.New("the database is unavailable")
+	// ErrUsernameTaken means that a live agent has this username, in whatever case.
+	ErrUsernameTaken = errors.New("the username is taken")
+	// ErrTokenTaken means that there is a key with this token already, live or deleted.
+	ErrTokenTaken = errors.New("the access key exists already")
+	// ErrNoCustomer means that a new row names a customer that does not exist.
+	ErrNoCustomer = errors.New("there is no such customer")
+	// ErrRejected means that the database took the statement and refused its data: our checks let through what the
+	// schema forbids, which is a defect of this program.
+	ErrRejected = errors.New("the database rejected the data")
+)
+
+// Codes of Postgres (appendix A of its manual) that are told apart here.
+const (
+	codeReadOnly = "25006"
+	classData    = "22" // data exceptions
+	classChecks  = "23" // integrity constraints
+)
+
+// constraintError maps the constraints that a caller can run into to what they mean.
+func constraintError(name string) error {
+	switch name {
+	case "agents_live_username":
+		return ErrUsernameTaken
+	case "accesskeys_token_hash_key":
+		return ErrTokenTaken
+	case "agents_customer_id_fkey", "accesskeys_customer_id_fkey":
+		return ErrNoCustomer
+	default:
+		return ErrRejected
+	}
+}
+
+// failed turns an error of the driver into one of this package's, and nil into nil. No other function reads the
+// driver's errors.
+func (s *Store) failed(doing string, err error) error {
+	if code := sqlState(err); code == codeReadOnly {
+		// A primary that has become a standby answers pings and refuses writes: its connections must not be used again.
+		s.pool.Reset()
+	}
+	return translate(doing, err)
+}
+
+func translate(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("%s: %w", doing, ErrNotFound)
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch pg.Code[:2] {
+		case classChecks:
+			return fmt.Errorf("%s: %w (constraint %s)", doing, constraintError(pg.ConstraintName), pg.ConstraintName)
+		case classData:
+			return fmt.Errorf("%s: %w: %w", doing, ErrRejected, err)
+		}
+	}
+	// Everything else, a lost connection, a time-out, a server that shuts down, a missing table, is a database that
+	// can't be used at the moment. Failing closed here is what keeps a broken store from reading as "no such key".
+	return fmt.Errorf("%s: %w: %w", doing, ErrUnavailable, err)
+}
+
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}

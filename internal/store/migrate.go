@@ -1,0 +1,268 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"github.com/golang-migrate/migrate/v4"
+	"github.com/golang-migrate/migrate/v4/database"
+	"github.com/golang-migrate/migrate/v4/source/iofs"
+	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/secret"
+	"accesskeys/migrations"
+)
+
+const (
+	// migrationLock is the advisory lock that a program holds while it migrates, so that of many which start at once one
+	// does the work and the rest find it done. The number is arbitrary and must never change.
+	migrationLock = 0x61636b6d // "ackm"
+	// migrationLockWait bounds the wait for another program's migration.
+	migrationLockWait = time.Minute
+	// migrationLockPoll is how often a waiting program looks again.
+	migrationLockPoll = 100 * time.Millisecond
+)
+
+// MigrateUp brings the schema to the newest version that this program knows and returns it. A newer schema, left by a
+// newer program, is left as it is. It is safe to call from many programs at once.
+//
+// All steps run in one transaction: a migration that fails or is killed leaves the schema as it was, never half-done.
+func MigrateUp(ctx context.Context, url secret.Value, log *slog.Logger) (version int, err error) {
+	return newMigrator(url, log).up(ctx)
+}
+
+// MigrateDown takes back the newest step, with the data that it holds, and returns the version that is left; 0 is the
+// empty schema.
+func MigrateDown(ctx context.Context, url secret.Value, log *slog.Logger) (version int, err error) {
+	return newMigrator(url, log).down(ctx)
+}
+
+// SchemaVersion returns the schema's version, 0 where nothing has been migrated.
+func SchemaVersion(ctx context.Context, url secret.Value) (int, error) {
+	conn, err := connect(ctx, url)
+	if err != nil {
+		return 0, err
+	}
+	defer closeConn(conn)
+	version, err := schemaVersion(ctx, conn)
+	return version, translate("reading the schema's version", err)
+}
+
+// migrator brings one database's schema to another version.
+type migrator struct {
+	url      secret.Value
+	log      *slog.Logger
+	steps    fs.FS
+	lockWait time.Duration
+}
+
+func newMigrator(url secret.Value, log *slog.Logger) migrator {
+	return migrator{url: url, log: log, steps: migrations.Files, lockWait: migrationLockWait}
+}
+
+func (m migrator) up(ctx context.Context) (int, error) {
+	newest, err := newestMigration(m.steps)
+	if err != nil {
+		return 0, err
+	}
+	return m.run(ctx, func(current int, to *migrate.Migrate) error {
+		if current >= newest {
+			return nil
+		}
+		m.log.Info("migrating the database", "from", current, "to", newest)
+		return to.Up()
+	})
+}
+
+func (m migrator) down(ctx context.Context) (int, error) {
+	return m.run(ctx, func(current int, to *migrate.Migrate) error {
+		if current == 0 {
+			return nil
+		}
+		m.log.Info("taking back the newest migration", "version", current)
+		return to.Steps(-1)
+	})
+}
+
+// run does it all in one transaction that holds the lock.
+func (m migrator) run(ctx context.Context, migrateFrom func(current int, to *migrate.Migrate) error) (int, error) {
+	conn, err := connect(ctx, m.url)
+	if err != nil {
+		return 0, err
+	}
+	defer closeConn(conn)
+
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return 0, translate("beginning the migration", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit this does nothing
+	if err := m.lock(ctx, tx); err != nil {
+		return 0, err
+	}
+	current, err := schemaVersion(ctx, tx)
+	if err != nil {
+		return 0, translate("reading the schema's version", err)
+	}
+	files, err := iofs.New(m.steps, ".")
+	if err != nil {
+		return 0, fmt.Errorf("reading the migrations: %w", err)
+	}
+	driver := &migrationDriver{ctx: ctx, tx: tx, version: current}
+	to, err := migrate.NewWithInstance("embedded", files, "postgres", driver)
+	if err != nil {
+		return 0, fmt.Errorf("preparing the migration: %w", err)
+	}
+	if err := migrateFrom(current, to); err != nil && !errors.Is(err, migrate.ErrNoChange) {
+		return 0, fmt.Errorf("migrating the database, which is left as it was: %w", err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return 0, translate("committing the migration", err)
+	}
+	return driver.version, nil
+}
+
+// lock takes the lock until the end of the transaction. It asks again and again instead of waiting inside
+// Postgres, so that the wait has an end and the log says what is waited for.
+func (m migrator) lock(ctx context.Context, tx pgx.Tx) error {
+	ctx, cancel := context.WithTimeout(ctx, m.lockWait)
+	defer cancel()
+	for waiting := false; ; waiting = true {
+		var locked bool
+		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, migrationLock).Scan(&locked); err != nil {
+			return translate("locking the migrations", err)
+		}
+		if locked {
+			return nil
+		}
+		if !waiting {
+			m.log.Info("waiting for another server to migrate the database")
+		}
+		select {
+		case <-time.After(migrationLockPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for another server to migrate the database: %w: %w", ErrUnavailable, ctx.Err())
+		}
+	}
+}
+
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// schemaVersion returns the version in golang-migrate's own table, 0 where there is none. Its error is the driver's.
+func schemaVersion(ctx context.Context, q querier) (version int, err error) {
+	var exists bool
+	if err := q.QueryRow(ctx, `SELECT to_regclass('schema_migrations') IS NOT NULL`).Scan(&exists); err != nil {
+		return 0, err
+	}
+	if !exists {
+		return 0, nil
+	}
+	err = q.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM schema_migrations`).Scan(&version)
+	return version, err
+}
+
+// newestMigration is the highest version among the steps.
+func newestMigration(steps fs.FS) (int, error) {
+	files, err := iofs.New(steps, ".")
+	if err != nil {
+		return 0, fmt.Errorf("reading the migrations: %w", err)
+	}
+	defer func() { _ = files.Close() }()
+	version, err := files.First()
+	for err == nil {
+		var next uint
+		if next, err = files.Next(version); err == nil {
+			version = next
+		}
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("reading the migrations: %w", err)
+	}
+	return int(version), nil
+}
+
+func connect(ctx context.Context, url secret.Value) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(url.Reveal())
+	if err != nil {
+		return nil, errAddress
+	}
+	withDefaults(cfg)
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	return conn, translate("connecting to the database", err)
+}
+
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
+// migrationDriver lets golang-migrate work inside a transaction that its caller has begun and locked. The drivers that
+// come with the library commit a "dirty" mark before each step, so that one which is killed halfway needs a person to
+// repair it; here there is nothing halfway.
+type migrationDriver struct {
+	ctx     context.Context //nolint:containedctx // database.Driver's methods take none; the value lives for one call
+	tx      pgx.Tx
+	version int
+}
+
+var _ database.Driver = (*migrationDriver)(nil)
+
+// Run implements database.Driver: it executes the statements of one step.
+func (d *migrationDriver) Run(step io.Reader) error {
+	sql, err := io.ReadAll(step)
+	if err != nil {
+		return fmt.Errorf("reading a migration: %w", err)
+	}
+	if _, err := d.tx.Exec(d.ctx, string(sql), pgx.QueryExecModeSimpleProtocol); err != nil {
+		return translate("running a migration", err)
+	}
+	return nil
+}
+
+// SetVersion implements database.Driver. A version of -1 is the empty schema.
+func (d *migrationDriver) SetVersion(version int, dirty bool) error {
+	if dirty {
+		return nil // the transaction makes the mark pointless
+	}
+	d.version = max(version, 0)
+	_, err := d.tx.Exec(d.ctx, `
+		CREATE TABLE IF NOT EXISTS schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL);
+		DELETE FROM schema_migrations;`, pgx.QueryExecModeSimpleProtocol)
+	if err == nil && version > 0 {
+		_, err = d.tx.Exec(d.ctx, `INSERT INTO schema_migrations (version, dirty) VALUES ($1, false)`, version)
+	}
+	return translate("recording the schema's version", err)
+}
+
+// Version implements database.Driver.
+func (d *migrationDriver) Version() (int, bool, error) {
+	if d.version == 0 {
+		return database.NilVersion, false, nil
+	}
+	return d.version, false, nil
+}
+
+// Lock implements database.Driver; migrator.lock has done it.
+func (*migrationDriver) Lock() error { return nil }
+
+// Unlock implements database.Driver; the end of the transaction does it.
+func (*migrationDriver) Unlock() error { return nil }
+
+// Close implements database.Driver; the transaction is its caller's.
+func (*migrationDriver) Close() error { return nil }
+
+// Open implements database.Driver, whose registry of URLs is not used here.
+func (*migrationDriver) Open(string) (database.Driver, error) {
+	return nil, errors.New("a migrationDriver is not opened by its URL")
+}
+
+// Drop implements database.Driver. Nothing here drops a whole database.
+func (*migrationDriver) Drop() error { return errors.New("dropping the whole schema is refused") }

@@ -1,0 +1,134 @@
+// Package store keeps customers, agents and access keys in Postgres. It holds all SQL, is the only reader of the
+// driver's errors, and takes every point in time from the database's clock.
+//
+// Methods return ErrNotFound where there is no such row, an error of this package's own where a constraint refuses, and
+// otherwise an error that is ErrUnavailable: the database could not answer, or its answer is not known.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"accesskeys/internal/secret"
+	"accesskeys/migrations"
+)
+
+// Never is the tm_delete of what has not been deleted (contract, section 1).
+func Never() time.Time { return time.Date(9999, time.January, 1, 0, 0, 0, 0, time.UTC) }
+
+// live is the condition for rows that are not deleted. It is a literal, not a parameter, because the partial indexes
+// are used only by conditions that repeat theirs.
+const live = `tm_delete = '9999-01-01 00:00:00+00'`
+
+const (
+	// connectTimeout bounds one attempt to reach the database where DATABASE_URL has no connect_timeout of its own. It
+	// must leave a request time for its 503 (contract, section 5: within 5 s).
+	connectTimeout = 3 * time.Second
+	// pingTimeout bounds the check of a connection that was idle, which a silent network would stretch for minutes.
+	pingTimeout = time.Second
+)
+
+// errAddress stands for the driver's error about an address. SECURITY: that one quotes the address and blanks only what it
+// recognises as the password, which "password = x" and an escaped space are not.
+var errAddress = errors.New("the database's address is neither a postgres:// URL nor a keyword/value string, " +
+	"or a setting in it is not understood")
+
+// Store is a pool of connections to one database. It is safe for concurrent use.
+type Store struct {
+	pool *pgxpool.Pool
+}
+
+// Open makes a Store over the database at url, a postgres:// URL or a keyword/value string with pgx's pool_* settings.
+// It does not connect: a database that is away at the start is the business of Ready.
+func Open(ctx context.Context, url secret.Value) (*Store, error) {
+	cfg, err := pgxpool.ParseConfig(url.Reveal())
+	if err != nil {
+		return nil, errAddress
+	}
+	withDefaults(cfg.ConnConfig)
+	cfg.PingTimeout = pingTimeout
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("opening the pool: %w", err)
+	}
+	return &Store{pool: pool}, nil
+}
+
+// CheckURL returns an error where Open would not take the address. The error does not repeat it.
+func CheckURL(url secret.Value) error {
+	if _, err := pgxpool.ParseConfig(url.Reveal()); err != nil {
+		return errAddress
+	}
+	return nil
+}
+
+// withDefaults sets what every connection of ours has, pooled or not.
+func withDefaults(cfg *pgx.ConnConfig) {
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = connectTimeout
+	}
+	if _, named := cfg.RuntimeParams["application_name"]; !named {
+		cfg.RuntimeParams["application_name"] = "accesskeys"
+	}
+}
+
+// Close closes every connection, after those in use are given back.
+func (s *Store) Close() { s.pool.Close() }
+
+// Ready returns nil where the database answers and holds at least this program's schema.
+func (s *Store) Ready(ctx context.Context) error {
+	version, err := schemaVersion(ctx, s.pool)
+	if err != nil {
+		return s.failed("reading the schema's version", err)
+	}
+	newest, err := newestMigration(migrations.Files)
+	if err != nil {
+		return err
+	}
+	if version < newest {
+		return fmt.Errorf("the schema is at version %d, this program needs %d: %w", version, newest, ErrUnavailable)
+	}
+	return nil
+}
+
+// PoolStats are figures of the pool for the metrics.
+type PoolStats struct {
+	Max, Total, Idle, Acquired int32
+	Acquires, EmptyAcquires    int64
+	AcquireTime                time.Duration
+}
+
+// PoolStats returns the figures as they stand.
+func (s *Store) PoolStats() PoolStats {
+	st := s.pool.Stat()
+	return PoolStats{
+		Max: st.MaxConns(), Total: st.TotalConns(), Idle: st.IdleConns(), Acquired: st.AcquiredConns(),
+		Acquires: st.AcquireCount(), EmptyAcquires: st.EmptyAcquireCount(), AcquireTime: st.AcquireDuration(),
+	}
+}
+
+// one runs a query that gives one row, made into a T by its columns' names.
+func one[T any](ctx context.Context, s *Store, doing, sql string, args ...any) (T, error) {
+	rows, err := s.pool.Query(ctx, sql, args...)
+	if err != nil {
+		var zero T
+		return zero, s.failed(doing, err)
+	}
+	row, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
+	return row, s.failed(doing, err)
+}
+
+// many runs a query and makes each row into a T by its columns' names. It never returns a nil slice without an error.
+func many[T any](ctx context.Context, s *Store, doing, sql string, args ...any) ([]T, error) {
+	rows, err := s.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, s.failed(doing, err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByName[T])
+	return all, s.failed(doing, err)
+}

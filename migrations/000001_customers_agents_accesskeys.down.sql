@@ -1,0 +1,3 @@
+DROP TABLE accesskeys;
+DROP TABLE agents;
+DROP TABLE customers;

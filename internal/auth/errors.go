@@ -1,0 +1,47 @@
+package auth
+
+import "errors"
+
+var (
+	// ErrNoCredential means that a request presents no credential at all.
+	ErrNoCredential = errors.New("no credential")
+	// ErrInvalidCredential means that what was presented is not accepted. A caller is told no more than that.
+	ErrInvalidCredential = errors.New("invalid credential")
+	// ErrBusy means that too many passwords are being checked already.
+	ErrBusy = errors.New("too many passwords are being checked at once")
+)
+
+// cause says why a credential was refused, for the log alone: to a caller all refusals look the same.
+type cause string
+
+const (
+	causeSeveral   cause = "several credentials"
+	causeMalformed cause = "malformed"
+	causeSignature cause = "bad signature"
+	causeClaims    cause = "bad claims"
+	causeUnknown   cause = "unknown"
+	causeExpired   cause = "expired"
+	causeDeleted   cause = "deleted"
+	causeOwner     cause = "customer deleted"
+	causePassword  cause = "password changed"
+	causeWrong     cause = "wrong password"
+)
+
+// refusal is an ErrInvalidCredential with its cause.
+type refusal struct{ cause cause }
+
+func refused(c cause) error { return refusal{c} }
+
+// Error implements error. It names the cause and nothing of the credential.
+func (r refusal) Error() string { return ErrInvalidCredential.Error() + ": " + string(r.cause) }
+
+// Is makes errors.Is(err, ErrInvalidCredential) true.
+func (refusal) Is(target error) bool { return target == ErrInvalidCredential }
+
+// Cause returns why a credential was refused, "" where err is no refusal. It is for logs, never for callers.
+func Cause(err error) string {
+	if r, ok := errors.AsType[refusal](err); ok {
+		return string(r.cause)
+	}
+	return ""
+}

@@ -1,0 +1,167 @@
+package auth
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/argon2"
+	"golang.org/x/crypto/bcrypt"
+
+	"accesskeys/internal/secret"
+)
+
+// argonParams are argon2id's cost: memory in KiB, passes and lanes.
+type argonParams struct {
+	memory  uint32
+	time    uint32
+	threads uint8
+}
+
+// String is the parameters' part of the PHC form.
+func (p argonParams) String() string {
+	return fmt.Sprintf("m=%d,t=%d,p=%d", p.memory, p.time, p.threads)
+}
+
+// currentArgon is what new hashes cost: OWASP's first recommendation for argon2id, about 40 ms and 19 MiB each.
+var currentArgon = argonParams{memory: 19 * 1024, time: 2, threads: 1}
+
+const (
+	argonSaltLength = 16
+	argonKeyLength  = 32
+	// argonMinSalt is the least salt that argon2's reference implementation takes, in bytes.
+	argonMinSalt = 8
+	// maxArgonMemory and maxArgonTime bound what a stored hash may ask for, so that an imported one can't eat the machine.
+	maxArgonMemory = 64 * 1024
+	maxArgonTime   = 10
+	// maxBcryptCost does the same for bcrypt: 15 takes about two seconds.
+	maxBcryptCost = 15
+	bcryptLength  = 60 // of a hash; bcrypt ignores what follows
+	// bcryptMaxPassword is what bcrypt reads of a password; it takes 72 bytes and anything for the 72 bytes alone.
+	bcryptMaxPassword = 72
+)
+
+// Passwords hashes and checks passwords, a bounded number at a time: a flood of logins waits, and then is refused, but
+// never eats the memory or all the cores.
+type Passwords struct {
+	slots   chan struct{}
+	maxWait time.Duration
+	dummy   secret.Value
+}
+
+// NewPasswords makes a Passwords that computes at most atOnce hashes at the same time; further callers wait up to
+// maxWait for their turn.
+func NewPasswords(atOnce int, maxWait time.Duration) (*Passwords, error) {
+	if atOnce < 1 {
+		return nil, errors.New("at least one password must be checked at once")
+	}
+	return &Passwords{
+		slots:   make(chan struct{}, atOnce),
+		maxWait: maxWait,
+		// The hash of a password that nobody knows: what unknown users are checked against, so that they take as long.
+		dummy: argonHash(rand.Text(), currentArgon),
+	}, nil
+}
+
+// turn waits for a slot and returns what gives it back. It returns ErrBusy where none comes free in time.
+func (p *Passwords) turn(ctx context.Context) (release func(), err error) {
+	timer := time.NewTimer(p.maxWait)
+	defer timer.Stop()
+	select {
+	case p.slots <- struct{}{}:
+		return func() { <-p.slots }, nil
+	case <-timer.C:
+		return nil, ErrBusy
+	case <-ctx.Done():
+		return nil, ErrBusy
+	}
+}
+
+// Hash returns the argon2id hash of a password in PHC form, or ErrBusy.
+func (p *Passwords) Hash(ctx context.Context, password secret.Value) (secret.Value, error) {
+	release, err := p.turn(ctx)
+	if err != nil {
+		return secret.Value{}, err
+	}
+	defer release()
+	return argonHash(password.Reveal(), currentArgon), nil
+}
+
+// check compares a password with a hash, argon2id or bcrypt; an empty hash takes the time of a real one and matches
+// nothing. Where it matches and the hash is not what Hash makes today, renewed is the password's new hash. It returns
+// ErrBusy where it did not get to it.
+func (p *Passwords) check(ctx context.Context, password, hash secret.Value) (ok bool, renewed secret.Value, err error) {
+	release, err := p.turn(ctx)
+	if err != nil {
+		return false, secret.Value{}, err
+	}
+	defer release()
+
+	stale := false
+	switch {
+	case hash.Empty():
+		_, _ = argonMatches(password.Reveal(), p.dummy.Reveal())
+		return false, secret.Value{}, nil
+	case strings.HasPrefix(hash.Reveal(), "$2"):
+		stale = true
+		ok = bcryptMatches(password.Reveal(), hash.Reveal())
+	default:
+		var params argonParams
+		params, ok = argonMatches(password.Reveal(), hash.Reveal())
+		stale = params != currentArgon
+	}
+	if ok && stale {
+		renewed = argonHash(password.Reveal(), currentArgon)
+	}
+	return ok, renewed, nil
+}
+
+// argonHash returns $argon2id$v=19$m=…,t=…,p=…$salt$hash, base64 without padding.
+func argonHash(password string, params argonParams) secret.Value {
+	salt := make([]byte, argonSaltLength)
+	_, _ = rand.Read(salt) // never fails: it ends the program instead
+	key := argon2.IDKey([]byte(password), salt, params.time, params.memory, params.threads, argonKeyLength)
+	return secret.New(fmt.Sprintf("$argon2id$v=%d$%s$%s$%s", argon2.Version, params, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key)))
+}
+
+// bcryptMatches reports whether it is the hash of the password, and never true for a password longer than bcrypt reads.
+func bcryptMatches(password, hash string) bool {
+	cost, err := bcrypt.Cost([]byte(hash))
+	if err != nil || cost > maxBcryptCost || len(hash) != bcryptLength {
+		return false
+	}
+	err = bcrypt.CompareHashAndPassword([]byte(hash), []byte(password))
+	return err == nil && len(password) <= bcryptMaxPassword
+}
+
+// argonMatches compares in constant time. A hash that can't be read, or asks for too much, matches nothing.
+func argonMatches(password, hash string) (argonParams, bool) {
+	parts := strings.Split(hash, "$")
+	if len(parts) != 6 || parts[0] != "" || parts[1] != "argon2id" || parts[2] != fmt.Sprintf("v=%d", argon2.Version) {
+		return argonParams{}, false
+	}
+	var p argonParams
+	if _, err := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &p.memory, &p.time, &p.threads); err != nil || parts[3] != p.String() {
+		return argonParams{}, false
+	}
+	salt, saltOK := phcBytes(parts[4])
+	want, wantOK := phcBytes(parts[5])
+	if !saltOK || !wantOK || len(salt) < argonMinSalt || len(want) < argonSaltLength || len(want) > 2*argonKeyLength ||
+		p.memory > maxArgonMemory || p.time < 1 || p.time > maxArgonTime || p.threads < 1 {
+		return argonParams{}, false
+	}
+	//nolint:gosec // len(want) was bounded above
+	got := argon2.IDKey([]byte(password), salt, p.time, p.memory, p.threads, uint32(len(want)))
+	return p, subtle.ConstantTimeCompare(got, want) == 1
+}
+
+// phcBytes decodes base64 without padding in its one spelling; Go's decoder alone takes spare bits and line breaks too.
+func phcBytes(text string) ([]byte, bool) {
+	decoded, err := base64.RawStdEncoding.DecodeString(text)
+	return decoded, err == nil && base64.RawStdEncoding.EncodeToString(decoded) == text
+}

@@ -1,0 +1,148 @@
+package api
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+)
+
+const (
+	maxBody   = 64 << 10
+	maxName   = 255  // characters
+	maxDetail = 4096 // characters
+)
+
+// object is a request's body: its fields by their exact names, without those that are null. Its methods read one field
+// each and gather what is wrong with it; err tells whether anything was.
+type object struct {
+	fields  map[string]jsontext.Value
+	details []detail
+}
+
+// decodeObject reads a body that must be one JSON object in UTF-8, with no name twice and nothing after it; an empty
+// body counts as {}. The Content-Type is not looked at: VoIPBIN does not, and no cookie authenticates here.
+func decodeObject(w http.ResponseWriter, r *http.Request) (*object, error) {
+	body, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	if len(bytes.TrimSpace(body)) == 0 {
+		return &object{}, nil
+	}
+	return parseObject(body)
+}
+
+// decodeRequiredObject is decodeObject for routes that need a body: an empty one is no JSON.
+func decodeRequiredObject(w http.ResponseWriter, r *http.Request) (*object, error) {
+	body, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	return parseObject(body)
+}
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err == nil {
+		return body, nil
+	}
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		w.Header().Set("Connection", "close") // the rest of the body is not read
+		return nil, &problem{
+			code: http.StatusRequestEntityTooLarge, reason: reasonBodyTooLarge,
+			message: fmt.Sprintf("The body is larger than %d bytes.", maxBody),
+		}
+	}
+	return nil, badRequest(reasonInvalidJSONBody, "The body could not be read to its end.")
+}
+
+func parseObject(body []byte) (*object, error) {
+	var fields map[string]jsontext.Value
+	if err := json.Unmarshal(body, &fields); err != nil || fields == nil {
+		return nil, badRequest(reasonInvalidJSONBody, "The body must be one JSON object.")
+	}
+	for name, value := range fields {
+		if value.Kind() == jsontext.KindNull {
+			delete(fields, name)
+		}
+	}
+	return &object{fields: fields}, nil
+}
+
+func (o *object) wrong(field, format string, args ...any) {
+	o.details = append(o.details, detail{Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+// err returns a 400 with everything that was found wrong, or nil.
+func (o *object) err() error {
+	if len(o.details) == 0 {
+		return nil
+	}
+	return badRequest(reasonInvalidArgument, "The body has fields that are not valid.", o.details...)
+}
+
+// text reads a field of at most most characters, nil where it is absent.
+func (o *object) text(field string, most int) *string {
+	raw, present := o.fields[field]
+	if !present {
+		return nil
+	}
+	var s string
+	switch {
+	case json.Unmarshal(raw, &s) != nil:
+		o.wrong(field, "must be a string")
+	case strings.ContainsRune(s, 0):
+		o.wrong(field, "must not contain the character NUL")
+	case utf8.RuneCountInString(s) > most:
+		o.wrong(field, "must have at most %d characters", most)
+	}
+	return &s
+}
+
+// requiredText reads a field that must be there and not be empty.
+func (o *object) requiredText(field string, most int) string {
+	before := len(o.details)
+	s := o.text(field, most)
+	switch {
+	case s == nil:
+		o.wrong(field, "is required")
+		return ""
+	case *s == "" && len(o.details) == before:
+		o.wrong(field, "must not be empty")
+	}
+	return *s
+}
+
+// wholeNumber reads a field that is a whole number from least to most, otherwise where it is absent.
+func (o *object) wholeNumber(field string, least, most, otherwise int64) int64 {
+	raw, present := o.fields[field]
+	if !present {
+		return otherwise
+	}
+	n, err := strconv.ParseInt(string(raw), 10, 64)
+	if err != nil || n < least || n > most {
+		o.wrong(field, "must be a whole number from %d to %d", least, most)
+	}
+	return n
+}
+
+// pathID reads {id}.
+func pathID(r *http.Request) (uuid.UUID, error) {
+	// uuid.Parse also takes braces, urn:uuid: and 32 bare digits, which are no ids of ours.
+	raw := chi.URLParam(r, "id")
+	id, err := uuid.Parse(raw)
+	if err != nil || len(raw) != len(uuid.Nil.String()) {
+		return uuid.Nil, badRequest(reasonInvalidID, "The id in the path is not a UUID.")
+	}
+	return id, nil
+}

@@ -1,0 +1,156 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/store"
+)
+
+// problem is an error as a client sees it (contract, section 1). Its message says nothing that the client did not know.
+type problem struct {
+	code       int
+	reason     string
+	message    string
+	details    []detail
+	retryAfter time.Duration // 0: no Retry-After
+	challenge  string        // the WWW-Authenticate header of a 401
+}
+
+// detail is one entry of an error's details.
+type detail struct {
+	Field     string `json:"field,omitzero"`
+	Message   string `json:"message,omitzero"`
+	LimitedBy string `json:"limited_by,omitzero"`
+}
+
+// Error implements error.
+func (p *problem) Error() string { return p.reason }
+
+// The reasons of the contract. api/openapi.yaml lists the same.
+const (
+	reasonAuthenticationRequired  = "AUTHENTICATION_REQUIRED"
+	reasonInvalidCredentials      = "INVALID_CREDENTIALS"
+	reasonPermissionDenied        = "PERMISSION_DENIED"
+	reasonInvalidID               = "INVALID_ID"
+	reasonInvalidJSONBody         = "INVALID_JSON_BODY"
+	reasonInvalidArgument         = "INVALID_ARGUMENT"
+	reasonInvalidRequestParameter = "INVALID_REQUEST_PARAMETER"
+	reasonBodyTooLarge            = "BODY_TOO_LARGE"
+	reasonAccessKeyNotFound       = "ACCESSKEY_NOT_FOUND"
+	reasonCustomerNotFound        = "CUSTOMER_NOT_FOUND"
+	reasonRouteNotFound           = "ROUTE_NOT_FOUND"
+	reasonMethodNotAllowed        = "METHOD_NOT_ALLOWED"
+	reasonRateLimitExceeded       = "RATE_LIMIT_EXCEEDED"
+	reasonServiceUnavailable      = "SERVICE_UNAVAILABLE"
+	reasonInternal                = "INTERNAL"
+)
+
+// statusName maps an HTTP status to the status of an error body.
+func statusName(code int) string {
+	switch code {
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge:
+		return "INVALID_ARGUMENT"
+	case http.StatusUnauthorized:
+		return "UNAUTHENTICATED"
+	case http.StatusForbidden:
+		return "PERMISSION_DENIED"
+	case http.StatusNotFound:
+		return "NOT_FOUND"
+	case http.StatusTooManyRequests:
+		return "RESOURCE_EXHAUSTED"
+	case http.StatusServiceUnavailable:
+		return "UNAVAILABLE"
+	default:
+		return "INTERNAL"
+	}
+}
+
+// unavailableRetry is the Retry-After of a 503: long enough not to hammer what is in trouble, short enough for what is
+// usually a restart.
+const unavailableRetry = 2 * time.Second
+
+// problemOf is the one place that decides what a client is told of an error.
+func problemOf(err error) *problem {
+	var p *problem
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.Is(err, auth.ErrNoCredential):
+		return &problem{
+			code: http.StatusUnauthorized, reason: reasonAuthenticationRequired, message: "The request carries no credential.",
+			challenge: `Bearer realm="voipbin"`,
+		}
+	case errors.Is(err, auth.ErrInvalidCredential):
+		return &problem{
+			code: http.StatusUnauthorized, reason: reasonInvalidCredentials, message: "The credential is not valid.",
+			challenge: `Bearer realm="voipbin", error="invalid_token"`,
+		}
+	case errors.Is(err, auth.ErrBusy):
+		return &problem{
+			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,
+			message: "Too many logins at once; try again shortly.", retryAfter: unavailableRetry,
+		}
+	case errors.Is(err, store.ErrUnavailable):
+		return &problem{
+			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,
+			message: "The service can't reach its database; try again shortly.", retryAfter: unavailableRetry,
+		}
+	default:
+		return &problem{code: http.StatusInternalServerError, reason: reasonInternal, message: "Something went wrong here."}
+	}
+}
+
+func badRequest(reason, message string, details ...detail) error {
+	return &problem{code: http.StatusBadRequest, reason: reason, message: message, details: details}
+}
+
+func permissionDenied() error {
+	return &problem{
+		code: http.StatusForbidden, reason: reasonPermissionDenied, message: "The caller may not do this.",
+	}
+}
+
+func notFound(reason, what string) error {
+	return &problem{code: http.StatusNotFound, reason: reason, message: fmt.Sprintf("There is no such %s.", what)}
+}
+
+// errorBody is the body of every 4xx and 5xx.
+type errorBody struct {
+	Error struct {
+		Status    string   `json:"status"`
+		Reason    string   `json:"reason"`
+		Message   string   `json:"message"`
+		RequestID string   `json:"request_id"`
+		Details   []detail `json:"details,omitempty"`
+	} `json:"error"`
+}
+
+// fail renders an error and notes it for the request's log line. Nothing else writes error bodies.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	ev := eventOf(r)
+	p := problemOf(err)
+	ev.reason, ev.cause = p.reason, auth.Cause(err)
+	if p.code >= http.StatusInternalServerError {
+		ev.err = err
+	}
+	header := w.Header()
+	if p.challenge != "" {
+		header.Set("WWW-Authenticate", p.challenge)
+	}
+	if p.retryAfter > 0 {
+		seconds := (p.retryAfter + time.Second - 1) / time.Second
+		header.Set("Retry-After", strconv.Itoa(int(seconds)))
+	}
+	var body errorBody
+	body.Error.Status = statusName(p.code)
+	body.Error.Reason = p.reason
+	body.Error.Message = p.message
+	body.Error.RequestID = ev.requestID
+	body.Error.Details = p.details
+	writeJSON(w, p.code, body)
+}

@@ -1,0 +1,239 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/secret"
+)
+
+// event is what is known of one request. It is filled on the way and logged once, at the end.
+type event struct {
+	requestID string
+	principal *auth.Principal
+	reason    string // the error's, "" where there was none
+	cause     string // why a credential was refused; never told to the client
+	err       error  // of a 5xx
+}
+
+type eventKey struct{}
+
+func eventOf(r *http.Request) *event { return r.Context().Value(eventKey{}).(*event) }
+
+// observe surrounds every request: it gives it an id, turns a panic into a 500, and in the end counts it and writes its
+// one log line.
+func (s *Server) observe(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		started := time.Now()
+		ev := &event{requestID: requestID(r)}
+		r = r.WithContext(context.WithValue(r.Context(), eventKey{}, ev))
+		rec := &recorder{ResponseWriter: w}
+		rec.Header().Set("X-Request-Id", ev.requestID)
+		defer func() {
+			panicked := recover()
+			if panicked != nil {
+				s.recovered(rec, r, panicked)
+			}
+			s.finish(r, ev, rec.code, time.Since(started))
+			if panicked != nil && rec.aborted {
+				panic(http.ErrAbortHandler) // the client must not take half an answer for a whole one
+			}
+		}()
+		next.ServeHTTP(rec, r)
+	})
+}
+
+// recovered answers for a handler that panicked. Panics of net/http's own making end the connection, as they ask.
+func (s *Server) recovered(rec *recorder, r *http.Request, panicked any) {
+	if rec.code != 0 || panicked == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so, too
+		rec.aborted = true
+		return
+	}
+	s.fail(rec, r, fmt.Errorf("panic: %v\n%s", panicked, debug.Stack()))
+}
+
+func (s *Server) finish(r *http.Request, ev *event, code int, took time.Duration) {
+	if code == 0 {
+		code = http.StatusOK // a handler that writes nothing has said so
+	}
+	route := chi.RouteContext(r.Context()).RoutePattern()
+	if route == "" {
+		route = "unmatched"
+	}
+	s.metrics.observeRequest(r.Method, route, code, took)
+
+	level := slog.LevelInfo
+	switch {
+	case ev.err != nil && r.Context().Err() == nil:
+		level = slog.LevelError
+	case isProbe(route):
+		level = slog.LevelDebug
+	}
+	if !s.log.Enabled(r.Context(), level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 14)
+	attrs = append(attrs,
+		slog.String("method", r.Method),
+		slog.String("route", route),
+		slog.String("path", redactedURI(r.URL)),
+		slog.Int("status", code),
+		slog.Float64("duration_ms", float64(took.Microseconds())/1000),
+		slog.String("request_id", ev.requestID),
+		slog.String("client_ip", clientAddr(r)),
+	)
+	if p := ev.principal; p != nil {
+		attrs = append(attrs,
+			slog.String("principal_type", string(p.Type)),
+			slog.String("principal_id", p.ID.String()),
+			slog.String("customer_id", p.CustomerID.String()))
+	}
+	if ev.reason != "" {
+		attrs = append(attrs, slog.String("reason", ev.reason))
+	}
+	if ev.cause != "" {
+		attrs = append(attrs, slog.String("cause", ev.cause))
+	}
+	if ev.err != nil {
+		attrs = append(attrs, slog.String("error", ev.err.Error()))
+	}
+	s.log.LogAttrs(r.Context(), level, "request", attrs...)
+}
+
+// isProbe tells the routes that are asked every few seconds and say nothing new.
+func isProbe(route string) bool {
+	return route == "/healthz" || route == "/readyz" || route == "/metrics" || route == "/ping"
+}
+
+// recorder remembers the status of an answer.
+type recorder struct {
+	http.ResponseWriter
+	code    int
+	aborted bool
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (rec *recorder) WriteHeader(code int) {
+	if rec.code == 0 {
+		rec.code = code
+	}
+	rec.ResponseWriter.WriteHeader(code)
+}
+
+// Write implements http.ResponseWriter.
+func (rec *recorder) Write(b []byte) (int, error) {
+	if rec.code == 0 {
+		rec.code = http.StatusOK
+	}
+	return rec.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (rec *recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
+
+const (
+	maxRequestID   = 64
+	requestIDChars = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-"
+)
+
+// requestID is the client's own where it may be one (contract, section 1), else a fresh one.
+//
+// SECURITY: an id ends up in the log. One that holds what has the shape of an access key is not taken.
+func requestID(r *http.Request) string {
+	id := r.Header.Get("X-Request-Id")
+	if id == "" || len(id) > maxRequestID || strings.Trim(id, requestIDChars) != "" || holdsAccessToken(id) {
+		return "req_" + rand.Text()
+	}
+	return id
+}
+
+func holdsAccessToken(id string) bool {
+	i := strings.Index(id, auth.TokenPrefix)
+	return i >= 0 && len(id)-i >= auth.TokenLength
+}
+
+// redactedURI is a request's path and query, fit for a log: a query's values are shown only for the names in
+// shownParams, and whatever looks like a credential is replaced wherever it stands.
+//
+// SECURITY: this is a list of what may be shown, not of what must not: a credential under a misspelt name, or pasted
+// into the path, is as secret as one in its place.
+func redactedURI(u *url.URL) string {
+	var b strings.Builder
+	b.WriteString(redactedPath(u.EscapedPath()))
+	for i, pair := range strings.Split(u.RawQuery, "&") {
+		if pair == "" {
+			continue
+		}
+		name, value, hasValue := strings.Cut(pair, "=")
+		b.WriteByte("?&"[min(i, 1)])
+		switch {
+		case looksSecret(name):
+			b.WriteString(secret.Redacted)
+		case !hasValue:
+			b.WriteString(clipped(name))
+		default:
+			b.WriteString(clipped(name))
+			b.WriteByte('=')
+			if shownParam(name) && !looksSecret(value) {
+				b.WriteString(clipped(value))
+			} else {
+				b.WriteString(secret.Redacted)
+			}
+		}
+	}
+	return b.String()
+}
+
+func shownParam(name string) bool { return name == "page_size" || name == "page_token" }
+
+// redactedPath replaces the path's segments that look like credentials.
+func redactedPath(path string) string {
+	path = clipped(path)
+	if !looksSecret(path) {
+		return path
+	}
+	segments := strings.Split(path, "/")
+	for i, segment := range segments {
+		if looksSecret(segment) {
+			segments[i] = secret.Redacted
+		}
+	}
+	return strings.Join(segments, "/")
+}
+
+// looksSecret reports whether s may hold an access key or a JWT, escapes decoded.
+func looksSecret(s string) bool {
+	plain, err := url.QueryUnescape(s)
+	if err != nil {
+		plain = s
+	}
+	return strings.Contains(plain, auth.TokenPrefix) || strings.Contains(plain, "eyJ")
+}
+
+// clipped bounds what one request can add to the log.
+func clipped(s string) string {
+	const most = 512
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "..."
+}
+
+// clientAddr is the client's address as far as the trusted proxies tell it, else the peer's.
+func clientAddr(r *http.Request) string {
+	if addr := middleware.GetClientIPAddr(r.Context()); addr.IsValid() {
+		return addr.String()
+	}
+	return peerAddr(r).String()
+}

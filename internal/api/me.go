@@ -1,0 +1,40 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/auth"
+)
+
+type principalJSON struct {
+	ID         uuid.UUID          `json:"id"`
+	CustomerID uuid.UUID          `json:"customer_id"`
+	Type       auth.PrincipalType `json:"type"`
+	Username   string             `json:"username"`
+	Name       string             `json:"name"`
+	Detail     string             `json:"detail"`
+	Permission auth.Permission    `json:"permission"`
+	TmCreate   timestamp          `json:"tm_create"`
+	TmUpdate   timestamp          `json:"tm_update"`
+	TmDelete   timestamp          `json:"tm_delete"`
+}
+
+// me shows the caller (contract, section 5).
+func (s *Server) me(w http.ResponseWriter, r *http.Request) error {
+	p := principalOf(r)
+	writeJSON(w, http.StatusOK, principalJSON{
+		ID:         p.ID,
+		CustomerID: p.CustomerID,
+		Type:       p.Type,
+		Username:   p.Username,
+		Name:       p.Name,
+		Detail:     p.Detail,
+		Permission: p.Permission,
+		TmCreate:   timestamp(p.TmCreate),
+		TmUpdate:   timestamp(p.TmUpdate),
+		TmDelete:   timestamp(p.TmDelete),
+	})
+	return nil
+}

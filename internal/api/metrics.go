@@ -1,0 +1,109 @@
+package api
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/store"
+)
+
+// metrics are the figures behind /metrics. Labels come from fixed sets only, never from what a client sends.
+type metrics struct {
+	registry      *prometheus.Registry
+	requests      *prometheus.CounterVec
+	durations     *prometheus.HistogramVec
+	credentials   *prometheus.CounterVec
+	loginRefusals *prometheus.CounterVec
+}
+
+func newMetrics(s *store.Store) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "accesskeys_http_requests_total", Help: "Requests answered.",
+		}, []string{"method", "route", "status"}),
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "accesskeys_http_request_duration_seconds", Help: "Time from a request's header to the end of its answer.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}, []string{"method", "route"}),
+		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "accesskeys_credential_checks_total", Help: "Credentials checked under /v1.0, by kind and result.",
+		}, []string{"kind", "result"}),
+		loginRefusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "accesskeys_login_refusals_total", Help: "Logins that gave no token, by reason.",
+		}, []string{"reason"}),
+	}
+	m.registry.MustRegister(m.requests, m.durations, m.credentials, m.loginRefusals, poolCollector{s},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// handler shows the figures. Where they can't be gathered it panics, so that observe answers as for any other defect.
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.PanicOnError})
+}
+
+func (m *metrics) observeRequest(method, route string, code int, took time.Duration) {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions:
+	default:
+		method = "other"
+	}
+	m.requests.WithLabelValues(method, route, strconv.Itoa(code)).Inc()
+	m.durations.WithLabelValues(method, route).Observe(took.Seconds())
+}
+
+func (m *metrics) observeCredential(kind auth.CredentialKind, err error) {
+	result := "accepted"
+	switch {
+	case errors.Is(err, auth.ErrNoCredential):
+		result = "absent"
+	case errors.Is(err, auth.ErrInvalidCredential):
+		result = "refused"
+	case err != nil:
+		result = "unavailable"
+	}
+	if kind == "" {
+		kind = "none" // none at all, or nothing of either kind's shape
+	}
+	m.credentials.WithLabelValues(string(kind), result).Inc()
+}
+
+func (m *metrics) observeLoginRefusal(err error) {
+	m.loginRefusals.WithLabelValues(problemOf(err).reason).Inc()
+}
+
+// poolCollector reads the pool's figures when they are asked for.
+type poolCollector struct{ store *store.Store }
+
+func poolDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("accesskeys_db_pool_"+name, help, nil, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c poolCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
+	st := c.store.PoolStats()
+	gauge := func(name, help string, v float64) {
+		ch <- prometheus.MustNewConstMetric(poolDesc(name, help), prometheus.GaugeValue, v)
+	}
+	counter := func(name, help string, v float64) {
+		ch <- prometheus.MustNewConstMetric(poolDesc(name, help), prometheus.CounterValue, v)
+	}
+	gauge("max_connections", "The most connections to the database.", float64(st.Max))
+	gauge("connections", "Connections to the database.", float64(st.Total))
+	gauge("idle_connections", "Connections that nobody uses.", float64(st.Idle))
+	gauge("acquired_connections", "Connections in use.", float64(st.Acquired))
+	counter("acquires_total", "Connections handed out.", float64(st.Acquires))
+	counter("empty_acquires_total", "Connections that had to be waited for.", float64(st.EmptyAcquires))
+	counter("acquire_seconds_total", "Time spent getting connections.", st.AcquireTime.Seconds())
+}

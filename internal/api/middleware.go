@@ -1,0 +1,142 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
+
+	"accesskeys/internal/auth"
+)
+
+// authenticate lets a request through with its principal, and everything else nowhere.
+func (s *Server) authenticate(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		credential, err := auth.Extract(r.URL.RawQuery, r.Header["Authorization"])
+		if err == nil {
+			var p auth.Principal
+			if p, err = s.verifier.Verify(r.Context(), credential); err == nil {
+				eventOf(r).principal = &p
+			}
+		}
+		s.metrics.observeCredential(credential.Kind, err)
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// principalOf returns the caller. It is for handlers behind authenticate, and panics elsewhere.
+func principalOf(r *http.Request) auth.Principal { return *eventOf(r).principal }
+
+// private marks answers that no cache may keep and whose address no other site may see: it can hold a credential.
+func private(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Referrer-Policy", "no-referrer")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// deadline bounds what a request waits for.
+func deadline(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// cors lets pages of any origin call, without credentials of the browser's own (contract, section 5): whoever has a key
+// may use it anywhere, and there is no cookie to ride on.
+func cors(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Access-Control-Allow-Origin", "*")
+		if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
+			header.Set("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS")
+			header.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id")
+			header.Set("Access-Control-Max-Age", "86400")
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		header.Set("Access-Control-Expose-Headers", "X-Request-Id, Retry-After, WWW-Authenticate")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// headAsGet routes HEAD as GET; net/http leaves the body out.
+func headAsGet(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			chi.RouteContext(r.Context()).RouteMethod = http.MethodGet
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// connectionClose sends clients elsewhere while the server drains.
+func (s *Server) connectionClose(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// clientIP finds the client's address where peers are trusted to tell it in X-Forwarded-For.
+func clientIP(trusted []netip.Prefix) func(http.Handler) http.Handler {
+	if len(trusted) == 0 {
+		return func(next http.Handler) http.Handler { return next }
+	}
+	prefixes := make([]string, 0, len(trusted))
+	for _, prefix := range trusted {
+		prefixes = append(prefixes, prefix.String())
+	}
+	return middleware.ClientIPFromXFF(prefixes...)
+}
+
+// peerAddr is the address of the connection's other end.
+func peerAddr(r *http.Request) netip.Addr {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return peer.Addr().Unmap()
+}
+
+func routeNotFound(http.ResponseWriter, *http.Request) error {
+	return notFound(reasonRouteNotFound, "route")
+}
+
+// methodNotAllowed answers with the methods that the route has (RFC 9110, section 15.5.6).
+func methodNotAllowed(router chi.Routes) handler {
+	methods := []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete}
+	return func(w http.ResponseWriter, r *http.Request) error {
+		path := r.URL.Path
+		if r.URL.RawPath != "" {
+			path = r.URL.RawPath // what chi routes by
+		}
+		var allowed []string
+		for _, method := range methods {
+			if router.Match(chi.NewRouteContext(), method, path) {
+				allowed = append(allowed, method)
+			}
+		}
+		if slices.Contains(allowed, http.MethodGet) {
+			allowed = append(allowed, http.MethodHead)
+		}
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		return &problem{
+			code: http.StatusMethodNotAllowed, reason: reasonMethodNotAllowed,
+			message: "The route does not have this method.",
+		}
+	}
+}

@@ -1,0 +1,62 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"sync"
+
+	"sigs.k8s.io/yaml"
+
+	document "accesskeys/api"
+)
+
+type messageJSON struct {
+	Message string `json:"message"`
+}
+
+// ping answers as VoIPBIN's does.
+func (*Server) ping(w http.ResponseWriter, _ *http.Request) error {
+	writeJSON(w, http.StatusOK, messageJSON{"pong"})
+	return nil
+}
+
+// healthz says that the process lives; it asks nobody else, so that a database in trouble gets no server restarted.
+func (*Server) healthz(w http.ResponseWriter, _ *http.Request) error {
+	writeJSON(w, http.StatusOK, messageJSON{"ok"})
+	return nil
+}
+
+// readyz says whether the server can serve: the database is reachable and migrated, and the server is not on its way
+// out.
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
+	if s.draining.Load() {
+		return &problem{
+			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable, message: "The server is shutting down.",
+			retryAfter: unavailableRetry,
+		}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+	defer cancel()
+	if err := s.store.Ready(ctx); err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, messageJSON{"ready"})
+	return nil
+}
+
+func (*Server) openapiYAML(w http.ResponseWriter, _ *http.Request) error {
+	writeBody(w, http.StatusOK, "application/yaml", document.OpenAPI)
+	return nil
+}
+
+func (*Server) openapiJSON(w http.ResponseWriter, _ *http.Request) error {
+	body, err := documentJSON()
+	if err != nil {
+		return err
+	}
+	writeBody(w, http.StatusOK, "application/json", body)
+	return nil
+}
+
+// documentJSON converts the document at the first request for it: most servers never get one.
+var documentJSON = sync.OnceValues(func() ([]byte, error) { return yaml.YAMLToJSON(document.OpenAPI) })

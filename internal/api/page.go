@@ -1,0 +1,118 @@
+package api
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/store"
+)
+
+const maxPageSize = 100
+
+// page is which part of a list is asked for.
+type page struct {
+	after store.Cursor
+	size  int
+}
+
+// decodePage reads page_size and page_token (contract, section 4).
+func decodePage(r *http.Request) (page, error) {
+	p := page{after: store.Start(), size: maxPageSize}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return page{}, badRequest(reasonInvalidRequestParameter, "The query can't be decoded.")
+	}
+	var details []detail
+	if query.Has("page_size") {
+		size, ok := parsePageSize(query["page_size"])
+		if !ok {
+			details = append(details, detail{Field: "page_size", Message: "must be a whole number"})
+		}
+		p.size = size
+	}
+	if tokens := query["page_token"]; len(tokens) > 1 || len(tokens) == 1 && tokens[0] != "" {
+		after, ok := parsePageToken(tokens[0])
+		if !ok || len(tokens) > 1 {
+			details = append(details, detail{
+				Field: "page_token", Message: "must be the next_page_token of a page before, or a timestamp",
+			})
+		}
+		p.after = after
+	}
+	if details != nil {
+		return page{}, badRequest(reasonInvalidRequestParameter, "The query has parameters that are not valid.", details...)
+	}
+	return p, nil
+}
+
+// parsePageSize takes any whole number, however large; outside of 1 to 100 it means 100.
+func parsePageSize(values []string) (int, bool) {
+	if len(values) != 1 {
+		return 0, false
+	}
+	digits := strings.TrimPrefix(values[0], "-")
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+		return 0, false
+	}
+	size, err := strconv.Atoi(values[0])
+	if err != nil || size < 1 || size > maxPageSize {
+		return maxPageSize, true
+	}
+	return size, true
+}
+
+// pageTokenLength is that of a token's bytes: tm_create in microseconds since 1970, then the id.
+const pageTokenLength = 8 + 16
+
+// pageToken writes the cursor after which the next page starts. It is no secret and needs no signature: it says only
+// where in the caller's own list to go on.
+func pageToken(c store.Cursor) string {
+	raw := make([]byte, 0, pageTokenLength)
+	raw = binary.BigEndian.AppendUint64(raw, uint64(c.TmCreate.UnixMicro()))
+	raw = append(raw, c.ID[:]...)
+	return base64.RawURLEncoding.EncodeToString(raw)
+}
+
+// parsePageToken reads what pageToken wrote, or a bare timestamp, which means "created before".
+func parsePageToken(token string) (store.Cursor, bool) {
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
+	if err == nil && len(raw) == pageTokenLength {
+		micros := int64(binary.BigEndian.Uint64(raw)) //nolint:gosec // bits, not a number
+		c := store.Cursor{TmCreate: time.UnixMicro(micros).UTC(), ID: uuid.UUID(raw[8:])}
+		// The decoder skips line breaks; a token has one spelling.
+		return c, storable(c.TmCreate) && pageToken(c) == token
+	}
+	for _, layout := range []string{time.RFC3339, time.DateTime} { // both take fractional seconds too
+		if t, err := time.Parse(layout, token); err == nil {
+			// Rounded up to the database's microseconds: what is before t stays before it.
+			t = t.Add(time.Microsecond - 1).Truncate(time.Microsecond)
+			return store.Before(t), storable(t)
+		}
+	}
+	return store.Cursor{}, false
+}
+
+// storable reports whether Postgres can hold t, with room to spare.
+func storable(t time.Time) bool { return t.Year() >= 1 && t.Year() <= 9999 }
+
+// paged turns the rows of a query for one more than the page's size into a page: the extra row tells that there is more.
+func paged[Row, Item any](rows []Row, p page, item func(Row) Item, cursor func(Row) store.Cursor) list[Item] {
+	var l list[Item]
+	if len(rows) > p.size {
+		rows = rows[:p.size]
+		next := pageToken(cursor(rows[p.size-1]))
+		l.NextPageToken = &next
+	}
+	l.Result = make([]Item, 0, len(rows))
+	for _, row := range rows {
+		l.Result = append(l.Result, item(row))
+	}
+	return l
+}

@@ -1,0 +1,52 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/go-chi/chi/v5"
+)
+
+// routes is the whole surface. TestRoutesAreTheDocuments holds it against api/openapi.yaml.
+func (s *Server) routes(cfg Config) http.Handler {
+	r := chi.NewRouter()
+	r.Use(s.observe, clientIP(cfg.TrustedProxies), s.connectionClose, cors, headAsGet)
+	r.NotFound(s.handle(routeNotFound))
+	r.MethodNotAllowed(s.handle(methodNotAllowed(r)))
+
+	r.Get("/ping", s.handle(s.ping))
+	r.Get("/healthz", s.handle(s.healthz))
+	r.Get("/readyz", s.handle(s.readyz))
+	r.Method(http.MethodGet, "/metrics", s.metrics.handler())
+	r.Get("/openapi.yaml", s.handle(s.openapiYAML))
+	r.Get("/openapi.json", s.handle(s.openapiJSON))
+
+	r.Route("/auth", func(r chi.Router) {
+		r.Use(private, s.rateLimit(cfg.AuthLimit), deadline)
+		r.Post("/login", s.handle(s.login))
+	})
+
+	// The credential is asked for before routing: without one, an unknown route is a 401 too (contract, section 3).
+	r.Route("/v1.0", func(r chi.Router) {
+		r.Use(private, s.rateLimit(cfg.V1Limit), deadline, s.authenticate)
+		r.Get("/me", s.handle(s.me))
+		r.Get("/customer", s.handle(s.customer))
+		r.Get("/customers", s.handle(s.listCustomers))
+		r.Get("/accesskeys", s.handle(s.listAccessKeys))
+		r.Post("/accesskeys", s.handle(s.createAccessKey))
+		r.Get("/accesskeys/{id}", s.handle(s.getAccessKey))
+		r.Put("/accesskeys/{id}", s.handle(s.updateAccessKey))
+		r.Delete("/accesskeys/{id}", s.handle(s.deleteAccessKey))
+	})
+	return r
+}
+
+// handler is a handler that leaves the rendering of what went wrong to its caller.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+func (s *Server) handle(h handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := h(w, r); err != nil {
+			s.fail(w, r, err)
+		}
+	}
+}

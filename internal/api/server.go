@@ -1,0 +1,69 @@
+// Package api is the service on the wire: routes, decoding, rendering, and what surrounds every request.
+package api
+
+import (
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/store"
+)
+
+const (
+	// requestTimeout bounds what a request may wait for the database and for its turn to check a password, so that even
+	// a silent network ends in a 503 within 5 s (contract, section 5).
+	requestTimeout = 4 * time.Second
+	// readyTimeout bounds the check behind /readyz.
+	readyTimeout = 2 * time.Second
+)
+
+// Config is what a Server is made of.
+type Config struct {
+	Store         *store.Store
+	Verifier      *auth.Verifier
+	Authenticator *auth.Authenticator
+	Log           *slog.Logger
+	// MinExpire is the least expire of a new access key in seconds, at least 1.
+	MinExpire int64
+	// TrustedProxies are the peers whose X-Forwarded-For is believed.
+	TrustedProxies []netip.Prefix
+	// AuthLimit and V1Limit bound the requests of one client address to /auth and to /v1.0; the zero value is no limit.
+	AuthLimit Limit
+	V1Limit   Limit
+}
+
+// Server answers requests. It is an http.Handler, safe for concurrent use.
+type Server struct {
+	store         *store.Store
+	verifier      *auth.Verifier
+	authenticator *auth.Authenticator
+	log           *slog.Logger
+	minExpire     int64
+	metrics       *metrics
+	router        http.Handler
+	draining      atomic.Bool
+}
+
+// New makes a Server.
+func New(cfg Config) *Server {
+	s := &Server{
+		store:         cfg.Store,
+		verifier:      cfg.Verifier,
+		authenticator: cfg.Authenticator,
+		log:           cfg.Log,
+		minExpire:     cfg.MinExpire,
+		metrics:       newMetrics(cfg.Store),
+	}
+	s.router = s.routes(cfg)
+	return s
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.ServeHTTP(w, r) }
+
+// Drain makes the server leave: /readyz answers 503 and every answer asks its client to close the connection, so that
+// load balancers and clients go elsewhere before the listener closes.
+func (s *Server) Drain() { s.draining.Store(true) }

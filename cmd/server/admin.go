@@ -1,0 +1,258 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"golang.org/x/term"
+
+	"accesskeys/internal/api"
+	"accesskeys/internal/auth"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+func migrateUp(ctx context.Context, inv invocation) error {
+	return migrateTo(ctx, inv, "migrate up", func(ctx context.Context, cfg *settings) (int, error) {
+		return store.MigrateUp(ctx, cfg.databaseURL, newLogger(inv.stderr, cfg))
+	})
+}
+
+func migrateDown(ctx context.Context, inv invocation) error {
+	return migrateTo(ctx, inv, "migrate down", func(ctx context.Context, cfg *settings) (int, error) {
+		return store.MigrateDown(ctx, cfg.databaseURL, newLogger(inv.stderr, cfg))
+	})
+}
+
+func migrateVersion(ctx context.Context, inv invocation) error {
+	return migrateTo(ctx, inv, "migrate version", func(ctx context.Context, cfg *settings) (int, error) {
+		return store.SchemaVersion(ctx, cfg.databaseURL)
+	})
+}
+
+// migrateTo runs a migration command and prints the version that it leaves.
+func migrateTo(ctx context.Context, inv invocation, words string, do func(context.Context, *settings) (int, error)) error {
+	flags, given := inv.flagSet(words)
+	cfg, err := inv.parse(flags, given, "DATABASE_URL")
+	if err != nil {
+		return err
+	}
+	version, err := do(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(inv.stdout, version)
+	return err
+}
+
+func createCustomer(ctx context.Context, inv invocation) error {
+	flags, given := inv.flagSet("customer create")
+	name := textFlag(flags, "name", maxName, "the customer's name (required)")
+	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
+	email := textFlag(flags, "email", maxName, "its address")
+	s, err := inv.openStore(ctx, flags, given)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if *name == "" {
+		return usagef("--name is missing: it takes the customer's name")
+	}
+	c, err := s.CreateCustomer(ctx, store.NewCustomer{Name: *name, Detail: *detail, Email: *email})
+	if err != nil {
+		return err
+	}
+	return inv.print(api.RenderCustomer(c))
+}
+
+func createAgent(ctx context.Context, inv invocation) error {
+	flags, given := inv.flagSet("agent create")
+	customer := idFlag(flags, "customer", "the id of the agent's customer (required)")
+	username := textFlag(flags, "username", maxName, "the name to log in with (required)")
+	name := textFlag(flags, "name", maxName, "the person's name")
+	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
+	permission := auth.PermissionNone
+	flags.Func("permission", "admin, manager, agent or superadmin (required)", func(v string) error {
+		var ok bool
+		if permission, ok = permissionsByName()[v]; !ok {
+			return errors.New("it takes admin, manager, agent or superadmin")
+		}
+		return nil
+	})
+	s, err := inv.openStore(ctx, flags, given)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	switch {
+	case *customer == uuid.Nil:
+		return usagef("--customer is missing: it takes the id of the agent's customer")
+	case *username == "":
+		return usagef("--username is missing: it takes the name to log in with")
+	case permission == auth.PermissionNone:
+		return usagef("--permission is missing: it takes admin, manager, agent or superadmin")
+	}
+	password, err := inv.readPassword()
+	if err != nil {
+		return err
+	}
+	if err := customerExists(ctx, s, *customer); err != nil {
+		return err
+	}
+	passwords, err := auth.NewPasswords(1, passwordWait)
+	if err != nil {
+		return err
+	}
+	hash, err := passwords.Hash(ctx, password)
+	if err != nil {
+		return err
+	}
+	agent, err := s.CreateAgent(ctx, store.NewAgent{
+		CustomerID: *customer, Username: *username, PasswordHash: hash, Name: *name, Detail: *detail,
+		Permission: int64(permission),
+	})
+	if errors.Is(err, store.ErrUsernameTaken) {
+		return usagef("--username: an agent with this username exists already")
+	}
+	if err != nil {
+		return err
+	}
+	return inv.print(api.RenderAgent(agent))
+}
+
+// permissionsByName are the permissions that an operator can give. A superadmin, who sees all customers, is made here
+// or nowhere.
+func permissionsByName() map[string]auth.Permission {
+	return map[string]auth.Permission{
+		"admin":      auth.PermissionCustomerAdmin,
+		"manager":    auth.PermissionCustomerManager,
+		"agent":      auth.PermissionCustomerAgent,
+		"superadmin": auth.PermissionProjectSuperAdmin,
+	}
+}
+
+func createAccessKey(ctx context.Context, inv invocation) error {
+	flags, given := inv.flagSet("accesskey create")
+	customer := idFlag(flags, "customer", "the id of the key's customer (required)")
+	name := textFlag(flags, "name", maxName, "what the key is for")
+	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
+	expire := flags.Int64("expire", defaultExpire, "seconds until it expires")
+	s, err := inv.openStore(ctx, flags, given)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	switch {
+	case *customer == uuid.Nil:
+		return usagef("--customer is missing: it takes the id of the key's customer")
+	case *expire < 1 || *expire > maxAccessExpire:
+		return usagef("--expire: it takes a whole number of seconds from 1 to %d", int64(maxAccessExpire))
+	}
+	if err := customerExists(ctx, s, *customer); err != nil {
+		return err
+	}
+	token := auth.NewAccessToken()
+	key, err := s.CreateAccessKey(ctx, store.NewAccessKey{
+		CustomerID: *customer, Name: *name, Detail: *detail, TokenHash: token.Hash(), TokenPrefix: token.Prefix(),
+		Expire: *expire,
+	})
+	if err != nil {
+		return err
+	}
+	return inv.print(api.RenderCreatedAccessKey(key, token))
+}
+
+func customerExists(ctx context.Context, s *store.Store, id uuid.UUID) error {
+	_, err := s.Customer(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return usagef("--customer: there is no customer with this id")
+	}
+	return err
+}
+
+// openStore parses the command line and opens the store of a command that works on a migrated database.
+func (inv invocation) openStore(ctx context.Context, flags *flag.FlagSet, given *settingFlags) (*store.Store, error) {
+	cfg, err := inv.parse(flags, given, "DATABASE_URL")
+	if err != nil {
+		return nil, err
+	}
+	s, err := store.Open(ctx, cfg.databaseURL)
+	if err != nil {
+		return nil, usagef("DATABASE_URL: %w", err)
+	}
+	if err := s.Ready(ctx); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("%w (server migrate up prepares a database)", err)
+	}
+	return s, nil
+}
+
+func (inv invocation) print(body []byte, err error) error {
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(inv.stdout, "%s\n", body)
+	return err
+}
+
+// readPassword reads one line from standard input; at a terminal it asks, and does not show what is typed.
+func (inv invocation) readPassword() (secret.Value, error) {
+	line, err := inv.readLine()
+	if err != nil {
+		return secret.Value{}, fmt.Errorf("reading the password: %w", err)
+	}
+	if line == "" {
+		return secret.Value{}, usagef("the password is missing: it is read from standard input, one line")
+	}
+	if strings.ContainsRune(line, 0) || !utf8.ValidString(line) {
+		return secret.Value{}, usagef("the password is not text: it must be UTF-8 without the character NUL")
+	}
+	return secret.New(line), nil
+}
+
+func (inv invocation) readLine() (string, error) {
+	if f, ok := inv.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprint(inv.stderr, "Password: ")
+		line, err := term.ReadPassword(int(f.Fd()))
+		fmt.Fprintln(inv.stderr)
+		return string(line), err
+	}
+	line, err := bufio.NewReader(inv.stdin).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return strings.TrimRight(line, "\r\n"), nil
+}
+
+func textFlag(flags *flag.FlagSet, name string, most int, about string) *string {
+	value := new(string)
+	flags.Func(name, about, func(v string) error {
+		*value = v
+		return checkText(v, most)
+	})
+	return value
+}
+
+func idFlag(flags *flag.FlagSet, name, about string) *uuid.UUID {
+	id := new(uuid.UUID)
+	flags.Func(name, about, func(v string) (err error) {
+		*id, err = uuid.Parse(v)
+		return err
+	})
+	return id
+}
+
+func checkText(v string, most int) error {
+	if !utf8.ValidString(v) || strings.ContainsRune(v, 0) || utf8.RuneCountInString(v) > most {
+		return fmt.Errorf("it takes at most %d characters of text", most)
+	}
+	return nil
+}

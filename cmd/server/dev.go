@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/privatepg"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+// The demo credentials of `server dev`. They are published, so they are used on loopback addresses only; on any other,
+// random ones take their place.
+const (
+	demoCustomer  = "Demo"
+	demoUsername  = "admin@demo.example"
+	demoPassword  = "demo-password"
+	demoAccessKey = "vb_DemoDemoDemoDemoDemoDemoDemoDemo"
+	demoListen    = "127.0.0.1:8080"
+	demoDatabase  = "accesskeys"
+
+	// randomExpire is how long a random demo key lives, in seconds; each start makes a new one.
+	randomExpire = 86400
+	// takeoverWait is how long another `server dev` on the same folder has to stop: longer than its shutdown may take.
+	takeoverWait = shutdownTimeout + 10*time.Second
+	takeoverPoll = 50 * time.Millisecond
+)
+
+// dev serves on a Postgres of its own, or on DATABASE_URL, with credentials that it prints.
+func dev(ctx context.Context, inv invocation) error {
+	flags, given := inv.flagSet("dev")
+	dir := flags.String("dir", ".dev", "the folder that keeps the data between runs")
+	inner := inv.getenv
+	inv.getenv = func(name string) string {
+		if value := inner(name); value != "" {
+			return value
+		}
+		return map[string]string{"LISTEN_ADDR": demoListen, "LOG_FORMAT": "text"}[name]
+	}
+	cfg, err := inv.parse(flags, given)
+	if err != nil {
+		return err
+	}
+	log := newLogger(inv.stderr, cfg)
+	folder, err := filepath.Abs(*dir)
+	if err != nil {
+		return fmt.Errorf("--dir: %w", err)
+	}
+	if cfg.databaseURL.Empty() {
+		postgres, err := ownPostgres(ctx, folder, inv.getenv, log)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if err := postgres.Close(); err != nil {
+				log.Error("stopping Postgres", "error", err.Error())
+			}
+		}()
+		if err := store.CreateDatabase(ctx, secret.New(postgres.URL("postgres")), demoDatabase); err != nil {
+			return err
+		}
+		cfg.databaseURL = secret.New(postgres.URL(demoDatabase))
+	}
+	if cfg.jwtSecret.Empty() {
+		if cfg.jwtSecret, err = keptSecret(filepath.Join(folder, "jwt_secret")); err != nil {
+			return err
+		}
+	}
+	bootstrap := cfg.bootstrap
+	cfg.bootstrap = bootstrapSettings{} // demo does it, and more
+	a, err := newApp(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	d, err := a.demo(ctx, bootstrap)
+	if err != nil {
+		return err
+	}
+	if err := d.print(inv.stdout, a.addr()); err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+// ownPostgres starts Postgres on the folder's data. Another `server dev` there is asked to stop first: what is left of a
+// run that was killed, or was forgotten in another window, must not keep the next one from starting.
+func ownPostgres(ctx context.Context, folder string, getenv func(string) string, log *slog.Logger) (*privatepg.Server, error) {
+	deadline := time.Now().Add(takeoverWait)
+	asked := 0
+	for {
+		postgres, err := privatepg.Start(ctx, privatepg.Config{Dir: filepath.Join(folder, "postgres"), Logger: log, Getenv: getenv})
+		inUse, held := errors.AsType[*privatepg.InUseError](err)
+		if !held || time.Now().After(deadline) {
+			return postgres, err
+		}
+		if inUse.PID > 0 && inUse.PID != asked && inUse.PID != os.Getpid() {
+			log.Warn("taking over from another `server dev` on this folder, which is asked to stop", "pid", inUse.PID)
+			asked = inUse.PID
+			_ = syscall.Kill(inUse.PID, syscall.SIGTERM) // it may have gone by itself
+		}
+		select {
+		case <-time.After(takeoverPoll):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// keptSecret returns the secret in the file, made at the first run: with it, logins survive a restart.
+func keptSecret(path string) (secret.Value, error) {
+	kept, err := os.ReadFile(path)
+	if err == nil && len(kept) >= auth.MinSecretLength {
+		return secret.New(string(kept)), nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return secret.Value{}, fmt.Errorf("reading the demo's JWT secret: %w", err)
+	}
+	made := rand.Text() + rand.Text()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return secret.Value{}, fmt.Errorf("making the demo's folder: %w", err)
+	}
+	if err := os.WriteFile(path, []byte(made), 0o600); err != nil {
+		return secret.Value{}, fmt.Errorf("keeping the demo's JWT secret: %w", err)
+	}
+	return secret.New(made), nil
+}
+
+// demo is what `server dev` prints.
+type demo struct {
+	username  string
+	password  secret.Value
+	accessKey auth.AccessToken
+	token     secret.Value
+}
+
+// demo makes sure that the demo's customer, admin and key exist and work, whatever was done to them since the last run.
+func (a *app) demo(ctx context.Context, b bootstrapSettings) (demo, error) {
+	a.fillDemo(&b)
+	done, err := a.bootstrap(ctx, b)
+	if err == nil && done.Customer == store.Deleted {
+		if _, err = a.store.CreateCustomer(ctx, store.NewCustomer{Name: b.customer}); err == nil {
+			done, err = a.bootstrap(ctx, b)
+		}
+	}
+	if err != nil {
+		return demo{}, err
+	}
+	d := demo{username: b.username, password: b.password, accessKey: b.accessKey}
+	if d.token, err = a.demoLogin(ctx, b, done); err != nil {
+		return demo{}, err
+	}
+	if done.AccessKey == store.Deleted || done.AccessKey == store.Expired {
+		d.accessKey = auth.NewAccessToken()
+		_, err = a.store.CreateAccessKey(ctx, store.NewAccessKey{
+			CustomerID: done.CustomerID, Name: "demo", TokenHash: d.accessKey.Hash(), TokenPrefix: d.accessKey.Prefix(),
+			Expire: randomExpire,
+		})
+	}
+	return d, err
+}
+
+// fillDemo completes what the BOOTSTRAP settings leave open.
+func (a *app) fillDemo(b *bootstrapSettings) {
+	local := isLoopback(a.addr())
+	if b.customer == "" {
+		b.customer = demoCustomer
+	}
+	if b.username == "" {
+		b.username, b.password = demoUsername, secret.New(demoPassword)
+		if !local {
+			b.password = secret.New(rand.Text())
+		}
+	}
+	if b.accessKey.Empty() {
+		b.accessKey, _ = auth.ParseAccessToken(demoAccessKey)
+		if !local {
+			b.accessKey = auth.NewAccessToken()
+		}
+	}
+}
+
+// demoLogin logs the demo's admin in, after giving it the printed password back where it has another.
+func (a *app) demoLogin(ctx context.Context, b bootstrapSettings, done store.Bootstrapped) (secret.Value, error) {
+	_, token, err := a.authenticator.Login(ctx, b.username, b.password)
+	if !errors.Is(err, auth.ErrInvalidCredential) {
+		return token, err
+	}
+	hash, err := a.passwords.Hash(ctx, b.password)
+	if err != nil {
+		return secret.Value{}, err
+	}
+	if done.Agent == store.Deleted {
+		_, err = a.store.CreateAgent(ctx, store.NewAgent{
+			CustomerID: done.CustomerID, Username: b.username, PasswordHash: hash,
+			Permission: int64(auth.PermissionCustomerAdmin),
+		})
+	} else {
+		_, err = a.store.SetPassword(ctx, done.AgentID, hash)
+	}
+	if err != nil {
+		return secret.Value{}, err
+	}
+	_, token, err = a.authenticator.Login(ctx, b.username, b.password)
+	return token, err
+}
+
+func isLoopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+func (d demo) print(w io.Writer, addr net.Addr) error {
+	host := addr.String()
+	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		host = fmt.Sprintf("127.0.0.1:%d", tcp.Port)
+	}
+	base := "http://" + host
+	lines := []string{
+		"Base URL:    " + base,
+		"Username:    " + d.username,
+		"Password:    " + d.password.Reveal(),
+		"Access key:  " + d.accessKey.Reveal(),
+		"",
+		"Try:",
+		"  curl '" + base + "/v1.0/me?token=" + d.token.Reveal() + "'",
+		"  curl '" + base + "/v1.0/accesskeys?accesskey=" + d.accessKey.Reveal() + "'",
+		"",
+		"Ctrl-C stops it. The data stays for the next run.",
+		"",
+	}
+	_, err := fmt.Fprintln(w, strings.Join(lines, "\n"))
+	return err
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// usageError is a command line or a setting that is not as it should be.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// invocation is what a subcommand gets to work with.
+type invocation struct {
+	args   []string // after the subcommand's words
+	getenv func(string) string
+	stdin  io.Reader
+	stdout io.Writer // results
+	stderr io.Writer // the log, prompts
+}
+
+type command struct {
+	words string // as typed
+	args  string // for the usage text
+	about string
+	run   func(context.Context, invocation) error
+}
+
+func commands() []command {
+	return []command{
+		{"serve", "", "migrate the database, bootstrap, and serve", serve},
+		{"dev", "[--dir DIR]", "the same on a Postgres of its own, with demo credentials", dev},
+		{"migrate up", "", "bring the schema to the newest version", migrateUp},
+		{"migrate down", "", "take back the newest step, with the data that it holds", migrateDown},
+		{"migrate version", "", "print the schema's version", migrateVersion},
+		{"customer create", "--name NAME [--detail TEXT] [--email ADDRESS]", "create a customer and print it", createCustomer},
+		{
+			"agent create", "--customer ID --username NAME --permission admin|manager|agent|superadmin [--name NAME] [--detail TEXT]",
+			"create an agent and print it; its password is read from standard input", createAgent,
+		},
+		{
+			"accesskey create", "--customer ID [--name NAME] [--detail TEXT] [--expire SECONDS]",
+			"create an access key and print it with its token, which is not shown again", createAccessKey,
+		},
+	}
+}
+
+// run is the program without its process: everything it reads and writes is handed in.
+func run(
+	ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer,
+) error {
+	for _, c := range commands() {
+		words := strings.Fields(c.words)
+		if len(args) < len(words) || strings.Join(args[:len(words)], " ") != c.words {
+			continue
+		}
+		err := c.run(ctx, invocation{args: args[len(words):], getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr})
+		if errors.Is(err, flag.ErrHelp) {
+			return nil // the flag set has printed it
+		}
+		return err
+	}
+	if len(args) == 0 {
+		usage(stderr)
+		return usagef("a subcommand is missing")
+	}
+	if args[0] == "help" || slices.ContainsFunc(args, asksForHelp) {
+		usage(stdout)
+		return nil
+	}
+	usage(stderr)
+	return usagef("there is no subcommand %q", strings.Join(args[:min(len(args), 2)], " ")) // the rest may hold secrets
+}
+
+func asksForHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, "usage: server SUBCOMMAND [flags]\n\nSubcommands:\n")
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  server %s %s\n        %s\n", c.words, c.args, c.about)
+	}
+	fmt.Fprint(w, "\nSettings, from the environment; those with a flag may be given as one instead:\n")
+	describeSettings(w)
+}
+
+// flagSet makes a subcommand's flag set, with a flag for each setting that may have one.
+func (inv invocation) flagSet(words string) (*flag.FlagSet, *settingFlags) {
+	flags := flag.NewFlagSet("server "+words, flag.ContinueOnError)
+	flags.SetOutput(inv.stderr)
+	flags.Usage = func() {
+		fmt.Fprintf(inv.stderr, "usage of server %s:\n", words)
+		flags.PrintDefaults()
+	}
+	return flags, addSettingFlags(flags)
+}
+
+// parse parses the flags and then the settings; needed are the names of those that must be set.
+func (inv invocation) parse(flags *flag.FlagSet, given *settingFlags, needed ...string) (*settings, error) {
+	if err := flags.Parse(inv.args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		}
+		return nil, usageError{err}
+	}
+	if flags.NArg() > 0 {
+		return nil, usagef("%q is not expected; a value belongs to a flag", flags.Arg(0))
+	}
+	return loadSettings(inv.getenv, given, needed...)
+}

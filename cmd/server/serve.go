@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"time"
+
+	"accesskeys/internal/api"
+	"accesskeys/internal/auth"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+const (
+	// shutdownTimeout is how long requests under way have to end after a SIGTERM (contract, section 6).
+	shutdownTimeout = 30 * time.Second
+	// passwordWait is how long a login waits for its turn before it is refused.
+	passwordWait = time.Second
+
+	// Bounds against clients that are slow on purpose. Every request is small, and so is every answer.
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 15 * time.Second
+	writeTimeout      = 30 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 32 << 10
+)
+
+func serve(ctx context.Context, inv invocation) error {
+	flags, given := inv.flagSet("serve")
+	cfg, err := inv.parse(flags, given, "DATABASE_URL", "JWT_SECRET")
+	if err != nil {
+		return err
+	}
+	a, err := newApp(ctx, cfg, newLogger(inv.stderr, cfg))
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	return a.run(ctx)
+}
+
+func newLogger(w io.Writer, cfg *settings) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.logLevel}
+	if cfg.logFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// app is the whole program, wired. A test runs the same one on port 0.
+type app struct {
+	log           *slog.Logger
+	store         *store.Store
+	passwords     *auth.Passwords
+	authenticator *auth.Authenticator
+	api           *api.Server
+	listener      net.Listener
+	server        *http.Server
+	patience      time.Duration // with requests under way at the end
+}
+
+// newApp listens, migrates, bootstraps and wires; run answers. The caller closes it.
+func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err error) {
+	a := &app{log: log}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	// First of all, so that an address in use is told before anything is changed.
+	if a.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.listenAddr); err != nil {
+		return nil, fmt.Errorf("LISTEN_ADDR: %w", err)
+	}
+	if a.store, err = store.Open(ctx, cfg.databaseURL); err != nil {
+		return nil, usagef("DATABASE_URL: %w", err)
+	}
+	if _, err = store.MigrateUp(ctx, cfg.databaseURL, log); err != nil {
+		return nil, err
+	}
+	// Half of the cores at most check passwords; the rest stays for checking credentials.
+	if a.passwords, err = auth.NewPasswords(max(1, runtime.GOMAXPROCS(0)/2), passwordWait); err != nil {
+		return nil, err
+	}
+	sessions, err := auth.NewSessions(cfg.jwtSecret, cfg.jwtSecretPrevious)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.bootstrap.customer != "" {
+		if _, err := a.bootstrap(ctx, cfg.bootstrap); err != nil {
+			return nil, err
+		}
+	}
+	a.authenticator = auth.NewAuthenticator(a.store, sessions, a.passwords)
+	a.api = api.New(api.Config{
+		Store:          a.store,
+		Verifier:       auth.NewVerifier(a.store, sessions),
+		Authenticator:  a.authenticator,
+		Log:            log,
+		MinExpire:      cfg.accessKeyMinExpire,
+		TrustedProxies: cfg.trustedProxies,
+		AuthLimit:      cfg.authLimit,
+		V1Limit:        cfg.v1Limit,
+	})
+	a.patience = shutdownTimeout
+	a.server = &http.Server{
+		Handler:           a.api,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	return a, nil
+}
+
+// addr is where the program listens.
+func (a *app) addr() net.Addr { return a.listener.Addr() }
+
+// run answers requests until ctx ends, then lets those under way finish.
+func (a *app) run(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- a.server.Serve(a.listener) }()
+	a.log.Info("listening", "addr", a.addr().String())
+	select {
+	case err := <-served:
+		return fmt.Errorf("serving: %w", err)
+	case <-ctx.Done():
+	}
+	a.log.Info("stopping: no new connections, finishing what is under way", "at_most", a.patience.String())
+	a.api.Drain()
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.patience)
+	defer cancel()
+	err := a.server.Shutdown(stopping)
+	if errors.Is(err, context.DeadlineExceeded) {
+		a.log.Warn("some requests did not finish in time and were cut off")
+		err = a.server.Close()
+	}
+	_ = <-served // http.ErrServerClosed, now that it is
+	if err != nil {
+		return fmt.Errorf("stopping: %w", err)
+	}
+	a.log.Info("stopped")
+	return nil
+}
+
+// close gives everything back. It may be called on an app that is only half made.
+func (a *app) close() {
+	if a.listener != nil {
+		_ = a.listener.Close() // run has closed it already
+	}
+	if a.store != nil {
+		a.store.Close()
+	}
+}
+
+// defaultExpire is a key's expire where nobody chose one, in seconds: a year, as in the API.
+const defaultExpire = 365 * 86400
+
+// bootstrap makes sure that what the BOOTSTRAP settings name exists.
+func (a *app) bootstrap(ctx context.Context, b bootstrapSettings) (store.Bootstrapped, error) {
+	wanted := store.Bootstrap{
+		Customer:   b.customer,
+		Username:   b.username,
+		Permission: int64(auth.PermissionCustomerAdmin),
+	}
+	wanted.PasswordHash = func(ctx context.Context) (secret.Value, error) { return a.passwords.Hash(ctx, b.password) }
+	if !b.accessKey.Empty() {
+		wanted.AccessKey = &store.NewAccessKey{
+			Name: "bootstrap", TokenHash: b.accessKey.Hash(), TokenPrefix: b.accessKey.Prefix(), Expire: defaultExpire,
+		}
+	}
+	done, err := a.store.Bootstrap(ctx, wanted)
+	if err != nil {
+		return done, fmt.Errorf("BOOTSTRAP_CUSTOMER %q: %w", b.customer, err)
+	}
+	for what, presence := range map[string]store.Presence{
+		"BOOTSTRAP_CUSTOMER": done.Customer, "BOOTSTRAP_USERNAME": done.Agent, "BOOTSTRAP_ACCESSKEY": done.AccessKey,
+	} {
+		switch presence {
+		case store.Created:
+			a.log.Info("bootstrap: created", "setting", what, "customer_id", done.CustomerID)
+		case store.Deleted, store.Expired:
+			a.log.Warn("bootstrap: left as it is, a restart revives nothing", "setting", what, "found", presence,
+				"customer_id", done.CustomerID)
+		case store.Existed, store.NotAsked:
+		}
+	}
+	return done, nil
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"accesskeys/internal/api"
+	"accesskeys/internal/auth"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+// settings are what the environment and the flags say, checked.
+type settings struct {
+	databaseURL        secret.Value
+	listenAddr         string
+	jwtSecret          secret.Value
+	jwtSecretPrevious  secret.Value
+	accessKeyMinExpire int64 // seconds
+	logLevel           slog.Level
+	logFormat          string
+	authLimit          api.Limit
+	v1Limit            api.Limit
+	trustedProxies     []netip.Prefix
+	bootstrap          bootstrapSettings
+}
+
+type bootstrapSettings struct {
+	customer  string
+	username  string
+	password  secret.Value
+	accessKey auth.AccessToken // empty where none is asked for
+}
+
+// setting is one line of the table below, from which parsing, flags and help are made.
+type setting struct {
+	name   string
+	takes  string // completes "it takes ..."
+	value  string // where it is not set; "" is: not set
+	secret bool   // has no flag: a command line can be read by every user of the machine
+	set    func(*settings, string) error
+}
+
+func (s setting) flagName() string { return strings.ReplaceAll(strings.ToLower(s.name), "_", "-") }
+
+const (
+	maxName         = 255  // characters, as in the API
+	maxDetail       = 4096 // characters
+	maxAccessExpire = 100 * 365 * 86400
+)
+
+func settingsTable() []setting {
+	return []setting{
+		{name: "DATABASE_URL", takes: "a PostgreSQL URL such as postgres://user:password@host:5432/name", secret: true, set: setDatabaseURL},
+		{name: "LISTEN_ADDR", takes: "host:port or :port", value: ":8080", set: setListenAddr},
+		{name: "JWT_SECRET", takes: "a secret of at least 32 bytes", secret: true, set: setJWTSecret},
+		{name: "JWT_SECRET_PREVIOUS", takes: "a secret of at least 32 bytes, the one before JWT_SECRET; it only verifies", secret: true, set: setJWTSecretPrevious},
+		{name: "ACCESSKEY_MIN_EXPIRE", takes: "a whole number of seconds from 1 to 3153600000", value: "1", set: setMinExpire},
+		{name: "LOG_LEVEL", takes: "debug, info, warn or error", value: "info", set: setLogLevel},
+		{name: "LOG_FORMAT", takes: "json or text", value: "json", set: setLogFormat},
+		{name: "RATE_LIMIT_AUTH_RPS", takes: "requests a second per client address on /auth, 0 for no limit", value: "10", set: func(s *settings, v string) error { return setRPS(&s.authLimit, v) }},
+		{name: "RATE_LIMIT_AUTH_BURST", takes: "a whole number from 1", value: "20", set: func(s *settings, v string) error { return setBurst(&s.authLimit, v) }},
+		{name: "RATE_LIMIT_V1_RPS", takes: "requests a second per client address on /v1.0, 0 for no limit", value: "0", set: func(s *settings, v string) error { return setRPS(&s.v1Limit, v) }},
+		{name: "RATE_LIMIT_V1_BURST", takes: "a whole number from 1", value: "100", set: func(s *settings, v string) error { return setBurst(&s.v1Limit, v) }},
+		{name: "TRUSTED_PROXIES", takes: "CIDRs such as 10.0.0.0/8,::1/128, whose X-Forwarded-For is believed", set: setTrustedProxies},
+		{name: "BOOTSTRAP_CUSTOMER", takes: "the name of a customer that should exist, at most 255 characters", set: setBootstrapCustomer},
+		{name: "BOOTSTRAP_USERNAME", takes: "the username of an admin of BOOTSTRAP_CUSTOMER, at most 255 characters", set: setBootstrapUsername},
+		{name: "BOOTSTRAP_PASSWORD", takes: "the password of BOOTSTRAP_USERNAME, in UTF-8", secret: true, set: setBootstrapPassword},
+		{name: "BOOTSTRAP_ACCESSKEY", takes: "a key of BOOTSTRAP_CUSTOMER: vb_ and 32 characters out of 0-9 A-Z a-z - _", secret: true, set: setBootstrapAccessKey},
+	}
+}
+
+// settingFlags are the settings given as flags.
+type settingFlags struct{ values map[string]string }
+
+func addSettingFlags(flags *flag.FlagSet) *settingFlags {
+	given := &settingFlags{values: map[string]string{}}
+	for _, s := range settingsTable() {
+		if s.secret {
+			continue
+		}
+		flags.Func(s.flagName(), s.takes+" ("+s.name+")", func(v string) error {
+			given.values[s.name] = v
+			return nil
+		})
+	}
+	return given
+}
+
+// loadSettings reads every setting, from its flag, else from the environment, else its default. An error names the
+// setting and says what it takes, and never repeats a value.
+func loadSettings(getenv func(string) string, given *settingFlags, needed ...string) (*settings, error) {
+	loaded := &settings{}
+	for _, s := range settingsTable() {
+		value, fromFlag := given.values[s.name]
+		if !fromFlag {
+			value = getenv(s.name)
+		}
+		if value == "" {
+			value = s.value
+		}
+		if value == "" {
+			if slices.Contains(needed, s.name) {
+				return nil, usagef("%s is missing: it takes %s", s.name, s.takes)
+			}
+			continue
+		}
+		if err := s.set(loaded, value); err != nil {
+			return nil, usagef("%s: %w: it takes %s", s.name, err, s.takes)
+		}
+	}
+	return loaded, loaded.bootstrap.check()
+}
+
+// check looks at settings that need one another.
+func (b bootstrapSettings) check() error {
+	switch {
+	case b.customer == "" && (b.username != "" || !b.password.Empty() || !b.accessKey.Empty()):
+		return usagef("BOOTSTRAP_CUSTOMER is missing: the other BOOTSTRAP settings need the name of their customer")
+	case b.username != "" && b.password.Empty():
+		return usagef("BOOTSTRAP_PASSWORD is missing: BOOTSTRAP_USERNAME needs one")
+	case b.username == "" && !b.password.Empty():
+		return usagef("BOOTSTRAP_USERNAME is missing: BOOTSTRAP_PASSWORD needs one")
+	}
+	return nil
+}
+
+func describeSettings(w io.Writer) {
+	for _, s := range settingsTable() {
+		name := s.name
+		if !s.secret {
+			name += ", --" + s.flagName()
+		}
+		fmt.Fprintf(w, "  %s\n        %s", name, s.takes)
+		if s.value != "" {
+			fmt.Fprintf(w, "; default %s", s.value)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+var errNotValid = errors.New("the value is not valid")
+
+func setDatabaseURL(s *settings, v string) error {
+	s.databaseURL = secret.New(v)
+	if store.CheckURL(s.databaseURL) != nil {
+		return errNotValid // the setting says itself what it takes
+	}
+	return nil
+}
+
+func setListenAddr(s *settings, v string) error {
+	_, port, err := net.SplitHostPort(v)
+	if err != nil {
+		return errNotValid
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return errNotValid
+	}
+	s.listenAddr = v
+	return nil
+}
+
+func setJWTSecret(s *settings, v string) error { return setSecret(&s.jwtSecret, v) }
+
+func setJWTSecretPrevious(s *settings, v string) error { return setSecret(&s.jwtSecretPrevious, v) }
+
+func setSecret(to *secret.Value, v string) error {
+	if len(v) < auth.MinSecretLength {
+		return errors.New("the value is too short")
+	}
+	*to = secret.New(v)
+	return nil
+}
+
+func setMinExpire(s *settings, v string) error {
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < 1 || n > maxAccessExpire {
+		return errNotValid
+	}
+	s.accessKeyMinExpire = n
+	return nil
+}
+
+func setLogLevel(s *settings, v string) error {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, strings.ToLower(v)) {
+		return errNotValid
+	}
+	return s.logLevel.UnmarshalText([]byte(v))
+}
+
+func setLogFormat(s *settings, v string) error {
+	if v != "json" && v != "text" {
+		return errNotValid
+	}
+	s.logFormat = v
+	return nil
+}
+
+func setRPS(l *api.Limit, v string) error {
+	rps, err := strconv.ParseFloat(v, 64)
+	if err != nil || !(rps >= 0 && rps <= 1e9) { // the negation also catches NaN
+		return errNotValid
+	}
+	l.RPS = rps
+	return nil
+}
+
+func setBurst(l *api.Limit, v string) error {
+	burst, err := strconv.ParseInt(v, 10, 32)
+	if err != nil || burst < 1 {
+		return errNotValid
+	}
+	l.Burst = int(burst)
+	return nil
+}
+
+func setTrustedProxies(s *settings, v string) error {
+	for part := range strings.SplitSeq(v, ",") {
+		prefix, err := netip.ParsePrefix(strings.TrimSpace(part))
+		if err != nil {
+			return errNotValid
+		}
+		s.trustedProxies = append(s.trustedProxies, prefix)
+	}
+	return nil
+}
+
+func setBootstrapCustomer(s *settings, v string) error {
+	s.bootstrap.customer = v
+	return checkText(v, maxName)
+}
+
+func setBootstrapUsername(s *settings, v string) error {
+	s.bootstrap.username = v
+	return checkText(v, maxName)
+}
+
+func setBootstrapPassword(s *settings, v string) error {
+	s.bootstrap.password = secret.New(v)
+	if !utf8.ValidString(v) { // no login could present it
+		return errNotValid
+	}
+	return nil
+}
+
+func setBootstrapAccessKey(s *settings, v string) error {
+	token, ok := auth.ParseAccessToken(v)
+	if !ok {
+		return errNotValid
+	}
+	s.bootstrap.accessKey = token
+	return nil
+}

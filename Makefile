@@ -1,0 +1,78 @@
+# make run, make test and make bench are all most people need; make help lists the rest.
+
+GO            ?= go
+# Stamping the version control's state into binaries fails where the checkout belongs to another user.
+GOBUILDFLAGS  := -buildvcs=false -trimpath
+FUZZTIME      ?= 60s
+BENCHTIME     ?= 2s
+
+# The linter is pinned and built here, so that everybody gets the same findings.
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT         := bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+
+# The race detector needs a C compiler. Without one the tests still run, and say so.
+CC_FOUND := $(shell command -v $$($(GO) env CC) 2>/dev/null)
+RACE     := $(if $(CC_FOUND),-race,)
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z.][a-z.-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build ## the server on a Postgres of its own, with demo credentials; Ctrl-C stops both
+	@exec bin/server dev
+
+.PHONY: build
+build: ## bin/server, a static binary
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build $(GOBUILDFLAGS) -ldflags='-s -w' -o bin/server ./cmd/server
+
+.PHONY: test
+test: ## every test, on a real Postgres (TEST_DATABASE_URL, or one of its own)
+ifeq ($(RACE),)
+	@echo "No C compiler was found: these tests run WITHOUT the race detector (apt-get install gcc libc6-dev)."
+endif
+	$(GO) test $(RACE) -shuffle=on -count=1 ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target, FUZZTIME each (60s)
+	@grep -rHo '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' internal | sed 's/:func / /' | while read -r file name; do \
+		echo "== $$name"; \
+		$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" || exit 1; \
+	done
+
+.PHONY: bench
+bench: build ## ours beside a bare net/http handler, in turns; prints the ratios
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 30m ./internal/bench
+
+.PHONY: fmt
+fmt: ## format the code
+	gofmt -s -w .
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## formatting, go vet and the linters of .golangci.yaml
+	@unformatted=$$(gofmt -s -l .); if [ -n "$$unformatted" ]; then echo "gofmt -s would change:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GOLANGCI_LINT) run
+
+$(GOLANGCI_LINT):
+	@mkdir -p bin
+	GOBIN=$(CURDIR)/bin/install $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	@mv bin/install/golangci-lint $@ && rmdir bin/install
+
+.PHONY: smoke
+smoke: build ## make run as a new user would: the printed curl lines, the README's tour, Ctrl-C, nothing left behind
+	scripts/smoke
+
+.env: ## secrets for docker compose, made once
+	@umask 077 && { \
+		echo "JWT_SECRET=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; \
+		echo "POSTGRES_PASSWORD=$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"; \
+		echo "BOOTSTRAP_PASSWORD=$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"; \
+	} > $@
+	@echo "wrote $@"
+
+.PHONY: clean
+clean: ## remove what was built, and the data of make run
+	rm -rf bin .dev

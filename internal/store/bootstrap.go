@@ -51,10 +51,12 @@ type Bootstrapped struct {
 var ErrOtherCustomer = errors.New("it belongs to another customer")
 
 // Bootstrap makes sure that what b names exists. It may be called at every start and by many servers at once. It
-// returns ErrOtherCustomer where the username or the key is already another customer's.
+// returns ErrOtherCustomer where the username or the key is already another customer's, unless it was deleted there.
 func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) (Bootstrapped, error) {
 	var done Bootstrapped
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	// Of whatever default: who has waited for the lock must see what the one before it did.
+	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+	err := pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, bootstrapLock); err != nil {
 			return err
 		}
@@ -150,10 +152,10 @@ func bootstrapAccessKey(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Boots
 		return err
 	case err != nil:
 		return err
-	case owner != done.CustomerID:
-		return fmt.Errorf("the access key exists: %w", ErrOtherCustomer)
 	case deleted:
 		done.AccessKey = Deleted
+	case owner != done.CustomerID:
+		return fmt.Errorf("the access key exists: %w", ErrOtherCustomer)
 	case expired:
 		done.AccessKey = Expired
 	default:

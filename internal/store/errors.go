@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -63,11 +64,12 @@ func translate(doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, ErrNotFound)
 	}
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		switch pg.Code[:2] {
-		case classChecks:
+	var connecting *pgconn.ConnectError // the server refuses us, for a setting in the address for example, not our data
+	if errors.As(err, &pg) && !errors.As(err, &connecting) {
+		switch {
+		case strings.HasPrefix(pg.Code, classChecks):
 			return fmt.Errorf("%s: %w (constraint %s)", doing, constraintError(pg.ConstraintName), pg.ConstraintName)
-		case classData:
+		case strings.HasPrefix(pg.Code, classData):
 			return fmt.Errorf("%s: %w: %w", doing, ErrRejected, err)
 		}
 	}

@@ -97,7 +97,8 @@ func (m migrator) run(ctx context.Context, migrateFrom func(current int, to *mig
 	}
 	defer closeConn(conn)
 
-	tx, err := conn.Begin(ctx)
+	// Of whatever default: who has waited for the lock must see what the one before it did.
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
 		return 0, translate("beginning the migration", err)
 	}

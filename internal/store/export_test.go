@@ -1,0 +1,33 @@
+package store
+
+import (
+	"context"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"accesskeys/internal/secret"
+)
+
+// MigrationLock is the advisory lock of a migration.
+const MigrationLock = migrationLock
+
+// MigrateUpWith is MigrateUp with other steps and another bound on the wait for the lock.
+func MigrateUpWith(
+	ctx context.Context, url secret.Value, log *slog.Logger, steps fs.FS, lockWait time.Duration,
+) (int, error) {
+	m := newMigrator(url, log)
+	m.steps, m.lockWait = steps, lockWait
+	return m.up(ctx)
+}
+
+// Traced is s once more, on a pool of its own that tells the tracer of every statement.
+func Traced(ctx context.Context, s *Store, tracer pgx.QueryTracer) (*Store, error) {
+	cfg := s.pool.Config()
+	cfg.ConnConfig.Tracer = tracer
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	return &Store{pool: pool}, err
+}

@@ -1,0 +1,218 @@
+package store_test
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"log/slog"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"accesskeys/internal/pgtest"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+// patience bounds every wait for something that takes no time on an idle machine.
+const patience = 20 * time.Second
+
+// passwordHash has the form of one; nothing here verifies it.
+const passwordHash = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$Y2FuYXJ5LWhhc2g"
+
+// year is a key's usual lifetime in seconds.
+const year = 31536000
+
+// world is a store on a migrated database of its own with two customers in it: what is done to acme, globex must not feel.
+type world struct {
+	t            *testing.T
+	url          secret.Value
+	store        *store.Store
+	db           *pgxpool.Pool // the test's own way into the database, beside the store
+	acme, globex store.Customer
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := worldOn(t, pgtest.Migrated(t))
+	w.populate()
+	return w
+}
+
+// worldOn is a world on a given database, without the customers.
+func worldOn(t *testing.T, url secret.Value) *world {
+	t.Helper()
+	return &world{t: t, url: url, store: open(t, url), db: poolOn(t, url)}
+}
+
+func (w *world) populate() {
+	w.t.Helper()
+	w.acme = must(w.store.CreateCustomer(w.t.Context(), store.NewCustomer{Name: "Acme"}))(w.t)
+	w.globex = must(w.store.CreateCustomer(w.t.Context(), store.NewCustomer{Name: "Globex"}))(w.t)
+}
+
+func open(t *testing.T, url secret.Value) *store.Store {
+	t.Helper()
+	s := must(store.Open(t.Context(), url))(t)
+	t.Cleanup(s.Close)
+	return s
+}
+
+func poolOn(t *testing.T, url secret.Value) *pgxpool.Pool {
+	t.Helper()
+	cfg := must(pgxpool.ParseConfig(url.Reveal()))(t)
+	cfg.ConnConfig.RuntimeParams["application_name"] = "test" // told from the store's connections by it
+	pool := must(pgxpool.NewWithConfig(t.Context(), cfg))(t)
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// newKey is a key with a random token.
+func newKey(customer store.Customer, expire int64) store.NewAccessKey {
+	token := rand.Text() + rand.Text()
+	return store.NewAccessKey{
+		CustomerID: customer.ID, Name: "name of " + token[:4], Detail: "detail of " + token[:4],
+		TokenHash: sha256.Sum256([]byte("vb_" + token)), TokenPrefix: "vb_" + token[:8], Expire: expire,
+	}
+}
+
+func (w *world) createKey(customer store.Customer) store.AccessKey {
+	w.t.Helper()
+	return must(w.store.CreateAccessKey(w.t.Context(), newKey(customer, year)))(w.t)
+}
+
+func newAgent(customer store.Customer, username string) store.NewAgent {
+	return store.NewAgent{
+		CustomerID: customer.ID, Username: username, PasswordHash: secret.New(passwordHash),
+		Name: "name of " + username, Detail: "detail of " + username, Permission: 32,
+	}
+}
+
+func (w *world) createAgent(customer store.Customer, username string) store.Agent {
+	w.t.Helper()
+	return must(w.store.CreateAgent(w.t.Context(), newAgent(customer, username)))(w.t)
+}
+
+// exec runs SQL of the test's own.
+func (w *world) exec(sql string, args ...any) {
+	w.t.Helper()
+	if _, err := w.db.Exec(w.t.Context(), sql, args...); err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// value reads one value by SQL of the test's own.
+func value[T any](w *world, sql string, args ...any) (v T) {
+	w.t.Helper()
+	if err := w.db.QueryRow(w.t.Context(), sql, args...).Scan(&v); err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+	return v
+}
+
+// lockKey holds a key's row until release, so that whoever writes it waits.
+func (w *world) lockKey(id uuid.UUID) (tx pgx.Tx, release func()) {
+	w.t.Helper()
+	tx = must(w.db.Begin(w.t.Context()))(w.t)
+	if _, err := tx.Exec(w.t.Context(), `SELECT FROM accesskeys WHERE id = $1 FOR UPDATE`, id); err != nil {
+		w.t.Fatal(err)
+	}
+	return tx, func() {
+		w.t.Helper()
+		if err := tx.Commit(w.t.Context()); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// untilWaiting returns when one of the store's connections waits for a lock.
+func (w *world) untilWaiting() {
+	w.t.Helper()
+	until(w.t, "the store waits for a lock", func() bool {
+		return value[int](w, `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'accesskeys' AND wait_event_type = 'Lock'`) == 1
+	})
+}
+
+func until(t *testing.T, what string, reached func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !reached(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it did not come about that %s", what)
+		}
+	}
+}
+
+// must takes a pair of results and fails the test on an error.
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func wantError(t *testing.T, doing string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", doing, err, want)
+	}
+}
+
+// atOnce runs do n times side by side and returns their errors.
+func atOnce(n int, do func(i int) error) []error {
+	errs := make([]error, n)
+	start := make(chan struct{})
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			<-start
+			errs[i] = do(i)
+		})
+	}
+	close(start)
+	all.Wait()
+	return errs
+}
+
+// logBuffer collects a log that several goroutines write.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+func (b *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
+
+// withSetting is an address whose connections have this setting.
+func withSetting(t *testing.T, address secret.Value, name, value string) secret.Value {
+	t.Helper()
+	u, err := url.Parse(address.Reveal())
+	if err != nil || u.Scheme == "" {
+		return secret.New(address.Reveal() + ` ` + name + `='` + value + `'`)
+	}
+	query := u.Query()
+	query.Set(name, value)
+	u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20") // pgx reads + as itself
+	return secret.New(u.String())
+}

@@ -1,0 +1,361 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"accesskeys/internal/pgtest"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+	"accesskeys/migrations"
+)
+
+// Contract 6: "migrate (safe with many replicas starting at once)"; style: "migrations up, down, up".
+func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
+	t.Parallel()
+	w := worldOn(t, pgtest.Empty(t))
+	log := slog.New(slog.DiscardHandler)
+	version := func(want int) {
+		t.Helper()
+		if got := must(store.SchemaVersion(t.Context(), w.url))(t); got != want {
+			t.Fatalf("the schema is at version %d, want %d", got, want)
+		}
+	}
+	version(0)
+	newest := must(store.MigrateUp(t.Context(), w.url, log))(t)
+	if want := newestStep(t); newest != want {
+		t.Fatalf("MigrateUp gives version %d, want %d", newest, want)
+	}
+	version(newest)
+	first := fingerprint(w)
+	if !strings.Contains(first, "column accesskeys.token_hash") {
+		t.Fatalf("the fingerprint does not show the tables:\n%s", first)
+	}
+
+	for at := newest; at > 0; {
+		below := must(store.MigrateDown(t.Context(), w.url, log))(t)
+		if below >= at {
+			t.Fatalf("MigrateDown leads from %d to %d", at, below)
+		}
+		at = below
+	}
+	version(0)
+	for line := range strings.Lines(fingerprint(w)) {
+		if !strings.Contains(line, "schema_migrations") && line != "\n" {
+			t.Errorf("MigrateDown has left %s", line)
+		}
+	}
+	if got := must(store.MigrateDown(t.Context(), w.url, log))(t); got != 0 {
+		t.Errorf("MigrateDown of the empty schema gives version %d", got)
+	}
+
+	for range 2 { // the second time there is nothing to do
+		if got := must(store.MigrateUp(t.Context(), w.url, log))(t); got != newest {
+			t.Errorf("MigrateUp gives version %d, want %d", got, newest)
+		}
+		if again := fingerprint(w); again != first {
+			t.Errorf("up, down, up gives\n%s\ninstead of\n%s", again, first)
+		}
+	}
+	w.populate()
+
+	// Control: the fingerprint shows what is easily lost.
+	for _, change := range []string{
+		`ALTER TABLE customers ALTER email DROP DEFAULT`,
+		`ALTER TABLE customers ALTER email DROP NOT NULL`,
+		`ALTER TABLE customers DROP CONSTRAINT customers_email_check`,
+		`DROP INDEX customers_live_newest`,
+		`ALTER TABLE customers ALTER tm_create TYPE timestamp`,
+	} {
+		before := fingerprint(w)
+		w.exec(change)
+		if fingerprint(w) == before {
+			t.Errorf("the fingerprint does not show: %s", change)
+		}
+	}
+}
+
+// Contract 6: "migrate (safe with many replicas starting at once)": what fails or is killed leaves nothing half-done.
+func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
+	t.Parallel()
+	const (
+		change = `CREATE TABLE extra (id int); ALTER TABLE customers DROP COLUMN email; UPDATE customers SET name = 'changed';`
+		sleep  = `SELECT pg_sleep(600);`
+	)
+	cutConnection := func(w *world, _ context.CancelFunc) {
+		w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE ` + sleeping)
+	}
+	endContext := func(_ *world, cancel context.CancelFunc) { cancel() }
+	tests := map[string]struct {
+		step      string
+		interrupt func(*world, context.CancelFunc) // nil where the step fails by itself
+		want      error
+	}{
+		"a statement fails":         {change + `INSERT INTO nowhere VALUES (1);`, nil, store.ErrUnavailable},
+		"a statement is misspelled": {change + `CRATE TABLE t ();`, nil, store.ErrUnavailable},
+		"its connection is cut":     {change + sleep, cutConnection, store.ErrUnavailable},
+		"its context ends":          {change + sleep, endContext, context.Canceled},
+	}
+	for name, test := range tests {
+		for start, database := range map[string]func(testing.TB) secret.Value{
+			"on an empty database": pgtest.Empty, "on a migrated one": pgtest.Migrated,
+		} {
+			t.Run(name+" "+start, func(t *testing.T) {
+				t.Parallel()
+				w := worldOn(t, database(t))
+				if strings.Contains(start, "migrated") {
+					w.populate()
+				}
+				before := fingerprint(w)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				failed := make(chan error, 1)
+				go func() { failed <- migrateWith(ctx, w, test.step) }()
+				if test.interrupt != nil {
+					until(t, "the step sleeps", func() bool {
+						return value[bool](w, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE `+sleeping+`)`)
+					})
+					test.interrupt(w, cancel)
+				}
+				err := <-failed
+				wantError(t, "the migration", err, test.want)
+				if after := fingerprint(w); after != before {
+					t.Errorf("the database was\n%s\nand is\n%s", before, after)
+				}
+				if _, err := store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)); err != nil {
+					t.Errorf("the next migration: %v", err)
+				}
+				w.populate()
+				// Control: the same step without its failure does change the database.
+				before = fingerprint(w)
+				if err := migrateWith(t.Context(), w, change); err != nil {
+					t.Errorf("the step without its failure: %v", err)
+				}
+				if fingerprint(w) == before {
+					t.Error("the step changes nothing that the fingerprint shows")
+				}
+			})
+		}
+	}
+}
+
+// The same where it is not the database that fails: the first step has succeeded when the next one can't be read.
+func TestMigrationThatCannotBeReadLeavesTheDatabaseAsItWas(t *testing.T) {
+	t.Parallel()
+	w := worldOn(t, pgtest.Empty(t))
+	before := fingerprint(w)
+	steps := unreadable{FS: stepsAnd(t, `SELECT 1`), name: moreUp}
+	_, err := store.MigrateUpWith(t.Context(), w.url, slog.New(slog.DiscardHandler), steps, patience)
+	wantError(t, "the migration", err, fs.ErrPermission)
+	if after := fingerprint(w); after != before {
+		t.Errorf("the database was\n%s\nand is\n%s", before, after)
+	}
+	if got := must(store.SchemaVersion(t.Context(), w.url))(t); got != 0 {
+		t.Errorf("the schema is at version %d", got)
+	}
+}
+
+// unreadable is a file system with one file that can't be read.
+type unreadable struct {
+	fs.FS
+	name string
+}
+
+func (u unreadable) Open(name string) (fs.File, error) {
+	if name == u.name {
+		return nil, fs.ErrPermission
+	}
+	return u.FS.Open(name)
+}
+
+// Contract 6: "migrate (safe with many replicas starting at once)".
+func TestManyServersMigrateAtOnce(t *testing.T) {
+	t.Parallel()
+	w := worldOn(t, pgtest.Empty(t))
+	var log logBuffer
+	newest := newestStep(t)
+	strict := withSetting(t, w.url, "default_transaction_isolation", "serializable") // an operator may have set it
+	for _, err := range atOnce(8, func(i int) error {
+		version, err := store.MigrateUp(t.Context(), []secret.Value{w.url, strict}[i%2], log.logger())
+		if err == nil && version != newest {
+			return errors.New("another version")
+		}
+		return err
+	}) {
+		if err != nil {
+			t.Errorf("one of eight: %v", err)
+		}
+	}
+	if got := strings.Count(log.String(), `msg="migrating the database"`); got != 1 {
+		t.Errorf("%d of eight have migrated:\n%s", got, log.String())
+	}
+	reference := worldOn(t, pgtest.Migrated(t))
+	if got, want := fingerprint(w), fingerprint(reference); got != want {
+		t.Errorf("eight at once give\n%s\ninstead of\n%s", got, want)
+	}
+}
+
+// Style: "expand, then contract": the program before the newest migration runs on beside the one after it.
+func TestNewerSchemaIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(`UPDATE schema_migrations SET version = version + 7`)
+	w.exec(`ALTER TABLE customers ADD COLUMN later text`)
+	before := fingerprint(w)
+	var log logBuffer
+	if got, want := must(store.MigrateUp(t.Context(), w.url, log.logger()))(t), newestStep(t)+7; got != want {
+		t.Errorf("MigrateUp gives version %d, want %d", got, want)
+	}
+	if log.String() != "" {
+		t.Errorf("MigrateUp has something to say: %s", log.String())
+	}
+	if err := w.store.Ready(t.Context()); err != nil {
+		t.Errorf("Ready on a newer schema: %v", err)
+	}
+	w.createKey(w.acme)
+	if _, err := store.MigrateDown(t.Context(), w.url, log.logger()); err == nil {
+		t.Error("MigrateDown takes back a step that it does not know")
+	}
+	if after := fingerprint(w); after != before {
+		t.Errorf("the database was\n%s\nand is\n%s", before, after)
+	}
+}
+
+// Pitfalls: "waits on its advisory lock without a bound. Bound it; give each replica a clear message."
+func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
+	t.Parallel()
+	w := worldOn(t, pgtest.Empty(t))
+	other := must(w.db.Begin(t.Context()))(t)
+	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, store.MigrationLock); err != nil {
+		t.Fatal(err)
+	}
+	const message = `msg="waiting for another server to migrate the database"`
+	before := fingerprint(w)
+	for name, wait := range map[string]struct{ bound, timeout time.Duration }{
+		"its own bound":         {250 * time.Millisecond, patience},
+		"the caller's deadline": {time.Minute, 250 * time.Millisecond},
+	} {
+		var log logBuffer
+		ctx, cancel := context.WithTimeout(t.Context(), wait.timeout)
+		began := time.Now()
+		_, err := store.MigrateUpWith(ctx, w.url, log.logger(), migrations.Files, wait.bound)
+		cancel()
+		wantError(t, name, err, store.ErrUnavailable)
+		if took := time.Since(began); took > patience/2 {
+			t.Errorf("%s: the wait took %v", name, took)
+		}
+		if got := strings.Count(log.String(), message); got != 1 {
+			t.Errorf("%s: the wait is logged %d times: %s", name, got, log.String())
+		}
+	}
+	if after := fingerprint(w); after != before {
+		t.Errorf("without the lock the database became\n%s", after)
+	}
+
+	// Who waits goes on as soon as the lock is free.
+	var log logBuffer
+	done := make(chan error, 1)
+	go func() {
+		_, err := store.MigrateUp(t.Context(), w.url, log.logger())
+		done <- err
+	}()
+	until(t, "the migration waits", func() bool { return strings.Contains(log.String(), message) })
+	if err := other.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("after the wait: %v", err)
+	}
+	w.populate()
+}
+
+// Contract 6: "server dev: the same on a Postgres of its own": its database is made at the first start only.
+func TestCreateDatabaseIsIdempotentAndQuotesTheName(t *testing.T) {
+	t.Parallel()
+	w := worldOn(t, pgtest.Empty(t))
+	name := value[string](w, `SELECT current_database()`) + ` "x"`
+	t.Cleanup(func() {
+		ctx := context.Background()
+		db := must(pgxpool.New(ctx, w.url.Reveal()))(t)
+		defer db.Close()
+		if _, err := db.Exec(ctx, `DROP DATABASE "`+strings.ReplaceAll(name, `"`, `""`)+`"`); err != nil {
+			t.Error(err)
+		}
+	})
+	for range 2 {
+		if err := store.CreateDatabase(t.Context(), w.url, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := value[int](w, `SELECT count(*) FROM pg_database WHERE datname = $1`, name); got != 1 {
+		t.Errorf("there are %d databases of that name", got)
+	}
+}
+
+// sleeping is the condition for the connection whose step sleeps.
+const sleeping = `datname = current_database() AND state = 'active' AND query LIKE '%pg_sleep(600)%'
+	AND application_name = 'accesskeys'`
+
+// moreUp is the file of a step that is newer than all there are.
+const moreUp = "999999_more.up.sql"
+
+// migrateWith migrates with one more step than there are.
+func migrateWith(ctx context.Context, w *world, step string) error {
+	_, err := store.MigrateUpWith(ctx, w.url, slog.New(slog.DiscardHandler), stepsAnd(w.t, step), patience)
+	return err
+}
+
+// stepsAnd are all steps and one more.
+func stepsAnd(t *testing.T, step string) fs.FS {
+	t.Helper()
+	steps := fstest.MapFS{moreUp: {Data: []byte(step)}}
+	for _, name := range must(fs.Glob(migrations.Files, "*.sql"))(t) {
+		steps[name] = &fstest.MapFile{Data: must(migrations.Files.ReadFile(name))(t)}
+	}
+	return steps
+}
+
+// newestStep counts the steps, which are numbered without gaps.
+func newestStep(t *testing.T) int {
+	t.Helper()
+	return len(must(fs.Glob(migrations.Files, "*.up.sql"))(t))
+}
+
+// fingerprint tells all that the migrations can make: relations, columns, defaults, constraints and indexes, with the
+// rows of the small tables, one line each.
+func fingerprint(w *world) string {
+	w.t.Helper()
+	shown := value[string](w, `
+		WITH ours AS (SELECT oid, relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace)
+		SELECT coalesce(string_agg(line, E'\n' ORDER BY line), '') FROM (
+			SELECT format('relation %s %s', relname, relkind) AS line FROM ours
+			UNION ALL
+			SELECT format('column %s.%s %s %s not null %s default %s collation %s', relname, attname, attnum,
+			              format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid), attcollation::regcollation)
+			FROM ours JOIN pg_attribute ON attrelid = ours.oid AND attnum > 0 AND NOT attisdropped
+			          LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+			WHERE relkind = 'r'
+			UNION ALL
+			SELECT format('constraint %s.%s %s', relname, conname, pg_get_constraintdef(pg_constraint.oid))
+			FROM ours JOIN pg_constraint ON conrelid = ours.oid
+			UNION ALL
+			SELECT format('index %s.%s', relname, pg_get_indexdef(indexrelid)) FROM ours JOIN pg_index ON indrelid = ours.oid
+			UNION ALL
+			SELECT format('function %s', p.oid::regprocedure) FROM pg_proc p WHERE pronamespace = 'public'::regnamespace
+		) AS lines`) + "\n"
+	for _, table := range []string{"schema_migrations", "customers"} {
+		if value[bool](w, `SELECT to_regclass($1) IS NOT NULL`, table) {
+			shown += value[string](w, `SELECT coalesce(string_agg('row `+table+` ' || to_jsonb(t)::text, E'\n' ORDER BY to_jsonb(t)::text), '')
+				FROM `+table+` t`) + "\n"
+		}
+	}
+	return shown
+}

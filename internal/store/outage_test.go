@@ -1,0 +1,182 @@
+package store_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/pgtest"
+	"accesskeys/internal/store"
+)
+
+// Contract 5: "The database away: 503 ... and recovery without a restart"; pitfalls: "a demoted primary passes the ping and
+// then refuses writes (25006). Drop such connections".
+func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.createKey(w.acme)
+	// A pool of one: the write after the recovery gets the connection that has refused, if that is still there.
+	s := open(t, withSetting(t, w.url, "pool_max_conns", "1"))
+	for name, write := range map[string]func() error{
+		"creating": func() error {
+			_, err := s.CreateAccessKey(t.Context(), newKey(w.acme, year))
+			return err
+		},
+		"updating": func() error {
+			_, err := s.UpdateAccessKey(t.Context(), w.acme.ID, key.ID, store.AccessKeyChange{})
+			return err
+		},
+		"renewing a hash": func() error {
+			return s.RenewPasswordHash(t.Context(), uuid.New(), newAgent(w.acme, "u").PasswordHash, newAgent(w.acme, "u").PasswordHash)
+		},
+		"bootstrapping": func() error {
+			_, err := s.Bootstrap(t.Context(), store.Bootstrap{Customer: uuid.NewString()})
+			return err
+		},
+	} {
+		setReadOnly(w, "on")
+		w.exec(cutTheStore)
+		until(t, "the pool has a connection that only reads", func() bool { return s.Ready(t.Context()) == nil })
+		wantError(t, name+" on a standby", write(), store.ErrUnavailable)
+		setReadOnly(w, "off")
+		if err := write(); err != nil {
+			t.Errorf("%s after the recovery: %v", name, err)
+		}
+	}
+}
+
+// setReadOnly makes the database of connections to come one that refuses writes, or again one that takes them.
+func setReadOnly(w *world, to string) {
+	w.t.Helper()
+	tx := must(w.db.Begin(w.t.Context()))(w.t) // whatever the test's own connection has become
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	for _, sql := range []string{
+		`SET TRANSACTION READ WRITE`,
+		`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = ` + to + `', current_database()); END $$`,
+	} {
+		if _, err := tx.Exec(w.t.Context(), sql); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if err := tx.Commit(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// Contract 5: "recovery without a restart": a connection that the server has ended is not given out again.
+func TestStoreRecoversFromCutConnections(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	k := newKey(w.acme, year)
+	key := must(w.store.CreateAccessKey(t.Context(), k))(t)
+	for range 3 {
+		if _, err := w.store.AccessKeyByHash(t.Context(), k.TokenHash); err != nil { // there is a connection to cut
+			t.Fatal(err)
+		}
+		w.exec(cutTheStore)
+		until(t, "the store answers again", func() bool {
+			got, err := w.store.AccessKeyByHash(t.Context(), k.TokenHash)
+			if err != nil {
+				wantError(t, "meanwhile", err, store.ErrUnavailable)
+			}
+			return err == nil && got.AccessKey == key
+		})
+	}
+}
+
+// Contract 5: "503 SERVICE_UNAVAILABLE with Retry-After within 5 s": who finds no free connection waits no longer than
+// its context lets it.
+func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.createKey(w.acme)
+	s := open(t, withSetting(t, w.url, "pool_max_conns", "1"))
+	_, release := w.lockKey(key.ID)
+	holder := make(chan error, 1)
+	go func() { // takes the only connection and waits
+		_, err := s.DeleteAccessKey(t.Context(), w.acme.ID, key.ID)
+		holder <- err
+	}()
+	w.untilWaiting()
+	if stats := s.PoolStats(); stats.Max != 1 || stats.Acquired != 1 || stats.Idle != 0 || stats.Total != 1 {
+		t.Errorf("the pool's figures are %+v", stats)
+	}
+	for name, call := range map[string]func(context.Context) error{
+		"a look-up": func(ctx context.Context) error {
+			_, err := s.AccessKeyByHash(ctx, store.TokenHash{})
+			return err
+		},
+		"a list": func(ctx context.Context) error {
+			_, err := s.AccessKeys(ctx, w.acme.ID, store.Start(), 10)
+			return err
+		},
+		"readiness": s.Ready,
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		began := time.Now()
+		wantError(t, name, call(ctx), store.ErrUnavailable)
+		cancel()
+		if took := time.Since(began); took > 4*time.Second {
+			t.Errorf("%s has waited for %v", name, took)
+		}
+	}
+	release()
+	if err := <-holder; err != nil {
+		t.Errorf("the one that held the connection: %v", err)
+	}
+	_, err := s.AccessKeyByHash(t.Context(), store.TokenHash{})
+	wantError(t, "a look-up afterwards", err, store.ErrNotFound)
+}
+
+// Contract 5: "/readyz (it can serve: database reachable and migrated)".
+func TestReadyIsReachableAndMigrated(t *testing.T) {
+	t.Parallel()
+	w := worldOn(t, pgtest.Empty(t))
+	wantError(t, "without a schema", w.store.Ready(t.Context()), store.ErrUnavailable)
+	for range 2 {
+		if _, err := store.MigrateUp(t.Context(), w.url, (&logBuffer{}).logger()); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.store.Ready(t.Context()); err != nil {
+			t.Errorf("migrated: %v", err)
+		}
+		if _, err := store.MigrateDown(t.Context(), w.url, (&logBuffer{}).logger()); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, "taken back", w.store.Ready(t.Context()), store.ErrUnavailable)
+	}
+	away := open(t, deadAddress(t, "p"))
+	began := time.Now()
+	wantError(t, "away", away.Ready(t.Context()), store.ErrUnavailable)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("an absent database was noticed after %v", took)
+	}
+}
+
+// Contract 5: "503 ... within 5 s": a network that swallows everything is given up on, and DATABASE_URL may say when.
+func TestSilentNetworkIsGivenUpOn(t *testing.T) {
+	t.Parallel()
+	silent := silentAddress(t)
+	for name, address := range map[string]struct {
+		timeout string
+		most    time.Duration
+	}{
+		"by default":      {"", 5 * time.Second},
+		"as the URL says": {"1", 2500 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := silent
+			if address.timeout != "" {
+				url = withSetting(t, silent, "connect_timeout", address.timeout)
+			}
+			began := time.Now()
+			wantError(t, name, open(t, url).Ready(t.Context()), store.ErrUnavailable)
+			if took := time.Since(began); took > address.most {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}

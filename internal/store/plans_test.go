@@ -1,0 +1,228 @@
+package store_test
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/store"
+)
+
+// Pitfalls: "Keyset with a row comparison: 7 buffers at depth 800,000", "an indexed look-up". The statements are caught
+// on their way to the database, so that what is explained is what the store sends.
+func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	crowd(w)
+	catcher := &statements{}
+	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
+	defer traced.Close()
+	sent := func(do func() error) statement {
+		t.Helper()
+		catcher.all = nil
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+		if len(catcher.all) != 1 {
+			t.Fatalf("%d statements, want 1", len(catcher.all))
+		}
+		return catcher.all[0]
+	}
+	byHash := sent(func() error {
+		hash := value[[]byte](w, `SELECT token_hash FROM accesskeys WHERE customer_id = $1 LIMIT 1`, w.globex.ID)
+		_, err := traced.AccessKeyByHash(t.Context(), store.TokenHash(hash))
+		return err
+	})
+	page := func(after store.Cursor) statement {
+		return sent(func() error {
+			keys, err := traced.AccessKeys(t.Context(), w.acme.ID, after, 100)
+			if len(keys) != 100 {
+				t.Fatalf("a page of %d keys", len(keys))
+			}
+			return err
+		})
+	}
+	var deep store.Cursor
+	err := w.db.QueryRow(t.Context(), `SELECT tm_create, id FROM accesskeys WHERE customer_id = $1 AND `+notDeleted+`
+		ORDER BY tm_create, id OFFSET 200 LIMIT 1`, w.acme.ID).Scan(&deep.TmCreate, &deep.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	firstPage, deepPage := page(store.Start()), page(deep)
+	login := sent(func() error {
+		_, err := traced.AgentByUsername(t.Context(), "USER-777")
+		return err
+	})
+
+	const dropHash = `ALTER TABLE accesskeys DROP CONSTRAINT accesskeys_token_hash_key`
+	tests := []struct {
+		name  string
+		query statement
+		index string
+		drop  string
+	}{
+		{"the key of a hash", byHash, "accesskeys_token_hash_key", dropHash},
+		{"the first page", firstPage, "accesskeys_live_newest", `DROP INDEX accesskeys_live_newest`},
+		{"a deep page", deepPage, "accesskeys_live_newest", `DROP INDEX accesskeys_live_newest`},
+		{"the agent of a username", login, "agents_live_username", `DROP INDEX agents_live_username`},
+	}
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		buffers := map[string]int{}
+		for _, test := range tests {
+			plan := w.explain(mode, test.query, "")
+			for _, problem := range plan.problems(test.index) {
+				t.Errorf("%s, %s: %s in\n%s", test.name, mode, problem, plan.text)
+			}
+			buffers[test.name] = plan.buffers()
+			// Control: without its index the query does not pass.
+			if plan := w.explain(mode, test.query, test.drop); len(plan.problems(test.index)) == 0 {
+				t.Errorf("%s, %s: without the index the plan still passes:\n%s", test.name, mode, plan.text)
+			}
+		}
+		for name, most := range map[string]int{
+			"the key of a hash": 12, "the agent of a username": 12, "a deep page": buffers["the first page"] + 10,
+		} {
+			if buffers[name] > most {
+				t.Errorf("%s, %s: %s reads %d buffers, want at most %d", name, mode, name, buffers[name], most)
+			}
+		}
+		// Control: counting them does tell a good plan for a deep page from a bad one.
+		offset := statement{`SELECT id, name FROM accesskeys WHERE customer_id = $1 AND ` + notDeleted + `
+			ORDER BY tm_create DESC, id DESC OFFSET $2 LIMIT 100`, []any{w.acme.ID, 15000}}
+		if got, keyset := w.explain(mode, offset, "").buffers(), buffers["a deep page"]; got < 10*keyset {
+			t.Errorf("%s: OFFSET reads %d buffers, the keyset %d: the count shows nothing", mode, got, keyset)
+		}
+	}
+}
+
+const notDeleted = `tm_delete = '9999-01-01 00:00:00+00'`
+
+// crowd makes 50,000 keys, 20,000 of acme's, among 1,000 customers and 20,000 agents; some are deleted, and some keys
+// share a tm_create.
+func crowd(w *world) {
+	w.t.Helper()
+	w.exec(`INSERT INTO customers (id, name) SELECT gen_random_uuid(), 'customer ' || i FROM generate_series(1, 998) i`)
+	w.exec(`
+		WITH c AS (SELECT array_agg(id) AS ids FROM customers)
+		INSERT INTO accesskeys (id, customer_id, name, token_hash, token_prefix, tm_create, tm_update, tm_expire, tm_delete)
+		SELECT gen_random_uuid(), CASE WHEN i % 5 < 2 THEN $1 WHEN i % 5 = 2 THEN $2 ELSE ids[1 + i % 1000] END, 'key ' || i,
+		       sha256(int8send(i)), 'vb_12345678', at, at, at + interval '1 year',
+		       CASE WHEN i % 11 = 0 THEN at + interval '1 day' ELSE '9999-01-01 00:00:00+00' END
+		FROM c, (SELECT i, timestamptz '2026-01-01 00:00:00+00' + (i / 7) * interval '1 s' AS at FROM generate_series(1, 50000) i) k`,
+		w.acme.ID, w.globex.ID)
+	w.exec(`
+		WITH c AS (SELECT array_agg(id) AS ids FROM customers)
+		INSERT INTO agents (id, customer_id, username, password_hash, tm_delete)
+		SELECT gen_random_uuid(), ids[1 + i % 1000], 'User-' || i, '$argon2id$v=19$x',
+		       CASE WHEN i % 11 = 0 THEN now() ELSE '9999-01-01 00:00:00+00' END
+		FROM c, generate_series(1, 20000) i`)
+	w.exec(`VACUUM ANALYZE`)
+}
+
+// statement is one that the store has sent.
+type statement struct {
+	sql  string
+	args []any
+}
+
+// statements is a pgx.QueryTracer that keeps what it sees.
+type statements struct{ all []statement }
+
+func (s *statements) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	s.all = append(s.all, statement{q.SQL, q.Args})
+	return ctx
+}
+
+func (*statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// explained is what EXPLAIN tells of a statement that it has run.
+type explained struct {
+	text string
+	root planNode
+}
+
+type planNode struct {
+	Type    string     `json:"Node Type"`
+	Index   string     `json:"Index Name"`
+	Dropped float64    `json:"Rows Removed by Filter"`
+	Hit     int        `json:"Shared Hit Blocks"`
+	Read    int        `json:"Shared Read Blocks"`
+	Plans   []planNode `json:"Plans"`
+}
+
+// explain runs a statement as a prepared one, as the store does, after a change to the schema that it takes back.
+func (w *world) explain(mode string, s statement, change string) explained {
+	w.t.Helper()
+	tx := must(w.db.Begin(w.t.Context()))(w.t)
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	literals := make([]string, len(s.args))
+	for i, arg := range s.args {
+		literals[i] = literal(w.t, arg)
+	}
+	for _, sql := range []string{
+		`DEALLOCATE ALL`, `SET LOCAL plan_cache_mode = ` + mode, `SET LOCAL jit = off`, change, `PREPARE hot AS ` + s.sql,
+	} {
+		if _, err := tx.Exec(w.t.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			w.t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	var text string
+	err := tx.QueryRow(w.t.Context(), `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE hot (`+strings.Join(literals, ", ")+`)`,
+		pgx.QueryExecModeSimpleProtocol).Scan(&text)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var plans []struct{ Plan planNode }
+	if err := json.Unmarshal([]byte(text), &plans); err != nil || len(plans) != 1 {
+		w.t.Fatalf("%v: %s", err, text)
+	}
+	return explained{text, plans[0].Plan}
+}
+
+func literal(t *testing.T, arg any) string {
+	t.Helper()
+	switch v := arg.(type) {
+	case []byte:
+		return `'\x` + hex.EncodeToString(v) + `'`
+	case time.Time:
+		return v.UTC().Format(`'2006-01-02 15:04:05.000000+00'`)
+	case uuid.UUID, string, int:
+		return fmt.Sprintf(`'%v'`, v)
+	default:
+		t.Fatalf("no literal for a %T", arg)
+		return ""
+	}
+}
+
+// problems are the reasons why a plan is not the look-up in an index that it should be.
+func (e explained) problems(index string) (found []string) {
+	used := false
+	var walk func(planNode)
+	walk = func(n planNode) {
+		used = used || n.Index == index
+		if slices.Contains([]string{"Seq Scan", "Sort", "Incremental Sort", "Gather", "Hash Join"}, n.Type) {
+			found = append(found, "a "+n.Type)
+		}
+		if n.Dropped > 0 {
+			found = append(found, "rows that the index does not keep out")
+		}
+		for _, child := range n.Plans {
+			walk(child)
+		}
+	}
+	walk(e.root)
+	if !used {
+		found = append(found, "no use of "+index)
+	}
+	return found
+}
+
+func (e explained) buffers() int { return e.root.Hit + e.root.Read }

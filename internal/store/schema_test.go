@@ -1,0 +1,253 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"accesskeys/internal/store"
+)
+
+// row is a row's values by column.
+type row map[string]any
+
+// rows of each table that the schema takes; customer is one that exists.
+func goodRows(customer uuid.UUID) map[string]row {
+	return map[string]row{
+		"customers": {"id": uuid.New(), "name": "n"},
+		"agents":    {"id": uuid.New(), "customer_id": customer, "username": "u", "password_hash": "$argon2id$v=19$x"},
+		"accesskeys": {
+			"id": uuid.New(), "customer_id": customer, "token_hash": make([]byte, 32), "token_prefix": "vb_12345678",
+			"tm_create": time.Unix(1e9, 0), "tm_expire": time.Unix(1e9, 1000),
+		},
+	}
+}
+
+// Contract 1: "Stored: its SHA-256 (32 raw bytes, unique) and the prefix"; 2: "user names match without regard to case";
+// 4: "name at most 255 characters, detail at most 4096": what the program's own checks let slip, the schema refuses.
+func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, deleted := uuid.New(), time.Unix(2e9, 0)
+	long := func(n int) string { return strings.Repeat("\U0001F511", n) } // characters, not bytes
+	tests := []struct {
+		table   string
+		first   row    // the difference of a row that is there already
+		change  row    // the difference of the row in question
+		refused string // by this constraint; "" where it is accepted
+	}{
+		{"customers", row{"id": id}, row{"id": id}, "customers_pkey"},
+		{"customers", nil, row{"name": ""}, "customers_name_check"},
+		{"customers", nil, row{"name": long(256)}, "customers_name_check"},
+		{"customers", nil, row{"detail": long(4097)}, "customers_detail_check"},
+		{"customers", nil, row{"email": long(256)}, "customers_email_check"},
+		{"customers", nil, row{"name": long(255), "detail": long(4096), "email": long(255)}, ""},
+		{"customers", row{"name": "n"}, row{"name": "n"}, ""}, // names of customers need not differ
+
+		{"agents", row{"id": id}, row{"id": id, "username": "other"}, "agents_pkey"},
+		{"agents", nil, row{"customer_id": uuid.New()}, "agents_customer_id_fkey"},
+		{"agents", nil, row{"username": ""}, "agents_username_check"},
+		{"agents", nil, row{"username": long(256)}, "agents_username_check"},
+		{"agents", nil, row{"name": long(256)}, "agents_name_check"},
+		{"agents", nil, row{"detail": long(4097)}, "agents_detail_check"},
+		{"agents", nil, row{"username": long(255), "name": long(255), "detail": long(4096)}, ""},
+		{"agents", nil, row{"password_hash": ""}, "agents_password_hash_check"},
+		{"agents", nil, row{"password_hash": "hunter2"}, "agents_password_hash_check"},
+		{"agents", nil, row{"password_hash": "$argon2i$v=19$x"}, "agents_password_hash_check"},
+		{"agents", nil, row{"password_hash": " $argon2id$v=19$x"}, "agents_password_hash_check"},
+		{"agents", nil, row{"password_hash": "$1$x$y"}, "agents_password_hash_check"},
+		{"agents", nil, row{"password_hash": "$2a$10$x"}, ""},
+		{"agents", nil, row{"password_hash": "$2b$10$x"}, ""},
+		{"agents", nil, row{"password_hash": "$2y$10$x"}, ""},
+		{"agents", nil, row{"permission": -1}, "agents_permission_check"},
+		{"agents", nil, row{"permission": 65536}, "agents_permission_check"},
+		{"agents", nil, row{"permission": 0}, ""},
+		{"agents", nil, row{"permission": 65535}, ""},
+		{"agents", row{"username": "Alice@X"}, row{"username": "Alice@X"}, "agents_live_username"},
+		{"agents", row{"username": "Alice@X"}, row{"username": "aLICE@x"}, "agents_live_username"},
+		{"agents", row{"username": "Alice"}, row{"username": "alice", "customer_id": w.globex.ID}, "agents_live_username"},
+		{"agents", row{"username": "Alice", "tm_delete": deleted}, row{"username": "alice"}, ""},
+		{"agents", row{"username": "Alice"}, row{"username": "alice", "tm_delete": deleted}, ""},
+		{"agents", row{"username": "a", "tm_delete": deleted}, row{"username": "a", "tm_delete": deleted}, ""},
+
+		{"accesskeys", row{"id": id, "token_hash": []byte(long(8))}, row{"id": id}, "accesskeys_pkey"},
+		{"accesskeys", nil, row{"customer_id": uuid.New()}, "accesskeys_customer_id_fkey"},
+		{"accesskeys", nil, row{"name": long(256)}, "accesskeys_name_check"},
+		{"accesskeys", nil, row{"detail": long(4097)}, "accesskeys_detail_check"},
+		{"accesskeys", nil, row{"name": long(255), "detail": long(4096)}, ""},
+		{"accesskeys", nil, row{"token_hash": []byte{}}, "accesskeys_token_hash_check"},
+		{"accesskeys", nil, row{"token_hash": make([]byte, 31)}, "accesskeys_token_hash_check"},
+		{"accesskeys", nil, row{"token_hash": make([]byte, 33)}, "accesskeys_token_hash_check"},
+		{"accesskeys", row{}, row{}, "accesskeys_token_hash_key"},
+		{"accesskeys", row{}, row{"customer_id": w.globex.ID}, "accesskeys_token_hash_key"},
+		{"accesskeys", row{"tm_delete": deleted}, row{}, "accesskeys_token_hash_key"},
+		{"accesskeys", nil, row{"token_prefix": ""}, "accesskeys_token_prefix_check"},
+		{"accesskeys", nil, row{"token_prefix": "vb_1234567"}, "accesskeys_token_prefix_check"},
+		{"accesskeys", nil, row{"token_prefix": "vb_123456789"}, "accesskeys_token_prefix_check"},
+		{"accesskeys", nil, row{"token_prefix": "vc_12345678"}, "accesskeys_token_prefix_check"},
+		{"accesskeys", nil, row{"token_prefix": "vb_1234567!"}, "accesskeys_token_prefix_check"},
+		{"accesskeys", nil, row{"token_prefix": "vb_1234567é"}, "accesskeys_token_prefix_check"},
+		{"accesskeys", nil, row{"token_prefix": "vb_12345678\n"}, "accesskeys_token_prefix_check"},
+		{"accesskeys", nil, row{"token_prefix": "vb_aZ09-_-_"}, ""},
+		{"accesskeys", nil, row{"tm_expire": time.Unix(1e9, 0)}, "accesskeys_check"},
+		{"accesskeys", nil, row{"tm_expire": time.Unix(1e9-1, 0)}, "accesskeys_check"},
+	}
+	constraints := w.constraints()
+	for _, test := range tests {
+		t.Run(fmt.Sprintf("%s %.60v", test.table, test.change), func(t *testing.T) {
+			t.Parallel()
+			tx := must(w.db.Begin(t.Context()))(t)
+			defer func() { _ = tx.Rollback(context.Background()) }()
+			good := goodRows(w.acme.ID)[test.table]
+			if test.first != nil {
+				first := maps.Clone(good)
+				first["id"] = uuid.New()
+				maps.Copy(first, test.first)
+				if err := insert(t, tx, test.table, first); err != nil {
+					t.Fatalf("the first row: %v", err)
+				}
+			}
+			changed := maps.Clone(good)
+			maps.Copy(changed, test.change)
+			err := insert(t, tx, test.table, changed)
+			var refused *pgconn.PgError
+			switch {
+			case test.refused == "" && err != nil:
+				t.Errorf("refused: %v", err)
+			case test.refused != "" && (!errors.As(err, &refused) || refused.ConstraintName != test.refused):
+				t.Errorf("%v, want it to be refused by %s", err, test.refused)
+			}
+		})
+		delete(constraints, test.refused)
+	}
+	if len(constraints) > 0 {
+		t.Errorf("no row shows what these constraints refuse: %v", slices.Sorted(maps.Keys(constraints)))
+	}
+}
+
+// Contract 3: "deleted, malformed, tampered: 401": a customer can't vanish from under its keys and agents.
+func TestCustomerWithKeysOrAgentsCannotBeRemoved(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.createKey(w.acme)
+	w.createAgent(w.globex, "glob")
+	for customer, constraint := range map[uuid.UUID]string{
+		w.acme.ID: "accesskeys_customer_id_fkey", w.globex.ID: "agents_customer_id_fkey",
+	} {
+		_, err := w.db.Exec(t.Context(), `DELETE FROM customers WHERE id = $1`, customer)
+		var refused *pgconn.PgError
+		if !errors.As(err, &refused) || refused.ConstraintName != constraint {
+			t.Errorf("%v, want it to be refused by %s", err, constraint)
+		}
+	}
+}
+
+// Contract 1: "It is stored as such in Postgres too (timestamptz, not null)".
+func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	rows := must(w.db.Query(t.Context(), `
+		SELECT relname, attname, format_type(atttypid, atttypmod)
+		FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+		WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
+		  AND relname <> 'schema_migrations'`))(t)
+	type column struct{ Table, Name, Type string }
+	columns := must(pgx.CollectRows(rows, pgx.RowToStructByPos[column]))(t)
+	times := map[string]int{}
+	for _, c := range columns {
+		tx := must(w.db.Begin(t.Context()))(t)
+		null := goodRows(w.acme.ID)[c.Table]
+		null[c.Name] = nil
+		err := insert(t, tx, c.Table, null)
+		var refused *pgconn.PgError
+		if !errors.As(err, &refused) || refused.Code != "23502" || refused.ColumnName != c.Name {
+			t.Errorf("%s.%s takes NULL (%v)", c.Table, c.Name, err)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(c.Name, "tm_") {
+			times[c.Table]++
+			if c.Type != "timestamp with time zone" {
+				t.Errorf("%s.%s is a %s", c.Table, c.Name, c.Type)
+			}
+		}
+	}
+	if want := map[string]int{"customers": 3, "agents": 4, "accesskeys": 4}; !maps.Equal(times, want) {
+		t.Errorf("the tables have %v points in time, want %v", times, want)
+	}
+}
+
+// Contract 1: "the sentinel: not deleted"; "At creation tm_update equals tm_create"; "one clock, the database's".
+func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tx := must(w.db.Begin(t.Context()))(t) // within one, now() stands still
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	for table, values := range goodRows(w.acme.ID) {
+		delete(values, "tm_create")
+		if table == "accesskeys" {
+			values["tm_expire"] = time.Unix(4e9, 0)
+		}
+		if err := insert(t, tx, table, values); err != nil {
+			t.Fatal(err)
+		}
+		var now, create, update, deletion time.Time
+		err := tx.QueryRow(t.Context(), `SELECT now(), tm_create, tm_update, tm_delete FROM `+table+` WHERE id = $1`, values["id"]).
+			Scan(&now, &create, &update, &deletion)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !create.Equal(now) || !update.Equal(now) || !deletion.Equal(store.Never()) {
+			t.Errorf("%s: at %v a row has tm_create %v, tm_update %v, tm_delete %v", table, now, create, update, deletion)
+		}
+	}
+	var password, now time.Time
+	if err := tx.QueryRow(t.Context(), `SELECT tm_password, now() FROM agents`).Scan(&password, &now); err != nil || !password.Equal(now) {
+		t.Errorf("at %v an agent has tm_password %v (%v)", now, password, err)
+	}
+}
+
+// insert inserts a row in a savepoint, so that a refusal leaves the transaction usable.
+func insert(t *testing.T, tx pgx.Tx, table string, values row) error {
+	t.Helper()
+	var columns, marks []string
+	var args []any
+	for column, value := range values {
+		args = append(args, value)
+		columns, marks = append(columns, column), append(marks, fmt.Sprintf("$%d", len(args)))
+	}
+	return pgx.BeginFunc(t.Context(), tx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), fmt.Sprintf(`INSERT INTO %s (%s) VALUES (%s)`,
+			table, strings.Join(columns, ", "), strings.Join(marks, ", ")), args...)
+		return err
+	})
+}
+
+// constraints are the names of all that a row can violate, NOT NULL aside.
+func (w *world) constraints() map[string]bool {
+	w.t.Helper()
+	rows := must(w.db.Query(w.t.Context(), `
+		SELECT conname::text FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid
+		WHERE contype IN ('c', 'f', 'u', 'p', 'x') AND connamespace = 'public'::regnamespace AND relname <> 'schema_migrations'
+		UNION
+		SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+		WHERE indisunique AND relnamespace = 'public'::regnamespace AND relname <> 'schema_migrations_pkey'`))(w.t)
+	all := map[string]bool{}
+	for _, name := range must(pgx.CollectRows(rows, pgx.RowTo[string]))(w.t) {
+		all[name] = true
+	}
+	if len(all) == 0 {
+		w.t.Fatal("there are no constraints")
+	}
+	return all
+}

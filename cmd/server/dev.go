@@ -30,7 +30,7 @@ const (
 	demoListen    = "127.0.0.1:8080"
 	demoDatabase  = "accesskeys"
 
-	// randomExpire is how long a random demo key lives, in seconds; each start makes a new one.
+	// randomExpire is how long a random demo key lives, in seconds; each start that needs one makes a new one.
 	randomExpire = 86400
 	// takeoverWait is how long another `server dev` on the same folder has to stop: longer than its shutdown may take.
 	takeoverWait = shutdownTimeout + 10*time.Second
@@ -147,6 +147,11 @@ type demo struct {
 
 // demo makes sure that the demo's customer, admin and key exist and work, whatever was done to them since the last run.
 func (a *app) demo(ctx context.Context, b bootstrapSettings) (demo, error) {
+	if !isLoopback(a.addr()) {
+		if err := a.retirePublished(ctx); err != nil {
+			return demo{}, err
+		}
+	}
 	a.fillDemo(&b)
 	done, err := a.bootstrap(ctx, b)
 	if err == nil && done.Customer == store.Deleted {
@@ -186,9 +191,35 @@ func (a *app) fillDemo(b *bootstrapSettings) {
 	if b.accessKey.Empty() {
 		b.accessKey, _ = auth.ParseAccessToken(demoAccessKey)
 		if !local {
-			b.accessKey = auth.NewAccessToken()
+			b.accessKey, b.expire = auth.NewAccessToken(), randomExpire
 		}
 	}
+}
+
+// retirePublished makes sure that the published credentials, which a run on a loopback address may have left in the
+// database, open nothing on an address that others can reach.
+func (a *app) retirePublished(ctx context.Context) error {
+	published, _ := auth.ParseAccessToken(demoAccessKey)
+	key, err := a.store.AccessKeyByHash(ctx, published.Hash())
+	if err == nil {
+		_, err = a.store.DeleteAccessKey(ctx, key.CustomerID, key.ID)
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	agent, _, err := a.authenticator.Login(ctx, demoUsername, secret.New(demoPassword))
+	if errors.Is(err, auth.ErrInvalidCredential) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	hash, err := a.passwords.Hash(ctx, secret.New(rand.Text()))
+	if err != nil {
+		return err
+	}
+	_, err = a.store.SetPassword(ctx, agent.ID, hash)
+	return err
 }
 
 // demoLogin logs the demo's admin in, after giving it the printed password back where it has another.

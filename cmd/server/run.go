@@ -95,6 +95,7 @@ func (inv invocation) flagSet(words string) (*flag.FlagSet, *settingFlags) {
 	flags.Usage = func() {
 		fmt.Fprintf(inv.stderr, "usage of server %s:\n", words)
 		flags.PrintDefaults()
+		fmt.Fprintln(inv.stderr, "`server help` lists the settings that have no flag.")
 	}
 	return flags, addSettingFlags(flags)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,9 @@ import (
 const (
 	// shutdownTimeout is how long requests under way have to end after a SIGTERM (contract, section 6).
 	shutdownTimeout = 30 * time.Second
+	// shutdownLinger is how long open connections are still answered, each with its last answer, before the idle ones are
+	// closed: closing one just as its client sends a request would lose that request (golang/go 23829).
+	shutdownLinger = 500 * time.Millisecond
 	// passwordWait is how long a login waits for its turn before it is refused.
 	passwordWait = time.Second
 
@@ -38,6 +42,12 @@ func serve(ctx context.Context, inv invocation) error {
 		return err
 	}
 	a, err := newApp(ctx, cfg, newLogger(inv.stderr, cfg))
+	if ctx.Err() != nil {
+		if err == nil {
+			a.close()
+		}
+		return nil // asked to stop before it had started
+	}
 	if err != nil {
 		return err
 	}
@@ -62,7 +72,8 @@ type app struct {
 	api           *api.Server
 	listener      net.Listener
 	server        *http.Server
-	patience      time.Duration // with requests under way at the end
+	linger        time.Duration // shutdownLinger
+	patience      time.Duration // shutdownTimeout
 }
 
 // newApp listens, migrates, bootstraps and wires; run answers. The caller closes it.
@@ -81,7 +92,7 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 		return nil, usagef("DATABASE_URL: %w", err)
 	}
 	if _, err = store.MigrateUp(ctx, cfg.databaseURL, log); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("preparing the database at DATABASE_URL: %w", err)
 	}
 	// Half of the cores at most check passwords; the rest stays for checking credentials.
 	if a.passwords, err = auth.NewPasswords(max(1, runtime.GOMAXPROCS(0)/2), passwordWait); err != nil {
@@ -107,7 +118,7 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 		AuthLimit:      cfg.authLimit,
 		V1Limit:        cfg.v1Limit,
 	})
-	a.patience = shutdownTimeout
+	a.linger, a.patience = shutdownLinger, shutdownTimeout
 	a.server = &http.Server{
 		Handler:           a.api,
 		ReadHeaderTimeout: readHeaderTimeout,
@@ -135,6 +146,11 @@ func (a *app) run(ctx context.Context) error {
 	}
 	a.log.Info("stopping: no new connections, finishing what is under way", "at_most", a.patience.String())
 	a.api.Drain()
+	_ = a.listener.Close() // ends Serve; the connections that are open stay
+	if err := <-served; !errors.Is(err, net.ErrClosed) {
+		a.log.Warn("the listener had failed", "error", err.Error())
+	}
+	time.Sleep(a.linger)
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.patience)
 	defer cancel()
 	err := a.server.Shutdown(stopping)
@@ -142,7 +158,6 @@ func (a *app) run(ctx context.Context) error {
 		a.log.Warn("some requests did not finish in time and were cut off")
 		err = a.server.Close()
 	}
-	_ = <-served // http.ErrServerClosed, now that it is
 	if err != nil {
 		return fmt.Errorf("stopping: %w", err)
 	}
@@ -173,7 +188,8 @@ func (a *app) bootstrap(ctx context.Context, b bootstrapSettings) (store.Bootstr
 	wanted.PasswordHash = func(ctx context.Context) (secret.Value, error) { return a.passwords.Hash(ctx, b.password) }
 	if !b.accessKey.Empty() {
 		wanted.AccessKey = &store.NewAccessKey{
-			Name: "bootstrap", TokenHash: b.accessKey.Hash(), TokenPrefix: b.accessKey.Prefix(), Expire: defaultExpire,
+			Name: "bootstrap", TokenHash: b.accessKey.Hash(), TokenPrefix: b.accessKey.Prefix(),
+			Expire: cmp.Or(b.expire, defaultExpire),
 		}
 	}
 	done, err := a.store.Bootstrap(ctx, wanted)

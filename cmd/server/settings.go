@@ -39,6 +39,7 @@ type bootstrapSettings struct {
 	username  string
 	password  secret.Value
 	accessKey auth.AccessToken // empty where none is asked for
+	expire    int64            // of accessKey in seconds, 0 for the default
 }
 
 // setting is one line of the table below, from which parsing, flags and help are made.

@@ -36,7 +36,7 @@ func decodeObject(w http.ResponseWriter, r *http.Request) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(bytes.TrimSpace(body)) == 0 {
+	if len(bytes.Trim(body, " \t\r\n")) == 0 { // the space of JSON, not all of Unicode's
 		return &object{}, nil
 	}
 	return parseObject(body)
@@ -53,7 +53,7 @@ func decodeRequiredObject(w http.ResponseWriter, r *http.Request) (*object, erro
 
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err == nil {
+	if err == nil && r.Context().Err() == nil {
 		return body, nil
 	}
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
@@ -63,7 +63,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 			message: fmt.Sprintf("The body is larger than %d bytes.", maxBody),
 		}
 	}
-	return nil, badRequest(reasonInvalidJSONBody, "The body could not be read to its end.")
+	return nil, badRequest(reasonInvalidJSONBody, "The body could not be read to its end in time.")
 }
 
 func parseObject(body []byte) (*object, error) {

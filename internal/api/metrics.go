@@ -51,11 +51,6 @@ func (m *metrics) handler() http.Handler {
 }
 
 func (m *metrics) observeRequest(method, route string, code int, took time.Duration) {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions:
-	default:
-		method = "other"
-	}
 	m.requests.WithLabelValues(method, route, strconv.Itoa(code)).Inc()
 	m.durations.WithLabelValues(method, route).Observe(took.Seconds())
 }

@@ -38,10 +38,14 @@ func principalOf(r *http.Request) auth.Principal { return *eventOf(r).principal 
 // private marks answers that no cache may keep and whose address no other site may see: it can hold a credential.
 func private(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Cache-Control", "no-store")
-		w.Header().Set("Referrer-Policy", "no-referrer")
+		setPrivate(w.Header())
 		next.ServeHTTP(w, r)
 	})
+}
+
+func setPrivate(header http.Header) {
+	header.Set("Cache-Control", "no-store")
+	header.Set("Referrer-Policy", "no-referrer")
 }
 
 // deadline bounds what a request waits for.
@@ -63,6 +67,7 @@ func cors(next http.Handler) http.Handler {
 			header.Set("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS")
 			header.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id")
 			header.Set("Access-Control-Max-Age", "86400")
+			setPrivate(header) // it is answered before routing, which would tell where that is needed
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
@@ -71,12 +76,19 @@ func cors(next http.Handler) http.Handler {
 	})
 }
 
-// headAsGet routes HEAD as GET; net/http leaves the body out.
-func headAsGet(next http.Handler) http.Handler {
+// routedMethod routes HEAD as GET; net/http leaves the body out. Methods that no route has are routed as one that chi
+// knows: others it would refuse before it looks at the path, and so before anyone asks for the credential.
+func routedMethod(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodHead {
-			chi.RouteContext(r.Context()).RouteMethod = http.MethodGet
+		method := r.Method
+		switch method {
+		case http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete:
+		case http.MethodHead:
+			method = http.MethodGet
+		default:
+			method = http.MethodTrace
 		}
+		chi.RouteContext(r.Context()).RouteMethod = method
 		next.ServeHTTP(w, r)
 	})
 }

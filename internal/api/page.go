@@ -89,18 +89,43 @@ func parsePageToken(token string) (store.Cursor, bool) {
 		// The decoder skips line breaks; a token has one spelling.
 		return c, storable(c.TmCreate) && pageToken(c) == token
 	}
+	t, ok := parseTimestamp(token)
+	// Rounded up to the database's microseconds: what is before t stays before it.
+	t = t.Add(time.Microsecond - 1).Truncate(time.Microsecond)
+	return store.Before(t), ok && storable(t)
+}
+
+// parseTimestamp reads RFC 3339, or VoIPBIN's form, which is UTC.
+func parseTimestamp(s string) (time.Time, bool) {
 	for _, layout := range []string{time.RFC3339, time.DateTime} { // both take fractional seconds too
-		if t, err := time.Parse(layout, token); err == nil {
-			// Rounded up to the database's microseconds: what is before t stays before it.
-			t = t.Add(time.Microsecond - 1).Truncate(time.Microsecond)
-			return store.Before(t), storable(t)
+		t, err := time.Parse(layout, s)
+		if err != nil {
+			continue
+		}
+		// Parse takes more than that: an hour of one digit, more spaces, a comma before the fraction, an offset of days.
+		const day = 24 * 60 * 60
+		_, offset := t.Zone()
+		return t, digitsAsIn(time.DateTime, s) && !strings.Contains(s, ",") && -day < offset && offset < day
+	}
+	return time.Time{}, false
+}
+
+// digitsAsIn reports whether s starts with digits where layout has some, and with none where it has none.
+func digitsAsIn(layout, s string) bool {
+	digit := func(c byte) bool { return '0' <= c && c <= '9' }
+	for i := range len(layout) {
+		if i == len(s) || digit(s[i]) != digit(layout[i]) {
+			return false
 		}
 	}
-	return store.Cursor{}, false
+	return true
 }
 
 // storable reports whether Postgres can hold t, with room to spare.
-func storable(t time.Time) bool { return t.Year() >= 1 && t.Year() <= 9999 }
+func storable(t time.Time) bool {
+	year := t.UTC().Year()
+	return year >= 1 && year <= 9999
+}
 
 // paged turns the rows of a query for one more than the page's size into a page: the extra row tells that there is more.
 func paged[Row, Item any](rows []Row, p page, item func(Row) Item, cursor func(Row) store.Cursor) list[Item] {

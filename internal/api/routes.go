@@ -9,7 +9,8 @@ import (
 // routes is the whole surface. TestRoutesAreTheDocuments holds it against api/openapi.yaml.
 func (s *Server) routes(cfg Config) http.Handler {
 	r := chi.NewRouter()
-	r.Use(s.observe, clientIP(cfg.TrustedProxies), s.connectionClose, cors, headAsGet)
+	// The client's address comes first: the log line, which observe writes, has it too.
+	r.Use(clientIP(cfg.TrustedProxies), s.observe, s.connectionClose, cors, routedMethod)
 	r.NotFound(s.handle(routeNotFound))
 	r.MethodNotAllowed(s.handle(methodNotAllowed(r)))
 

@@ -102,7 +102,7 @@ func (p *Passwords) check(ctx context.Context, password, hash secret.Value) (ok 
 	}
 	defer release()
 
-	stale := false
+	var stale bool
 	switch {
 	case hash.Empty():
 		_, _ = argonMatches(password.Reveal(), p.dummy.Reveal())

@@ -86,8 +86,8 @@ type sessionAgent struct {
 	Permission Permission `json:"permission"`
 }
 
-// UnmarshalJSON decodes strictly: a name that is repeated, or spelled in another case, or text that is not UTF-8 makes
-// the token malformed. golang-jwt by itself would take the last of two.
+// UnmarshalJSON decodes strictly: a name that is repeated, or text that is not UTF-8, makes the token malformed, and a
+// name in another case is another name. golang-jwt by itself would take the last of two.
 func (c *sessionClaims) UnmarshalJSON(data []byte) error {
 	type plain sessionClaims
 	return json.Unmarshal(data, (*plain)(c))
@@ -140,7 +140,8 @@ func (s *Sessions) Issue(agent store.Agent, now time.Time) (secret.Value, error)
 // parse returns the claims of a token that we signed, whatever its times; else a refusal.
 func (s *Sessions) parse(token string) (*sessionClaims, error) {
 	header, _, _ := strings.Cut(token, ".")
-	if len(token) > maxJWTLength || header != sessionHeader {
+	// Go's base64 skips line breaks, even where it is strict; they would give the signature a second spelling.
+	if len(token) > maxJWTLength || header != sessionHeader || strings.ContainsAny(token, "\r\n") {
 		return nil, refused(causeMalformed)
 	}
 	var claims sessionClaims

@@ -1,0 +1,158 @@
+package auth
+
+import (
+	"errors"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/uuid"
+)
+
+// reading is one credential as some server would find it in a request.
+type reading struct{ carrier, value string }
+
+// naiveReadings are the credentials that are not empty, as found by those who know nothing of this package: Go's own
+// parser of queries, and one that splits at semicolons too, as some do. Bearer values belong to both.
+func naiveReadings(query string, authorization []string) (byGo, bySemicolons []reading) {
+	values, _ := url.ParseQuery(query) // what it can't decode it leaves out
+	for _, name := range []string{"token", "accesskey"} {
+		for _, value := range values[name] {
+			if value != "" {
+				byGo = append(byGo, reading{name, value})
+			}
+		}
+	}
+	for _, pair := range strings.FieldsFunc(query, func(r rune) bool { return r == '&' || r == ';' }) {
+		rawName, rawValue, _ := strings.Cut(pair, "=")
+		name, nameErr := url.QueryUnescape(rawName)
+		value, valueErr := url.QueryUnescape(rawValue)
+		if nameErr == nil && valueErr == nil && value != "" && (name == "token" || name == "accesskey") {
+			bySemicolons = append(bySemicolons, reading{name, value})
+		}
+	}
+	for _, header := range authorization {
+		if words := strings.Split(header, " "); strings.EqualFold(words[0], "bearer") {
+			if value := strings.Trim(strings.Join(words[1:], " "), " "); value != "" {
+				byGo = append(byGo, reading{"bearer", value})
+				bySemicolons = append(bySemicolons, reading{"bearer", value})
+			}
+		}
+	}
+	return byGo, bySemicolons
+}
+
+// Contract 3: "More than one, or one repeated: 401"; the pitfall is "?accesskey=a;accesskey=b vanishes from URL.Query()".
+// What Extract accepts is what every naive reader would find, and the only thing it would.
+func FuzzExtract(f *testing.F) {
+	const key, token = "vb_0123456789abcdefABCDEFghijKLMNO_", "eyJh.eyJz.c2ln"
+	for _, query := range []string{
+		"", "token=" + token, "accesskey=" + key, "accesskey=" + token, "token=" + key, "token=" + token + "&accesskey=" + key,
+		"%74oken=" + token, "accesskey=" + key + ";accesskey=" + key, "x=1;token=" + token, "token=%zz&accesskey=" + key,
+		"accesskey=" + key + "%3B", "token&token=" + token, "token=+" + token, "a=b&&=&accesskey=" + key, "Token=" + token,
+		"x=%zz;accesskey=" + key, "accesskey=%00", "token=" + token + "&token=" + token + "&token=",
+	} {
+		f.Add(query, "", "", uint8(0))
+		f.Add(query, "Bearer "+key, "", uint8(1))
+		f.Add(query, "Basic x", "bearer "+token, uint8(2))
+	}
+	f.Add("", "BEARER  "+token+" ", "", uint8(1))
+	f.Add("", "Bearer "+key, "Bearer "+key, uint8(2))
+	shape := regexp.MustCompile(`\Avb_[0-9A-Za-z_-]{32}\z`)
+	f.Fuzz(func(t *testing.T, query, first, second string, headers uint8) {
+		authorization := []string{first, second}[:headers%3]
+		c, err := Extract(query, authorization)
+		byGo, bySemicolons := naiveReadings(query, authorization)
+		switch {
+		case errors.Is(err, ErrNoCredential):
+			if len(byGo)+len(bySemicolons) != 0 {
+				t.Fatalf("nothing found, where others find %q and %q", byGo, bySemicolons)
+			}
+		case errors.Is(err, ErrInvalidCredential):
+		case err != nil:
+			t.Fatalf("an error that is neither: %v", err)
+		default:
+			if len(byGo) != 1 || len(bySemicolons) != 1 || byGo[0] != bySemicolons[0] {
+				t.Fatalf("accepted, where others find %q and %q", byGo, bySemicolons)
+			}
+			accepted, wrongCarrier := c.jwt, "accesskey"
+			if c.Kind == KindAccessKey {
+				accepted, wrongCarrier = c.token.Reveal(), "token"
+				if !shape.MatchString(accepted) {
+					t.Fatalf("accepted %q as an access key", accepted)
+				}
+			}
+			if accepted != byGo[0].value || byGo[0].carrier == wrongCarrier || c.jwt != "" && !c.token.Empty() {
+				t.Fatalf("accepted %q as %s, where others find %q", accepted, c.Kind, byGo)
+			}
+		}
+		if err != nil && c != (Credential{}) {
+			t.Fatalf("a refusal that gives %v", c.Kind)
+		}
+	})
+}
+
+// fixedToken is a good token that is the same in every run, so that inputs which a run has found mean something to the
+// next one.
+func fixedToken(tb testing.TB, s *Sessions) string {
+	tb.Helper()
+	agent, customer := uuid.UUID{15: 1}, uuid.UUID{15: 2}
+	signed, err := jwt.NewWithClaims(jwt.SigningMethodHS256, &sessionClaims{
+		Issuer: sessionIssuer, Subject: agent, ID: uuid.UUID{15: 3}, IssuedAt: 1_800_000_000, ExpiresAt: 1_800_604_800,
+		Type: "agent", CustomerID: customer, PasswordTime: 1_700_000_000_000_000,
+		Agent: sessionAgent{ID: agent, CustomerID: customer, Username: "user@example.org", Name: "n", Permission: 32},
+	}).SignedString([]byte(s.current.Reveal()))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return signed
+}
+
+// Contract 3: "Expired, deleted, malformed, tampered: 401". Whoever does not have the secret can present nothing but the
+// bytes of a token that was issued: there is no second spelling of one.
+func FuzzParseSession(f *testing.F) {
+	s := newSessions(f, testSecret, testOtherSecret)
+	good := fixedToken(f, s)
+	parts := strings.Split(good, ".")
+	if _, err := s.parse(good); err != nil {
+		f.Fatalf("the good token: %v", err) // the control of every refusal below
+	}
+	f.Add(good)
+	for _, part := range parts {
+		f.Add(part)
+	}
+	for at := range len(good) {
+		if at%7 == 0 {
+			f.Add(good[:at])
+			f.Add(good[:at] + "\n" + good[at:])
+			f.Add(good[:at] + string(good[at]^1) + good[at+1:])
+		}
+	}
+	for _, junk := range []string{"\n", "\r\n", "=", "==", " ", ".", "\x00", "A", "%3D", parts[2]} {
+		f.Add(good + junk)
+		f.Add(junk + good)
+		f.Add(parts[2] + junk)
+	}
+	other := newSessions(f, strings.Repeat("another secret", 3), "")
+	f.Add(issue(f, other, anAgent(time.Unix(1_800_000_000, 0)), time.Unix(1_800_000_000, 0)))
+	f.Fuzz(func(t *testing.T, input string) {
+		try := func(token string) {
+			claims, err := s.parse(token)
+			switch {
+			case err == nil && token != good:
+				t.Fatalf("accepted %q", token)
+			case err != nil && (claims != nil || !errors.Is(err, ErrInvalidCredential) || Cause(err) == ""):
+				t.Fatalf("refused %q with %v and %v", token, claims, err)
+			}
+		}
+		try(input)
+		for i := range parts { // and as a part of a token that is good otherwise
+			spliced := append([]string{}, parts...)
+			spliced[i] = input
+			try(strings.Join(spliced, "."))
+		}
+	})
+}

@@ -1,0 +1,248 @@
+package api_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"net/http"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/go-chi/chi/v5"
+
+	document "accesskeys/api"
+)
+
+// openAPI is api/openapi.yaml, checked.
+func openAPI(t *testing.T) *openapi3.T {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromData(document.OpenAPI)
+	if err == nil {
+		err = doc.Validate(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// documented are the document's operations as "GET /path".
+func documented(t *testing.T) (operations []string) {
+	t.Helper()
+	for path, item := range openAPI(t).Paths.Map() {
+		for method := range item.Operations() {
+			operations = append(operations, method+" "+path)
+		}
+	}
+	slices.Sort(operations)
+	return operations
+}
+
+// methodsOf are the document's methods by path.
+func methodsOf(t *testing.T) map[string][]string {
+	t.Helper()
+	methods := map[string][]string{}
+	for _, operation := range documented(t) {
+		method, path, _ := strings.Cut(operation, " ")
+		methods[path] = append(methods[path], method)
+	}
+	return methods
+}
+
+// Style: "structural tests (the router's routes equal openapi.yaml)", both ways.
+func TestRoutesAreTheDocuments(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	var routed []string
+	err := chi.Walk(h.server.Routes(), func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
+		routed = append(routed, method+" "+route)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(routed)
+	equalJSON(t, routed, documented(t))
+	if len(routed) < 15 {
+		t.Errorf("only %d routes: %v", len(routed), routed)
+	}
+}
+
+// Contract 3: "all of /v1.0/*"; style: "every /v1.0 route is 401 bare and refuses another customer". A route that is
+// added is tested here by being in the document.
+func TestEveryRouteNeedsACredentialAndShowsOnlyItsCustomer(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	tested := 0
+	for _, operation := range documented(t) {
+		method, path, _ := strings.Cut(operation, " ")
+		if !strings.HasPrefix(path, "/v1.0/") {
+			continue
+		}
+		tested++
+		concrete := strings.ReplaceAll(path, "{id}", h.globex.key.ID.String())
+		send := func(bearer string) response {
+			return h.send(request{method: method, path: concrete, header: bearing(bearer)})
+		}
+		send("").refuses(401, "AUTHENTICATION_REQUIRED")
+		send("vb_"+strings.Repeat("0", 32)).refuses(401, "INVALID_CREDENTIALS")
+		for _, bearer := range []string{h.acme.adminJWT, h.acme.token} {
+			got := send(bearer)
+			if path != concrete {
+				got.refuses(403, "PERMISSION_DENIED")
+			} else {
+				got.wants(200)
+			}
+			for _, foreign := range []string{
+				h.globex.customer.ID.String(), h.globex.key.ID.String(), h.globex.customer.Name, h.globex.key.TokenPrefix,
+			} {
+				if strings.Contains(string(got.raw), foreign) {
+					t.Errorf("%s shows acme %s: %s", operation, foreign, got.raw)
+				}
+			}
+		}
+	}
+	if tested < 8 {
+		t.Errorf("only %d operations are under /v1.0", tested)
+	}
+	// The control: what was looked for above is there to be seen by its owner.
+	own := h.get("/v1.0/accesskeys/"+h.globex.key.ID.String(), h.globex.token).wants(200)
+	if !strings.Contains(string(own.raw), h.globex.customer.ID.String()) || !strings.Contains(string(own.raw), h.globex.key.TokenPrefix) {
+		t.Errorf("body %s", own.raw)
+	}
+}
+
+// source parses the package's files without its tests.
+func source(t *testing.T) (files []*ast.File) {
+	t.Helper()
+	entries, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if name := entry.Name(); strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go") {
+			file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
+// Contract 1: "reason is one of the codes on this page; new ones are UPPER_SNAKE and listed in api/openapi.yaml".
+func TestReasonsAreTheDocuments(t *testing.T) {
+	t.Parallel()
+	var inCode []string
+	for _, file := range source(t) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok || !strings.HasPrefix(spec.Names[0].Name, "reason") {
+				return true
+			}
+			literal, ok := spec.Values[0].(*ast.BasicLit)
+			if !ok {
+				t.Errorf("%s is no literal", spec.Names[0].Name)
+				return true
+			}
+			value, err := strconv.Unquote(literal.Value)
+			if err != nil || strings.Trim(value, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_") != "" {
+				t.Errorf("%s is %s", spec.Names[0].Name, literal.Value)
+			}
+			inCode = append(inCode, value)
+			return true
+		})
+	}
+	envelope := openAPI(t).Components.Schemas["Error"].Value.Properties["error"].Value
+	var inDocument []string
+	for _, reason := range envelope.Properties["reason"].Value.Enum {
+		inDocument = append(inDocument, reason.(string))
+	}
+	slices.Sort(inCode)
+	slices.Sort(inDocument)
+	equalJSON(t, inCode, inDocument)
+	for _, pinned := range []string{
+		"ACCESSKEY_NOT_FOUND", "AUTHENTICATION_REQUIRED", "BODY_TOO_LARGE", "INVALID_ARGUMENT", "INVALID_CREDENTIALS", "INVALID_ID",
+		"INVALID_JSON_BODY", "INVALID_REQUEST_PARAMETER", "METHOD_NOT_ALLOWED", "PERMISSION_DENIED", "RATE_LIMIT_EXCEEDED",
+		"ROUTE_NOT_FOUND", "SERVICE_UNAVAILABLE",
+	} {
+		if !slices.Contains(inCode, pinned) {
+			t.Errorf("the contract's reason %s is gone", pinned)
+		}
+	}
+}
+
+// Contract 1: "token: ONLY in the answer to POST". The places where the wire can hold a secret are these and no others,
+// in the document's schemas and in the structs that are encoded.
+func TestOnlyTheseFieldsHoldSecrets(t *testing.T) {
+	t.Parallel()
+	secretName := func(name string) bool {
+		return slices.ContainsFunc([]string{"token", "secret", "password", "hash", "credential", "jwt"}, func(word string) bool {
+			return strings.Contains(strings.ToLower(name), word)
+		}) && name != "token_prefix" && name != "next_page_token"
+	}
+	var inDocument []string
+	for name, schema := range openAPI(t).Components.Schemas {
+		for property := range schema.Value.Properties {
+			if secretName(property) {
+				inDocument = append(inDocument, name+"."+property)
+			}
+		}
+		free := schema.Value.AdditionalProperties.Has
+		isRequest := strings.HasSuffix(name, "Request") || name == "Document"
+		if schema.Value.Type.Is("object") && !isRequest && (free == nil || *free) {
+			t.Errorf("schema %s may hold more than it says", name)
+		}
+	}
+	slices.Sort(inDocument)
+	equalJSON(t, inDocument, []string{"CreatedAccessKey.token", "LoginRequest.password", "LoginResponse.token"})
+
+	var inCode []string
+	for _, file := range source(t) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			field, ok := n.(*ast.Field)
+			if !ok || field.Tag == nil {
+				return true
+			}
+			name, _, _ := strings.Cut(reflect.StructTag(strings.Trim(field.Tag.Value, "`")).Get("json"), ",")
+			if secretName(name) {
+				inCode = append(inCode, file.Name.Name+" "+name)
+			}
+			return true
+		})
+	}
+	equalJSON(t, inCode, []string{"api token", "api token"}) // accessKeyJSON's and login's
+}
+
+// Contract 1: "token: ONLY in the answer to POST; absent everywhere else", and never its hash: every route is asked.
+func TestNoOtherAnswerHoldsTheToken(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	created := h.post("/v1.0/accesskeys", h.acme.adminJWT, `{"name":"n"}`).wants(200)
+	token, _ := created.json()["token"].(string)
+	id := created.json()["id"].(string)
+	hash := h.text(`SELECT encode(token_hash, 'hex') FROM accesskeys WHERE id = $1`, id)
+	hash64 := h.text(`SELECT encode(token_hash, 'base64') FROM accesskeys WHERE id = $1`, id)
+	if !strings.Contains(string(created.raw), token[11:]) {
+		t.Fatal("the control fails: the answer to POST does not hold the token")
+	}
+	operations := documented(t)
+	slices.Reverse(operations) // DELETE comes last
+	for _, operation := range operations {
+		method, path, _ := strings.Cut(operation, " ")
+		for _, bearer := range []string{token, h.acme.adminJWT} {
+			got := h.send(request{method: method, path: strings.ReplaceAll(path, "{id}", id), header: bearing(bearer)})
+			for _, forbidden := range []string{token[11:], hash, hash64} {
+				if strings.Contains(string(got.raw), forbidden) {
+					t.Errorf("%s: %s", operation, got.raw)
+				}
+			}
+		}
+	}
+}

@@ -39,7 +39,7 @@ endif
 fuzz: ## every fuzz target, FUZZTIME each (60s)
 	@grep -rHo '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' internal | sed 's/:func / /' | while read -r file name; do \
 		echo "== $$name"; \
-		$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" || exit 1; \
+		$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "./$$(dirname "$$file")" || exit 1; \
 	done
 
 .PHONY: bench

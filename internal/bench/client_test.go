@@ -19,7 +19,7 @@ type conn struct {
 
 func dial(b testing.TB, addr string) *conn {
 	b.Helper()
-	c, err := net.Dial("tcp", addr) //nolint:noctx // loopback
+	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		b.Fatal(err)
 	}

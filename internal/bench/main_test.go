@@ -69,7 +69,7 @@ func serveBare(encoded string) {
 		panic(err)
 	}
 	fmt.Println(listener.Addr())
-	go func() { panic(http.Serve(listener, mux)) }() //nolint:gosec // a benchmark's own server on loopback
+	go func() { panic(http.Serve(listener, mux)) }()
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
@@ -135,7 +135,7 @@ func (s *bench) stop() {
 }
 
 func ready(addr string) bool {
-	res, err := http.Get("http://" + addr + "/readyz") //nolint:noctx // loopback
+	res, err := http.Get("http://" + addr + "/readyz")
 	if err != nil {
 		return false
 	}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
@@ -110,7 +111,7 @@ func (f finder) usable(ctx context.Context, folder string) (bin, major string, o
 			return "", "", false
 		}
 	}
-	output, err := f.account.command(exec.CommandContext(ctx, filepath.Join(bin, "postgres"), "--version")).Output()
+	output, err := f.version(ctx, filepath.Join(bin, "postgres"))
 	if err != nil {
 		return "", "", false
 	}
@@ -119,6 +120,22 @@ func (f finder) usable(ctx context.Context, folder string) (bin, major string, o
 		return "", "", false
 	}
 	return bin, string(match[1]), true
+}
+
+// version asks a server for its version.
+func (f finder) version(ctx context.Context, postgres string) ([]byte, error) {
+	const tries = 20
+	for try := 1; ; try++ {
+		output, err := f.account.command(exec.CommandContext(ctx, postgres, "--version")).Output()
+		// A file that we have just unpacked counts as being written to while a child that was started meanwhile has not
+		// yet closed what it inherited.
+		if !errors.Is(err, syscall.ETXTBSY) || try == tries {
+			return output, err
+		}
+		if err := pause(ctx, pollInterval); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // cache is the folder of downloaded binaries.
@@ -161,7 +178,7 @@ func (f finder) download(ctx context.Context, cache, major string) (string, erro
 	// The library takes no context, so that a stalled download cannot be ended, only left: this goroutine then goes with
 	// the process. All it does later is to complete the cache, under the lock.
 	go func() {
-		defer lock.Close()
+		defer func() { _ = unlock(lock) }() // there is nobody left to tell
 		if _, _, ok := f.usable(ctx, filepath.Join(target, "bin")); ok {
 			done <- nil
 			return
@@ -204,14 +221,11 @@ func (f finder) lockCache(ctx context.Context, cache string) (*os.File, error) {
 
 // fetch downloads beside the target and renames, so that what is there is complete and runs.
 func (f finder) fetch(ctx context.Context, version embeddedpostgres.PostgresVersion, cache, target string) error {
-	leftovers, _ := filepath.Glob(filepath.Join(cache, "download-*")) // the only error is a bad pattern
-	for _, leftover := range leftovers {
-		if err := os.RemoveAll(leftover); err != nil {
-			return fmt.Errorf("remove an interrupted download: %w", err)
-		}
+	work := filepath.Join(cache, "download")
+	if err := os.RemoveAll(work); err != nil {
+		return fmt.Errorf("remove an interrupted download: %w", err)
 	}
-	work, err := os.MkdirTemp(cache, "download-")
-	if err != nil {
+	if err := os.Mkdir(work, 0o711); err != nil { // the account is to try what is in it
 		return err
 	}
 	defer os.RemoveAll(work)
@@ -243,9 +257,6 @@ func (f finder) fetch(ctx context.Context, version embeddedpostgres.PostgresVers
 	}
 	if err := filepath.WalkDir(binaries, readable); err != nil {
 		return fmt.Errorf("make the download readable: %w", err)
-	}
-	if err := os.Chmod(work, 0o711); err != nil {
-		return err
 	}
 	if _, _, ok := f.usable(ctx, filepath.Join(binaries, "bin")); !ok {
 		return fmt.Errorf("what was downloaded to %s cannot be run by uid %d", cache, f.account.uid)

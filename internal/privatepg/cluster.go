@@ -195,10 +195,11 @@ func removeStale(path string, content []byte) error {
 	if pid := parsePID(content); pid != 0 && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
 		return nil
 	}
-	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, content) {
-		return nil
+	now, err := os.ReadFile(path)
+	if err == nil && bytes.Equal(now, content) {
+		err = os.Remove(path)
 	}
-	if err := os.Remove(path); err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove a stale file: %w", err)
 	}
 	return nil

@@ -205,7 +205,7 @@ func openTemporary(ctx context.Context, cfg Config, log *slog.Logger) (home, err
 		err = errors.Join(h.own(created), os.Rename(created, h.dir))
 	}
 	if err != nil {
-		return home{}, errors.Join(fmt.Errorf("create a temporary folder: %w", err), h.lock.Close(), os.RemoveAll(created))
+		return home{}, errors.Join(fmt.Errorf("create a temporary folder: %w", err), unlock(h.lock), os.RemoveAll(created))
 	}
 	return h, nil
 }
@@ -236,8 +236,7 @@ func sweep(ctx context.Context, base string, a account, log *slog.Logger) {
 		if _, err = takeOver(ctx, h.data(), log); err == nil {
 			err = os.RemoveAll(h.dir)
 		}
-		h.lock.Close()
-		if err != nil {
+		if err = errors.Join(err, unlock(h.lock)); err != nil {
 			log.Warn("the temporary folder of a killed process stays", "folder", h.dir, "error", err)
 			continue
 		}
@@ -264,6 +263,14 @@ func lockFolder(ctx context.Context, dir string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("lock the folder: %w", err), file.Close())
 	}
 	return file, nil
+}
+
+// unlock gives the lock back. Closing the file alone would leave it to a child that we are just starting.
+func unlock(lock *os.File) error {
+	if lock == nil {
+		return nil
+	}
+	return errors.Join(syscall.Flock(int(lock.Fd()), syscall.LOCK_UN), lock.Close())
 }
 
 func flock(ctx context.Context, file *os.File, dir string) error {

@@ -278,9 +278,6 @@ func (s *Server) Close() error {
 			errs = append(errs, fmt.Errorf("remove a temporary folder: %w", err))
 		}
 	}
-	if s.home.lock != nil {
-		// Last: until here nobody else may use the folder.
-		errs = append(errs, s.home.lock.Close())
-	}
-	return errors.Join(errs...)
+	// Last: until here nobody else may use the folder.
+	return errors.Join(append(errs, unlock(s.home.lock))...)
 }

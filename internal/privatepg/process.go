@@ -24,8 +24,8 @@ import (
 // output and the supervisor waits: for the line "keep", or for our end, on which it removes the two folders it was
 // given. Any other line is a signal that came too late.
 //
-// The supervisor ignores the signals that are meant for us. The command gets the log as standard output and error, and
-// no end of the pipe.
+// The supervisor ignores the signals that are meant for us, and what a shell has to say about jobs that it kills. The
+// command gets the log as standard output and error, and no end of the pipe.
 const supervisor = `
 trap '' HUP INT TERM PIPE
 exec 4<&0 </dev/null
@@ -33,11 +33,12 @@ first=$1 second=$2
 shift 2
 "$@" >&2 4<&- &
 child=$!
+exec 2>/dev/null
 (
 	exec >&2
 	read -r signal <&4 || signal=INT
 	seconds=0
-	while kill -s "$signal" "$child" 2>/dev/null; do
+	while kill -s "$signal" "$child"; do
 		case $seconds in 15) signal=QUIT ;; 25) signal=KILL ;; esac
 		seconds=$((seconds + 1))
 		sleep 1
@@ -46,9 +47,9 @@ child=$!
 reader=$!
 wait "$child"
 status=$?
-kill -s KILL "$reader" 2>/dev/null
-wait "$reader" 2>/dev/null
-echo "$status" 2>/dev/null
+kill -s KILL "$reader"
+wait "$reader"
+echo "$status"
 while read -r order <&4; do
 	[ "$order" = keep ] && exit 0
 done
@@ -71,7 +72,8 @@ type process struct {
 func (h home) supervise(log *os.File, folders, command []string) (*process, error) {
 	folders = append(slices.Clone(folders), "", "")[:2]
 	arguments := append([]string{"-c", supervisor, "supervisor"}, folders...)
-	cmd := h.command(exec.Command("/bin/sh", append(arguments, command...)...))
+	// No context: it would kill the supervisor and leave the command.
+	cmd := h.command(exec.CommandContext(context.Background(), "/bin/sh", append(arguments, command...)...))
 
 	stdin, orders, err := os.Pipe()
 	if err != nil {
@@ -99,9 +101,8 @@ func (h home) supervise(log *os.File, folders, command []string) (*process, erro
 		close(p.ended)
 		_ = cmd.Wait() // its status is the command's or rm's, and either says nothing new
 		report.Close()
-		runtime.KeepAlive(p.orders)
-		runtime.KeepAlive(p.held)
 		close(p.gone)
+		runtime.KeepAlive(p)
 	}()
 	return p, nil
 }

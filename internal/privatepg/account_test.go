@@ -1,0 +1,233 @@
+package privatepg
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// needsRoot is for what an ordinary user cannot do: to run a process as somebody else.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skipf("only root can switch to another account, and this is uid %d", os.Geteuid())
+	}
+}
+
+func ownerOf(t *testing.T, path string) (uid int, mode os.FileMode) {
+	t.Helper()
+	info := must(os.Lstat(path))(t)
+	return int(info.Sys().(*syscall.Stat_t).Uid), info.Mode()
+}
+
+func chown(t *testing.T, dir string, uid int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		return errors.Join(err, os.Lchown(path, uid, uid))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// unprivileged returns the account that root's PostgreSQL runs as.
+func unprivileged(t *testing.T) int {
+	t.Helper()
+	for _, name := range []string{"postgres", "nobody"} {
+		if found, err := user.Lookup(name); err == nil {
+			return atoi(t, found.Uid)
+		}
+	}
+	t.Fatal("there is no unprivileged account")
+	return 0
+}
+
+func TestServerRunsUnprivilegedAndAsWhoeverStartedIt(t *testing.T) {
+	t.Parallel()
+	want := os.Geteuid()
+	if want == 0 {
+		want = unprivileged(t)
+	}
+	dir := filepath.Join(newFolder(t), "pg")
+	start(t, settings{Dir: dir, Ephemeral: true})
+	pid, pgid := postmaster(t, dir)
+	for _, process := range []int{pid, pgid} {
+		if uid, _ := ownerOf(t, fmt.Sprintf("/proc/%d", process)); uid != want {
+			t.Errorf("process %d runs as uid %d, want %d", process, uid, want)
+		}
+	}
+	for _, name := range []string{"data", "run"} {
+		if uid, mode := ownerOf(t, filepath.Join(dir, name)); uid != want || mode.Perm() != 0o700 {
+			t.Errorf("%s belongs to uid %d with mode %v, want %d and 0700", name, uid, mode, want)
+		}
+	}
+	// What we open ourselves must not be the account's to replace.
+	for _, name := range []string{".", "lock", "postgres.log"} {
+		if uid, mode := ownerOf(t, filepath.Join(dir, name)); uid != os.Geteuid() || mode.Perm()&0o022 != 0 {
+			t.Errorf("%s belongs to uid %d with mode %v", name, uid, mode)
+		}
+	}
+}
+
+func TestOrdinaryUserRunsItsOwnServer(t *testing.T) {
+	needsRoot(t) // an ordinary user sees it in every other test
+	t.Parallel()
+	nobody := must(user.Lookup("nobody"))(t) // initdb wants an account that has a name
+	uid := atoi(t, nobody.Uid)
+	for name, s := range map[string]settings{
+		"kept":      {Dir: initialisedFolder(t)},
+		"temporary": {Temp: newFolder(t), Ephemeral: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if s.Dir != "" {
+				chown(t, s.Dir, uid)
+				if err := os.Chmod(s.Dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			credential := &syscall.Credential{Uid: uint32(uid), Gid: uint32(atoi(t, nobody.Gid))}
+			h := startHelper(t, s, &syscall.SysProcAttr{Credential: credential}).ready(t)
+			query(t, h.URL, "SELECT 1")
+			pid, pgid := postmaster(t, h.Dir)
+			for _, path := range []string{fmt.Sprintf("/proc/%d", pid), h.Dir, filepath.Join(h.Dir, "data")} {
+				if got, mode := ownerOf(t, path); got != uid || strings.HasPrefix(path, h.Dir) && mode.Perm() != 0o700 {
+					t.Errorf("%s belongs to uid %d with mode %v, want %d and 0700", path, got, mode, uid)
+				}
+			}
+			h.kill(t)
+			expectNothingLeft(t, h.Dir, pgid, s.Dir == "")
+		})
+	}
+}
+
+func TestRootServesTheOwnerOfExistingData(t *testing.T) {
+	needsRoot(t)
+	t.Parallel()
+	const uid = 54321
+	for name, owner := range map[string]int{"a user's": uid, "a copy that root made": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := initialisedFolder(t)
+			chown(t, dir, owner)
+			start(t, settings{Dir: dir})
+			want := owner
+			if owner == 0 {
+				want = unprivileged(t)
+			}
+			pid, _ := postmaster(t, dir)
+			if got, _ := ownerOf(t, fmt.Sprintf("/proc/%d", pid)); got != want {
+				t.Errorf("PostgreSQL runs as uid %d, want %d", got, want)
+			}
+			// The user must be able to go on without root.
+			for _, name := range []string{"lock", "postgres.log"} {
+				if got, _ := ownerOf(t, filepath.Join(dir, name)); got != owner {
+					t.Errorf("%s belongs to uid %d, want %d", name, got, owner)
+				}
+			}
+		})
+	}
+}
+
+func TestFolderThatTheAccountCannotReachIsReplaced(t *testing.T) {
+	needsRoot(t)
+	t.Parallel()
+	closed := newFolder(t)
+	if err := os.Chmod(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(closed, "checkout", "pg")
+	server, log := startLogged(t, settings{Dir: dir})
+	closeAndRemove := func(s *Server) {
+		if err := errors.Join(s.Close(), os.RemoveAll(s.Dir())); err != nil {
+			t.Error(err)
+		}
+	}
+	defer closeAndRemove(server)
+	if !strings.HasPrefix(server.Dir(), systemFolder+"/") {
+		t.Fatalf("it runs in %s", server.Dir())
+	}
+	if got := strings.Count(log.String(), "instead="+server.Dir()); got != 1 {
+		t.Errorf("that is logged %d times: %s", got, log)
+	}
+	query(t, server.URL("postgres"), "CREATE TABLE kept ()")
+	var busy *InUseError
+	if _, err := Start(t.Context(), settings{Dir: dir}.config(nil)); !errors.As(err, &busy) || busy.PID != os.Getpid() {
+		t.Errorf("a second owner: %v", err)
+	}
+	if err := server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := start(t, settings{Dir: dir})
+	defer closeAndRemove(again)
+	query(t, again.URL("postgres"), "SELECT FROM kept")
+}
+
+func TestReplacementMustBeRootsOwn(t *testing.T) {
+	t.Parallel()
+	me := os.Geteuid()
+	for name, spoil := range map[string]func(folder string) error{
+		"writable": func(folder string) error { return errors.Join(os.Mkdir(folder, 0o700), os.Chmod(folder, 0o777)) },
+		"a link":   func(folder string) error { return os.Symlink(os.TempDir(), folder) },
+		"a file":   func(folder string) error { return os.WriteFile(folder, nil, 0o600) },
+		"another's": func(folder string) error {
+			if me != 0 {
+				t.Logf("only root can give a folder away, so a foreign one is not tested")
+				return os.Symlink(os.TempDir(), folder)
+			}
+			return errors.Join(os.Mkdir(folder, 0o700), os.Chown(folder, 54321, -1))
+		},
+	} {
+		for _, child := range []bool{false, true} {
+			parent := filepath.Join(newFolder(t), "parent")
+			folder := parent
+			if child {
+				var err error
+				if folder, err = alternative(parent, "/some/dir"); err != nil { // the control
+					t.Fatalf("a good folder is refused: %v", err)
+				}
+				if other := must(alternative(parent, "/other"))(t); other == folder {
+					t.Error("two folders share one")
+				}
+				if err := os.Remove(folder); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := spoil(folder); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := alternative(parent, "/some/dir"); err == nil {
+				t.Errorf("a folder that is %s is accepted (child: %v)", name, child)
+			}
+		}
+	}
+}
+
+func TestRootOpensNoLinks(t *testing.T) {
+	t.Parallel()
+	for name, link := range map[string]func(from, to string) error{"symbolic": os.Symlink, "hard": os.Link} {
+		if name == "hard" && os.Geteuid() != 0 {
+			continue // an ordinary user can reach nothing by it
+		}
+		for _, file := range []string{"lock", "postgres.log"} {
+			dir := initialisedFolder(t)
+			victim := filepath.Join(newFolder(t), "victim")
+			if err := errors.Join(os.WriteFile(victim, []byte("precious"), 0o600), os.Remove(filepath.Join(dir, file)),
+				link(victim, filepath.Join(dir, file))); err != nil {
+				t.Fatal(err)
+			}
+			if server, err := Start(t.Context(), settings{Dir: dir}.config(nil)); err == nil {
+				server.Close()
+				t.Errorf("a %s link as %s was opened", name, file)
+			}
+			if got := must(os.ReadFile(victim))(t); string(got) != "precious" {
+				t.Errorf("%s link as %s: the file is %q", name, file, got)
+			}
+		}
+	}
+}

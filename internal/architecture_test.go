@@ -25,19 +25,21 @@ const module = "accesskeys/"
 var allowed = map[string][]string{
 	"api":        {},
 	"migrations": {},
-	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg"},
+	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/mail"},
 
-	"internal/api":       {"internal/auth", "internal/store", "internal/secret", "api"},
+	"internal/api":       {"internal/auth", "internal/mail", "internal/store", "internal/secret", "api"},
 	"internal/auth":      {"internal/store", "internal/secret"},
 	"internal/store":     {"internal/secret", "migrations"},
+	"internal/mail":      {"internal/secret"},
 	"internal/privatepg": {},
 	"internal/secret":    {},
 	"internal/pgtest":    {"internal/privatepg", "internal/secret", "internal/store", "migrations"},
+	"internal/mailtest":  {},
 	"internal/bench":     {}, // nothing but benchmarks
 }
 
 // testSupport are the rooms that no program contains.
-var testSupport = []string{"internal/pgtest", "internal/bench"}
+var testSupport = []string{"internal/pgtest", "internal/mailtest", "internal/bench"}
 
 // pkg is what go list tells of a package.
 type pkg struct {
@@ -204,7 +206,7 @@ func TestBinaryContainsNoTestSupport(t *testing.T) {
 		}
 	}
 	for imported := range inBinary {
-		for _, unwanted := range []string{"github.com/getkin/kin-openapi", module + "internal/pgtest", "net/http/httptest"} {
+		for _, unwanted := range []string{"github.com/getkin/kin-openapi", module + "internal/pgtest", module + "internal/mailtest", "net/http/httptest"} {
 			if imported == unwanted || strings.HasPrefix(imported, unwanted+"/") {
 				t.Errorf("the binary contains %s", imported)
 			}

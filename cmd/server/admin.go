@@ -107,7 +107,7 @@ func createAgent(ctx context.Context, inv invocation) error {
 	if err := customerExists(ctx, s, *customer); err != nil {
 		return err
 	}
-	passwords, err := auth.NewPasswords(1, passwordWait)
+	passwords, err := auth.NewPasswords(1, slowWorkWait)
 	if err != nil {
 		return err
 	}

@@ -14,18 +14,26 @@ import (
 // Contract 6: "server migrate up|down|version": up, down and up again, each as often as one likes.
 func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 	t.Parallel()
+	const (
+		first  = "accesskeys agents customers schema_migrations"
+		second = "accesskeys agents customers schema_migrations service_account_keys service_accounts signups"
+	)
 	database := pgtest.Empty(t)
 	env := map[string]string{"DATABASE_URL": database.Reveal()}
 	for i, step := range []struct{ command, version, tables string }{
 		{"version", "0", ""},
 		{"down", "0", ""},
-		{"up", "1", "accesskeys agents customers schema_migrations"},
-		{"version", "1", "accesskeys agents customers schema_migrations"},
-		{"up", "1", "accesskeys agents customers schema_migrations"},
+		{"up", "2", second},
+		{"version", "2", second},
+		{"up", "2", second},
+		{"down", "1", first},
+		{"version", "1", first},
+		{"up", "2", second},
+		{"down", "1", first},
 		{"down", "0", "schema_migrations"},
 		{"version", "0", "schema_migrations"},
 		{"down", "0", "schema_migrations"},
-		{"up", "1", "accesskeys agents customers schema_migrations"},
+		{"up", "2", second},
 	} {
 		out, log, err := cli(t, env, "", "migrate", step.command)
 		if err != nil || out != step.version+"\n" {

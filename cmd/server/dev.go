@@ -52,6 +52,7 @@ func dev(ctx context.Context, inv invocation) error {
 	if err != nil {
 		return err
 	}
+	cfg.signupLog = true
 	log := newLogger(inv.stderr, cfg)
 	folder, err := filepath.Abs(*dir)
 	if err != nil {

@@ -47,6 +47,10 @@ func commands() []command {
 			"accesskey create", "--customer ID [--name NAME] [--detail TEXT] [--expire SECONDS]",
 			"create an access key and print it with its token, which is not shown again", createAccessKey,
 		},
+		{
+			"token sign", "--credentials FILE [--expire SECONDS] [--audience NAME]",
+			"sign a token with a service account's private key and print it as an Authorization header", signToken,
+		},
 	}
 }
 

@@ -24,8 +24,8 @@ const (
 	// shutdownLinger is how long open connections are still answered, each with its last answer, before the idle ones are
 	// closed: closing one just as its client sends a request would lose that request (golang/go 23829).
 	shutdownLinger = 500 * time.Millisecond
-	// passwordWait is how long a login waits for its turn before it is refused.
-	passwordWait = time.Second
+	// slowWorkWait is how long a login, or a new key pair, waits for its turn before it is refused.
+	slowWorkWait = time.Second
 
 	// Bounds against clients that are slow on purpose. Every request is small, and so is every answer.
 	readHeaderTimeout = 5 * time.Second
@@ -79,6 +79,10 @@ type app struct {
 // newApp listens, migrates, bootstraps and wires; run answers. The caller closes it.
 func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err error) {
 	a := &app{log: log}
+	mailer, err := cfg.mailer(log)
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -94,8 +98,13 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	if _, err = store.MigrateUp(ctx, cfg.databaseURL, log); err != nil {
 		return nil, fmt.Errorf("preparing the database at DATABASE_URL: %w", err)
 	}
-	// Half of the cores at most check passwords; the rest stays for checking credentials.
-	if a.passwords, err = auth.NewPasswords(max(1, runtime.GOMAXPROCS(0)/2), passwordWait); err != nil {
+	// Half of the cores at most do slow work; the rest stays for checking credentials.
+	atOnce := max(1, runtime.GOMAXPROCS(0)/2)
+	if a.passwords, err = auth.NewPasswords(atOnce, slowWorkWait); err != nil {
+		return nil, err
+	}
+	keyPairs, err := auth.NewKeyPairs(atOnce, slowWorkWait)
+	if err != nil {
 		return nil, err
 	}
 	sessions, err := auth.NewSessions(cfg.jwtSecret, cfg.jwtSecretPrevious)
@@ -110,8 +119,11 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	a.authenticator = auth.NewAuthenticator(a.store, sessions, a.passwords)
 	a.api = api.New(api.Config{
 		Store:          a.store,
-		Verifier:       auth.NewVerifier(a.store, sessions),
+		Verifier:       auth.NewVerifier(a.store, sessions, cfg.audience),
 		Authenticator:  a.authenticator,
+		Passwords:      a.passwords,
+		KeyPairs:       keyPairs,
+		Mailer:         mailer,
 		Log:            log,
 		MinExpire:      cfg.accessKeyMinExpire,
 		TrustedProxies: cfg.trustedProxies,

@@ -15,6 +15,7 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/mail"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -25,12 +26,17 @@ type settings struct {
 	listenAddr         string
 	jwtSecret          secret.Value
 	jwtSecretPrevious  secret.Value
+	audience           string
 	accessKeyMinExpire int64 // seconds
 	logLevel           slog.Level
 	logFormat          string
 	authLimit          api.Limit
 	v1Limit            api.Limit
 	trustedProxies     []netip.Prefix
+	signup             bool
+	signupLog          bool // a sign-up's code goes to the log where there is no smtpURL
+	smtpURL            secret.Value
+	smtpFrom           string
 	bootstrap          bootstrapSettings
 }
 
@@ -65,6 +71,7 @@ func settingsTable() []setting {
 		{name: "LISTEN_ADDR", takes: "host:port or :port", value: ":8080", set: setListenAddr},
 		{name: "JWT_SECRET", takes: "a secret of at least 32 bytes", secret: true, set: setJWTSecret},
 		{name: "JWT_SECRET_PREVIOUS", takes: "a secret of at least 32 bytes, the one before JWT_SECRET; it only verifies", secret: true, set: setJWTSecretPrevious},
+		{name: "AUDIENCE", takes: "the name of this service that service accounts' tokens may give as aud, at most 255 characters", set: setAudience},
 		{name: "ACCESSKEY_MIN_EXPIRE", takes: "a whole number of seconds from 1 to 3153600000", value: "1", set: setMinExpire},
 		{name: "LOG_LEVEL", takes: "debug, info, warn or error", value: "info", set: setLogLevel},
 		{name: "LOG_FORMAT", takes: "json or text", value: "json", set: setLogFormat},
@@ -73,6 +80,9 @@ func settingsTable() []setting {
 		{name: "RATE_LIMIT_V1_RPS", takes: "requests a second per client address on /v1.0, 0 for no limit", value: "0", set: func(s *settings, v string) error { return setRPS(&s.v1Limit, v) }},
 		{name: "RATE_LIMIT_V1_BURST", takes: "a whole number from 1", value: "100", set: func(s *settings, v string) error { return setBurst(&s.v1Limit, v) }},
 		{name: "TRUSTED_PROXIES", takes: "CIDRs such as 10.0.0.0/8,::1/128, whose X-Forwarded-For is believed", set: setTrustedProxies},
+		{name: "SIGNUP", takes: "true to let people make customers of their own by POST /auth/signup, else false", value: "false", set: setSignup},
+		{name: "SMTP_URL", takes: "the mail server of SIGNUP: smtp:// or smtps://user:password@host:port, with ?tls=none to do without TLS and a password", secret: true, set: setSMTPURL},
+		{name: "SMTP_FROM", takes: "the sender of SIGNUP's mails, such as no-reply@example.com", set: setSMTPFrom},
 		{name: "BOOTSTRAP_CUSTOMER", takes: "the name of a customer that should exist, at most 255 characters", set: setBootstrapCustomer},
 		{name: "BOOTSTRAP_USERNAME", takes: "the username of an admin of BOOTSTRAP_CUSTOMER, at most 255 characters", set: setBootstrapUsername},
 		{name: "BOOTSTRAP_PASSWORD", takes: "the password of BOOTSTRAP_USERNAME, in UTF-8", secret: true, set: setBootstrapPassword},
@@ -119,6 +129,9 @@ func loadSettings(getenv func(string) string, given *settingFlags, needed ...str
 			return nil, usagef("%s: %w: it takes %s", s.name, err, s.takes)
 		}
 	}
+	if err := loaded.checkMail(); err != nil {
+		return nil, err
+	}
 	return loaded, loaded.bootstrap.check()
 }
 
@@ -133,6 +146,31 @@ func (b bootstrapSettings) check() error {
 		return usagef("BOOTSTRAP_USERNAME is missing: BOOTSTRAP_PASSWORD needs one")
 	}
 	return nil
+}
+
+// checkMail looks at the settings about mail, which need one another.
+func (s *settings) checkMail() error {
+	if s.smtpURL.Empty() {
+		return nil // which SIGNUP needs, but for dev
+	}
+	if _, err := mail.NewSMTP(s.smtpURL, s.smtpFrom); err != nil {
+		return usagef("SMTP_FROM: %w: it takes the address that mails come from", err) // the URL was checked before
+	}
+	return nil
+}
+
+// mailer is what sends the codes of sign-ups, nil where there are none.
+func (s *settings) mailer(log *slog.Logger) (api.Mailer, error) {
+	switch {
+	case !s.signup:
+		return nil, nil //nolint:nilnil // means: nobody signs up
+	case !s.smtpURL.Empty():
+		return mail.NewSMTP(s.smtpURL, s.smtpFrom)
+	case s.signupLog:
+		return mail.NewLog(log), nil
+	default:
+		return nil, usagef("SMTP_URL is missing: SIGNUP=true needs the mail server that sends the codes")
+	}
 }
 
 func describeSettings(w io.Writer) {
@@ -181,6 +219,11 @@ func setSecret(to *secret.Value, v string) error {
 	}
 	*to = secret.New(v)
 	return nil
+}
+
+func setAudience(s *settings, v string) error {
+	s.audience = v
+	return checkText(v, maxName)
 }
 
 func setMinExpire(s *settings, v string) error {
@@ -232,6 +275,30 @@ func setTrustedProxies(s *settings, v string) error {
 			return errNotValid
 		}
 		s.trustedProxies = append(s.trustedProxies, prefix)
+	}
+	return nil
+}
+
+func setSignup(s *settings, v string) error {
+	if v != "true" && v != "false" {
+		return errNotValid
+	}
+	s.signup = v == "true"
+	return nil
+}
+
+func setSMTPURL(s *settings, v string) error {
+	s.smtpURL = secret.New(v)
+	if _, err := mail.NewSMTP(s.smtpURL, ""); err != nil && !errors.Is(err, mail.ErrFrom) { // SMTP_FROM may have that
+		return errNotValid
+	}
+	return nil
+}
+
+func setSMTPFrom(s *settings, v string) error {
+	s.smtpFrom = v
+	if !mail.IsSender(v) {
+		return errNotValid
 	}
 	return nil
 }

@@ -67,6 +67,11 @@ func settingCases() []settingCase {
 			wrong: []string{"0", "-1", "1.5", "1d", "3153600001", "9223372036854775808"},
 		},
 		{
+			name: "AUDIENCE", get: func(s *settings) any { return s.audience }, unset: "",
+			right: map[string]any{"https://keys.example": "https://keys.example", longest: longest},
+			wrong: []string{longest + "語", "\xff"},
+		},
+		{
 			name: "LOG_LEVEL", get: func(s *settings) any { return s.logLevel }, unset: slog.LevelInfo,
 			right: map[string]any{
 				"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError, "WARN": slog.LevelWarn,
@@ -98,6 +103,27 @@ func settingCases() []settingCase {
 				"10.0.0.0/8, ::1/128 ": []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")},
 			},
 			wrong: []string{"10.0.0.1", "10.0.0.0/33", "10.0.0.0/8,", "proxy.example", "*"},
+		},
+		{
+			name: "SIGNUP", get: func(s *settings) any { return s.signup }, unset: false,
+			right: map[string]any{"true": true, "false": false}, wrong: []string{"yes", "1", "True", "true "},
+		},
+		{
+			name: "SMTP_URL", get: func(s *settings) any { return s.smtpURL.Reveal() }, unset: "",
+			right: map[string]any{
+				"smtp://u:hunter2@mail.example:2525": "smtp://u:hunter2@mail.example:2525", "smtps://mail.example": "smtps://mail.example",
+				"smtp://mail.example?tls=none": "smtp://mail.example?tls=none",
+			},
+			wrong: []string{
+				"hunter2", "http://u:hunter2@mail.example", "smtp://u:hunter2@", "smtp://u:hunter2@mail.example:port", "smtp:hunter2@h",
+				"smtp://u:hunter2@mail.example:0", "smtp://u:hunter2%zz@mail.example", "smtp://u:hunter2@mail.example/path",
+			},
+			with: map[string]string{"SMTP_FROM": "no-reply@example.com"},
+		},
+		{
+			name: "SMTP_FROM", get: func(s *settings) any { return s.smtpFrom }, unset: "",
+			right: map[string]any{"no-reply@example.com": "no-reply@example.com", "Acme <no-reply@example.com>": "Acme <no-reply@example.com>"},
+			wrong: []string{"no-reply", "a@example.com, b@example.com", "no-reply@example.com\r\nBcc: all@example.com"},
 		},
 		{
 			name: "BOOTSTRAP_CUSTOMER", get: func(s *settings) any { return s.bootstrap.customer }, unset: "",
@@ -281,6 +307,43 @@ func TestBootstrapSettingsNeedOneAnother(t *testing.T) {
 	}
 }
 
+// Promised: "off unless SIGNUP=true. The six-digit code goes out by SMTP": so it takes a mail server and a sender. Without
+// SIGNUP it takes neither.
+func TestSignupNeedsAMailServerAndASender(t *testing.T) {
+	t.Parallel()
+	const (
+		noServer = "SMTP_URL is missing: SIGNUP=true needs the mail server that sends the codes"
+		noSender = "SMTP_FROM: the sender is missing or is not an address: it takes the address that mails come from"
+	)
+	for i, test := range []struct{ signup, server, from, want string }{
+		{"true", "", "", noServer},
+		{"true", "", "no-reply@example.com", noServer},
+		{"true", "smtp://u:hunter2@127.0.0.1:1", "", noSender},
+		{"false", "smtp://u:hunter2@127.0.0.1:1", "", noSender},
+	} {
+		env := map[string]string{
+			"DATABASE_URL": "postgres://127.0.0.1:1/d", "JWT_SECRET": testSecret, "LISTEN_ADDR": "127.0.0.1:0",
+			"SIGNUP": test.signup, "SMTP_URL": test.server, "SMTP_FROM": test.from,
+		}
+		checkLine(t, spawn(t, env, "", "serve"), test.want, i)
+	}
+	for _, env := range []map[string]string{ // control: these are taken
+		{}, {"SIGNUP": "false"}, {"SMTP_FROM": "no-reply@example.com"},
+		{"SIGNUP": "true", "SMTP_URL": "smtp://127.0.0.1:1", "SMTP_FROM": "no-reply@example.com"},
+		{"SIGNUP": "true", "SMTP_URL": "smtp://127.0.0.1:1?from=no-reply@example.com"},
+	} {
+		cfg, err := load(env)
+		if err != nil {
+			t.Errorf("%v: %v", env, err)
+			continue
+		}
+		mailer, err := cfg.mailer(slog.New(slog.DiscardHandler))
+		if err != nil || (mailer != nil) != (env["SIGNUP"] == "true") {
+			t.Errorf("%v: the mailer is %v, %v", env, mailer, err)
+		}
+	}
+}
+
 func errorText(err error) string {
 	if err == nil {
 		return ""
@@ -298,7 +361,7 @@ func TestSecretsHaveNoFlag(t *testing.T) {
 			secrets = append(secrets, s.name)
 		}
 	}
-	want := []string{"DATABASE_URL", "JWT_SECRET", "JWT_SECRET_PREVIOUS", "BOOTSTRAP_PASSWORD", "BOOTSTRAP_ACCESSKEY"}
+	want := []string{"DATABASE_URL", "JWT_SECRET", "JWT_SECRET_PREVIOUS", "SMTP_URL", "BOOTSTRAP_PASSWORD", "BOOTSTRAP_ACCESSKEY"}
 	if !slices.Equal(secrets, want) {
 		t.Errorf("secret are %v, want %v", secrets, want)
 	}

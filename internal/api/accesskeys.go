@@ -20,8 +20,10 @@ const (
 type accessKeyJSON struct {
 	ID         uuid.UUID `json:"id"`
 	CustomerID uuid.UUID `json:"customer_id"`
-	Name       string    `json:"name"`
-	Detail     string    `json:"detail"`
+	// AgentID is null for a customer-wide key.
+	AgentID *uuid.UUID `json:"agent_id"`
+	Name    string     `json:"name"`
+	Detail  string     `json:"detail"`
 	// Token is set in the answer to POST alone.
 	Token       string    `json:"token,omitzero"`
 	TokenPrefix string    `json:"token_prefix"`
@@ -35,6 +37,7 @@ func wireAccessKey(k store.AccessKey) accessKeyJSON {
 	return accessKeyJSON{
 		ID:          k.ID,
 		CustomerID:  k.CustomerID,
+		AgentID:     k.AgentID,
 		Name:        k.Name,
 		Detail:      k.Detail,
 		TokenPrefix: k.TokenPrefix,
@@ -56,7 +59,8 @@ func accessKeyCursor(k store.AccessKey) store.Cursor {
 	return store.Cursor{TmCreate: k.TmCreate, ID: k.ID}
 }
 
-// createAccessKey makes a key for the caller's customer. Its answer is the only one that ever shows the token.
+// createAccessKey makes a key: for the caller's customer, or bound to an agent. Its answer is the only one that ever
+// shows the token.
 func (s *Server) createAccessKey(w http.ResponseWriter, r *http.Request) error {
 	body, err := decodeObject(w, r)
 	if err != nil {
@@ -64,17 +68,21 @@ func (s *Server) createAccessKey(w http.ResponseWriter, r *http.Request) error {
 	}
 	name := body.text("name", maxName)
 	detail := body.text("detail", maxDetail)
+	agentID := body.optionalID("agent_id")
 	expire := body.wholeNumber("expire", s.minExpire, maxExpire, max(defaultExpire, s.minExpire))
 	if err := body.err(); err != nil {
 		return err
 	}
 	caller := principalOf(r)
-	if !caller.MayManageAccessKeys() {
-		return permissionDenied()
+	customerID, err := s.mayBindTo(r, caller, agentID)
+	if err != nil {
+		return err
 	}
 	token := auth.NewAccessToken()
 	key, err := s.store.CreateAccessKey(r.Context(), store.NewAccessKey{
-		CustomerID:  caller.CustomerID,
+		CustomerID:  customerID,
+		AgentID:     agentID,
+		Roles:       caller.Roles, // a customer-wide key has no more rights than its maker
 		Name:        orEmpty(name),
 		Detail:      orEmpty(detail),
 		TokenHash:   token.Hash(),
@@ -88,17 +96,55 @@ func (s *Server) createAccessKey(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// listAccessKeys shows the keys of the caller's customer, newest first.
+// mayBindTo checks that the caller may make a key that acts for this agent, or for the whole customer where it is nil,
+// and returns the customer. An agent may always bind a key to itself.
+func (s *Server) mayBindTo(r *http.Request, caller auth.Principal, agentID *uuid.UUID) (uuid.UUID, error) {
+	if agentID != nil && caller.Acts(*agentID) {
+		return caller.CustomerID, nil
+	}
+	if !caller.May(auth.WriteAccessKeys) {
+		return uuid.Nil, permissionDenied()
+	}
+	if agentID == nil {
+		return caller.CustomerID, nil
+	}
+	agent, err := s.store.Agent(r.Context(), *agentID)
+	if err != nil {
+		return uuid.Nil, agentError(err)
+	}
+	if !caller.MayReach(agent.CustomerID) || !caller.MayGive(auth.Permission(agent.Permission)) {
+		return uuid.Nil, permissionDenied()
+	}
+	return agent.CustomerID, nil
+}
+
+// listAccessKeys shows the keys of the caller's customer, or those bound to one agent, newest first.
 func (s *Server) listAccessKeys(w http.ResponseWriter, r *http.Request) error {
 	p, err := decodePage(r)
 	if err != nil {
 		return err
 	}
-	caller := principalOf(r)
-	if !caller.MayManageAccessKeys() {
-		return permissionDenied()
+	agentID, err := queryID(r, "agent_id", uuid.Nil)
+	if err != nil {
+		return err
 	}
-	rows, err := s.store.AccessKeys(r.Context(), caller.CustomerID, p.after, p.size+1)
+	caller, ofAgent := principalOf(r), r.URL.Query().Get("agent_id") != ""
+	if !caller.Acts(agentID) {
+		if !caller.May(auth.ReadAccessKeys) {
+			return permissionDenied()
+		}
+		if ofAgent {
+			if _, err := s.reachAgent(r, agentID, auth.ReadAccessKeys); err != nil {
+				return err
+			}
+		}
+	}
+	var rows []store.AccessKey
+	if !ofAgent {
+		rows, err = s.store.AccessKeys(r.Context(), caller.CustomerID, p.after, p.size+1)
+	} else {
+		rows, err = s.store.AccessKeysOfAgent(r.Context(), agentID, p.after, p.size+1)
+	}
 	if err != nil {
 		return err
 	}
@@ -112,7 +158,7 @@ func (s *Server) getAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	key, err := s.reachAccessKey(r, id)
+	key, err := s.reachAccessKey(r, id, auth.ReadAccessKeys)
 	if err != nil {
 		return err
 	}
@@ -134,7 +180,7 @@ func (s *Server) updateAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err := body.err(); err != nil {
 		return err
 	}
-	key, err := s.reachAccessKey(r, id)
+	key, err := s.reachAccessKey(r, id, auth.WriteAccessKeys)
 	if err != nil {
 		return err
 	}
@@ -152,7 +198,7 @@ func (s *Server) deleteAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	key, err := s.reachAccessKey(r, id)
+	key, err := s.reachAccessKey(r, id, auth.WriteAccessKeys)
 	if err != nil {
 		return err
 	}
@@ -164,18 +210,21 @@ func (s *Server) deleteAccessKey(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// reachAccessKey returns a live key that the caller may manage, checked in the contract's order: permission, existence,
-// tenancy.
-func (s *Server) reachAccessKey(r *http.Request, id uuid.UUID) (store.AccessKey, error) {
+// reachAccessKey returns a live key that the caller may look at or change. One that is bound to the caller is its own;
+// for any other it is checked, in the contract's order, permission, existence, tenancy.
+func (s *Server) reachAccessKey(r *http.Request, id uuid.UUID, rights auth.Rights) (store.AccessKey, error) {
 	caller := principalOf(r)
-	if !caller.MayManageAccessKeys() {
-		return store.AccessKey{}, permissionDenied()
-	}
 	key, err := s.store.AccessKey(r.Context(), id)
-	if err != nil {
+	switch {
+	case err == nil && key.AgentID != nil && caller.Acts(*key.AgentID):
+		return key, nil
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return store.AccessKey{}, err
+	case !caller.May(rights):
+		return store.AccessKey{}, permissionDenied()
+	case err != nil:
 		return store.AccessKey{}, accessKeyError(err)
-	}
-	if !caller.MayReach(key.CustomerID) {
+	case !caller.MayReach(key.CustomerID):
 		return store.AccessKey{}, permissionDenied()
 	}
 	return key, nil

@@ -72,7 +72,7 @@ func (h *harness) cause(query string, authorization ...string) string {
 	h.t.Helper()
 	c, err := auth.Extract(query, authorization)
 	if err == nil {
-		_, err = auth.NewVerifier(h.store, h.sessions).Verify(h.t.Context(), c)
+		_, err = auth.NewVerifier(h.store, h.sessions, "").Verify(h.t.Context(), c)
 	}
 	if err != nil && auth.Cause(err) == "" {
 		h.t.Fatalf("an error that is no refusal: %v", err)

@@ -123,6 +123,49 @@ func (o *object) requiredText(field string, most int) string {
 	return *s
 }
 
+// textNotEmpty reads a field that may be absent but not empty.
+func (o *object) textNotEmpty(field string, most int) *string {
+	if _, present := o.fields[field]; !present {
+		return nil
+	}
+	s := o.requiredText(field, most)
+	return &s
+}
+
+// id reads a UUID, otherwise where it is absent.
+func (o *object) id(field string, otherwise uuid.UUID) uuid.UUID {
+	if id := o.optionalID(field); id != nil {
+		return *id
+	}
+	return otherwise
+}
+
+// optionalID reads a UUID, nil where it is absent.
+func (o *object) optionalID(field string) *uuid.UUID {
+	raw, present := o.fields[field]
+	if !present {
+		return nil
+	}
+	var s string
+	id, ok := uuid.Nil, json.Unmarshal(raw, &s) == nil
+	if ok {
+		id, ok = parseID(s)
+	}
+	if !ok {
+		o.wrong(field, "must be a UUID")
+	}
+	return &id
+}
+
+// requiredWholeNumber reads a whole number from least to most that must be there.
+func (o *object) requiredWholeNumber(field string, least, most int64) int64 {
+	if _, present := o.fields[field]; !present {
+		o.wrong(field, "is required")
+		return least
+	}
+	return o.wholeNumber(field, least, most, least)
+}
+
 // wholeNumber reads a field that is a whole number from least to most, otherwise where it is absent.
 func (o *object) wholeNumber(field string, least, most, otherwise int64) int64 {
 	raw, present := o.fields[field]
@@ -137,12 +180,33 @@ func (o *object) wholeNumber(field string, least, most, otherwise int64) int64 {
 }
 
 // pathID reads {id}.
-func pathID(r *http.Request) (uuid.UUID, error) {
-	// uuid.Parse also takes braces, urn:uuid: and 32 bare digits, which are no ids of ours.
-	raw := chi.URLParam(r, "id")
-	id, err := uuid.Parse(raw)
-	if err != nil || len(raw) != len(uuid.Nil.String()) {
+func pathID(r *http.Request) (uuid.UUID, error) { return pathUUID(r, "id") }
+
+// pathUUID reads a part of the path that is a UUID.
+func pathUUID(r *http.Request, name string) (uuid.UUID, error) {
+	id, ok := parseID(chi.URLParam(r, name))
+	if !ok {
 		return uuid.Nil, badRequest(reasonInvalidID, "The id in the path is not a UUID.")
 	}
 	return id, nil
+}
+
+// queryID reads a UUID from the query, otherwise where it is absent or empty.
+func queryID(r *http.Request, name string, otherwise uuid.UUID) (uuid.UUID, error) {
+	values := r.URL.Query()[name]
+	if len(values) == 0 || len(values) == 1 && values[0] == "" {
+		return otherwise, nil
+	}
+	id, ok := parseID(values[0])
+	if !ok || len(values) > 1 {
+		return uuid.Nil, badRequest(reasonInvalidRequestParameter, "The query has parameters that are not valid.",
+			detail{Field: name, Message: "must be a UUID"})
+	}
+	return id, nil
+}
+
+// parseID takes the one usual form of a UUID. uuid.Parse also takes braces, urn:uuid: and 32 bare digits.
+func parseID(s string) (uuid.UUID, bool) {
+	id, err := uuid.Parse(s)
+	return id, err == nil && len(s) == len(uuid.Nil.String())
 }

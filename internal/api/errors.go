@@ -8,12 +8,14 @@ import (
 	"time"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/mail"
 	"accesskeys/internal/store"
 )
 
 // problem is an error as a client sees it (contract, section 1). Its message says nothing that the client did not know.
 type problem struct {
 	code       int
+	status     string // "": the one that goes with code
 	reason     string
 	message    string
 	details    []detail
@@ -43,11 +45,20 @@ const (
 	reasonBodyTooLarge            = "BODY_TOO_LARGE"
 	reasonAccessKeyNotFound       = "ACCESSKEY_NOT_FOUND"
 	reasonCustomerNotFound        = "CUSTOMER_NOT_FOUND"
-	reasonRouteNotFound           = "ROUTE_NOT_FOUND"
-	reasonMethodNotAllowed        = "METHOD_NOT_ALLOWED"
-	reasonRateLimitExceeded       = "RATE_LIMIT_EXCEEDED"
-	reasonServiceUnavailable      = "SERVICE_UNAVAILABLE"
-	reasonInternal                = "INTERNAL"
+	reasonAgentNotFound           = "AGENT_NOT_FOUND"
+	reasonServiceAccountNotFound  = "SERVICE_ACCOUNT_NOT_FOUND"
+	// A key of a service account's.
+	reasonServiceAccountKeyNotFound = "SERVICE_ACCOUNT_KEY_NOT_FOUND"
+	reasonUsernameTaken             = "USERNAME_TAKEN"
+	reasonLastAdmin                 = "LAST_ADMIN"
+	reasonTooManyKeys               = "TOO_MANY_KEYS"
+	reasonWrongPassword             = "WRONG_PASSWORD"
+	reasonInvalidSignup             = "INVALID_SIGNUP"
+	reasonRouteNotFound             = "ROUTE_NOT_FOUND"
+	reasonMethodNotAllowed          = "METHOD_NOT_ALLOWED"
+	reasonRateLimitExceeded         = "RATE_LIMIT_EXCEEDED"
+	reasonServiceUnavailable        = "SERVICE_UNAVAILABLE"
+	reasonInternal                  = "INTERNAL"
 )
 
 // statusName maps an HTTP status to the status of an error body.
@@ -93,7 +104,12 @@ func problemOf(err error) *problem {
 	case errors.Is(err, auth.ErrBusy):
 		return &problem{
 			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,
-			message: "Too many logins at once; try again shortly.", retryAfter: unavailableRetry,
+			message: "Too much of this is under way at once; try again shortly.", retryAfter: unavailableRetry,
+		}
+	case errors.Is(err, mail.ErrUnavailable):
+		return &problem{
+			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,
+			message: "The service can't send mail at the moment; try again shortly.", retryAfter: unavailableRetry,
 		}
 	case errors.Is(err, store.ErrUnavailable):
 		return &problem{
@@ -113,6 +129,11 @@ func permissionDenied() error {
 	return &problem{
 		code: http.StatusForbidden, reason: reasonPermissionDenied, message: "The caller may not do this.",
 	}
+}
+
+// conflict is a 409, which alone of all codes has two statuses.
+func conflict(reason, status, message string) error {
+	return &problem{code: http.StatusConflict, status: status, reason: reason, message: message}
 }
 
 func notFound(reason, what string) error {
@@ -147,7 +168,10 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		header.Set("Retry-After", strconv.Itoa(int(seconds)))
 	}
 	var body errorBody
-	body.Error.Status = statusName(p.code)
+	body.Error.Status = p.status
+	if p.status == "" {
+		body.Error.Status = statusName(p.code)
+	}
 	body.Error.Reason = p.reason
 	body.Error.Message = p.message
 	body.Error.RequestID = ev.requestID

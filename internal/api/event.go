@@ -165,15 +165,17 @@ const (
 // SECURITY: an id ends up in the log. One that holds what has the shape of an access key is not taken.
 func requestID(r *http.Request) string {
 	id := r.Header.Get("X-Request-Id")
-	if id == "" || len(id) > maxRequestID || strings.Trim(id, requestIDChars) != "" || holdsAccessToken(id) {
+	if id == "" || len(id) > maxRequestID || strings.Trim(id, requestIDChars) != "" || holdsToken(id, auth.TokenPrefix) ||
+		holdsToken(id, auth.SignupTokenPrefix) {
 		return "req_" + rand.Text()
 	}
 	return id
 }
 
-func holdsAccessToken(id string) bool {
-	i := strings.Index(id, auth.TokenPrefix)
-	return i >= 0 && len(id)-i >= auth.TokenLength
+// holdsToken reports whether s has room for a token after its prefix. All of ours have the same length.
+func holdsToken(s, prefix string) bool {
+	i := strings.Index(s, prefix)
+	return i >= 0 && len(s)-i >= auth.TokenLength
 }
 
 // redactedURI is a request's path and query, fit for a log: a query's values are shown only for the names in
@@ -225,13 +227,13 @@ func redactedPath(path string) string {
 	return strings.Join(segments, "/")
 }
 
-// looksSecret reports whether s may hold an access key or a JWT, escapes decoded.
+// looksSecret reports whether s may hold an access key, a JWT or a temp token, escapes decoded.
 func looksSecret(s string) bool {
 	plain, err := url.QueryUnescape(s)
 	if err != nil {
 		plain = s
 	}
-	return strings.Contains(plain, auth.TokenPrefix) || strings.Contains(plain, "eyJ")
+	return strings.Contains(plain, auth.TokenPrefix) || strings.Contains(plain, "eyJ") || holdsToken(plain, auth.SignupTokenPrefix)
 }
 
 // clipped bounds what one request can add to the log.

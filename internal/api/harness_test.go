@@ -23,6 +23,7 @@ import (
 	document "accesskeys/api"
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/mail"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -101,10 +102,17 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	keyPairs, err := auth.NewKeyPairs(2, 10*time.Second)
+	if err != nil {
+		h.t.Fatal(err)
+	}
 	cfg := api.Config{
 		Store:         h.store,
-		Verifier:      auth.NewVerifier(h.store, h.sessions),
+		Verifier:      auth.NewVerifier(h.store, h.sessions, ""),
 		Authenticator: auth.NewAuthenticator(h.store, h.sessions, passwords),
+		Passwords:     passwords,
+		KeyPairs:      keyPairs,
+		Mailer:        mail.NewLog(slog.New(slog.DiscardHandler)),
 		Log:           slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		MinExpire:     1,
 	}

@@ -143,7 +143,7 @@ func TestUsernamesMatchInAnyCase(t *testing.T) {
 func TestRefusedLoginsAllLookTheSame(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	if _, err := h.store.DeleteAgent(t.Context(), h.acme.plain.ID); err != nil {
+	if _, err := h.store.DeleteAgent(t.Context(), h.acme.customer.ID, h.acme.plain.ID); err != nil {
 		t.Fatal(err)
 	}
 	h.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, h.globex.customer.ID)

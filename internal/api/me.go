@@ -12,10 +12,12 @@ type principalJSON struct {
 	ID         uuid.UUID          `json:"id"`
 	CustomerID uuid.UUID          `json:"customer_id"`
 	Type       auth.PrincipalType `json:"type"`
+	AgentID    *uuid.UUID         `json:"agent_id,omitzero"` // of a key that is bound to an agent
 	Username   string             `json:"username"`
 	Name       string             `json:"name"`
 	Detail     string             `json:"detail"`
 	Permission auth.Permission    `json:"permission"`
+	Roles      []string           `json:"roles,omitzero"` // of a service account
 	TmCreate   timestamp          `json:"tm_create"`
 	TmUpdate   timestamp          `json:"tm_update"`
 	TmDelete   timestamp          `json:"tm_delete"`
@@ -24,7 +26,7 @@ type principalJSON struct {
 // me shows the caller (contract, section 5).
 func (s *Server) me(w http.ResponseWriter, r *http.Request) error {
 	p := principalOf(r)
-	writeJSON(w, http.StatusOK, principalJSON{
+	me := principalJSON{
 		ID:         p.ID,
 		CustomerID: p.CustomerID,
 		Type:       p.Type,
@@ -35,6 +37,13 @@ func (s *Server) me(w http.ResponseWriter, r *http.Request) error {
 		TmCreate:   timestamp(p.TmCreate),
 		TmUpdate:   timestamp(p.TmUpdate),
 		TmDelete:   timestamp(p.TmDelete),
-	})
+	}
+	if p.Type == auth.TypeAccessKey && p.AgentID != uuid.Nil {
+		me.AgentID = &p.AgentID
+	}
+	if p.Type == auth.TypeServiceAccount {
+		me.Roles = p.Roles
+	}
+	writeJSON(w, http.StatusOK, me)
 	return nil
 }

@@ -73,7 +73,7 @@ func TestTokenOfDeletedAgentIsRefusedAtOnce(t *testing.T) {
 	replica := h.replica()
 	token := h.login(h.acme.plain.Username).wants(200).json()["token"].(string)
 	replica.get("/v1.0/me", token).wants(200)
-	if _, err := h.store.DeleteAgent(t.Context(), h.acme.plain.ID); err != nil {
+	if _, err := h.store.DeleteAgent(t.Context(), h.acme.customer.ID, h.acme.plain.ID); err != nil {
 		t.Fatal(err)
 	}
 	for _, server := range []*harness{h, replica} {
@@ -194,7 +194,7 @@ func TestLoginsBeyondTheBoundAreToldToComeBack(t *testing.T) {
 func TestRefusedLoginsAllTakeTheSameTime(t *testing.T) {
 	h := newHarness(t)
 	h.newBcryptAgent("bcrypt@acme.example", "the right one", bcrypt.MinCost)
-	if _, err := h.store.DeleteAgent(t.Context(), h.acme.plain.ID); err != nil {
+	if _, err := h.store.DeleteAgent(t.Context(), h.acme.customer.ID, h.acme.plain.ID); err != nil {
 		t.Fatal(err)
 	}
 	const granted = "granted"

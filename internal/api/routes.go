@@ -24,19 +24,48 @@ func (s *Server) routes(cfg Config) http.Handler {
 	r.Route("/auth", func(r chi.Router) {
 		r.Use(private, s.rateLimit(cfg.AuthLimit), deadline)
 		r.Post("/login", s.handle(s.login))
+		if s.mailer != nil { // else there is no signing up
+			r.Post("/signup", s.handle(s.signup))
+			r.Post("/complete-signup", s.handle(s.completeSignup))
+		}
 	})
 
 	// The credential is asked for before routing: without one, an unknown route is a 401 too (contract, section 3).
 	r.Route("/v1.0", func(r chi.Router) {
 		r.Use(private, s.rateLimit(cfg.V1Limit), deadline, s.authenticate)
 		r.Get("/me", s.handle(s.me))
+		// It checks a password, so it is as limited as a login.
+		r.With(s.rateLimit(cfg.AuthLimit)).Put("/me/password", s.handle(s.setOwnPassword))
+
 		r.Get("/customer", s.handle(s.customer))
 		r.Get("/customers", s.handle(s.listCustomers))
+		r.Post("/customers", s.handle(s.createCustomer))
+		r.Get("/customers/{id}", s.handle(s.getCustomer))
+		r.Put("/customers/{id}", s.handle(s.updateCustomer))
+		r.Delete("/customers/{id}", s.handle(s.deleteCustomer))
+
+		r.Get("/agents", s.handle(s.listAgents))
+		r.Post("/agents", s.handle(s.createAgent))
+		r.Get("/agents/{id}", s.handle(s.getAgent))
+		r.Put("/agents/{id}", s.handle(s.updateAgent))
+		r.Delete("/agents/{id}", s.handle(s.deleteAgent))
+		r.Put("/agents/{id}/permission", s.handle(s.setAgentPermission))
+		r.Put("/agents/{id}/password", s.handle(s.setAgentPassword))
+
 		r.Get("/accesskeys", s.handle(s.listAccessKeys))
 		r.Post("/accesskeys", s.handle(s.createAccessKey))
 		r.Get("/accesskeys/{id}", s.handle(s.getAccessKey))
 		r.Put("/accesskeys/{id}", s.handle(s.updateAccessKey))
 		r.Delete("/accesskeys/{id}", s.handle(s.deleteAccessKey))
+
+		r.Get("/service_accounts", s.handle(s.listServiceAccounts))
+		r.Post("/service_accounts", s.handle(s.createServiceAccount))
+		r.Get("/service_accounts/{id}", s.handle(s.getServiceAccount))
+		r.Put("/service_accounts/{id}", s.handle(s.updateServiceAccount))
+		r.Delete("/service_accounts/{id}", s.handle(s.deleteServiceAccount))
+		r.Get("/service_accounts/{id}/keys", s.handle(s.listServiceAccountKeys))
+		r.Post("/service_accounts/{id}/keys", s.handle(s.createServiceAccountKey))
+		r.Delete("/service_accounts/{id}/keys/{key_id}", s.handle(s.deleteServiceAccountKey))
 	})
 	return r
 }

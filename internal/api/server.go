@@ -25,6 +25,9 @@ type Config struct {
 	Store         *store.Store
 	Verifier      *auth.Verifier
 	Authenticator *auth.Authenticator
+	Passwords     *auth.Passwords
+	KeyPairs      *auth.KeyPairs
+	Mailer        Mailer // nil: nobody signs up by themselves
 	Log           *slog.Logger
 	// MinExpire is the least expire of a new access key in seconds, at least 1.
 	MinExpire int64
@@ -40,6 +43,9 @@ type Server struct {
 	store         *store.Store
 	verifier      *auth.Verifier
 	authenticator *auth.Authenticator
+	passwords     *auth.Passwords
+	keyPairs      *auth.KeyPairs
+	mailer        Mailer
 	log           *slog.Logger
 	minExpire     int64
 	metrics       *metrics
@@ -53,6 +59,9 @@ func New(cfg Config) *Server {
 		store:         cfg.Store,
 		verifier:      cfg.Verifier,
 		authenticator: cfg.Authenticator,
+		passwords:     cfg.Passwords,
+		keyPairs:      cfg.KeyPairs,
+		mailer:        cfg.Mailer,
 		log:           cfg.Log,
 		minExpire:     cfg.MinExpire,
 		metrics:       newMetrics(cfg.Store),

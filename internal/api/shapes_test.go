@@ -24,7 +24,7 @@ func keyShape(withToken bool) *regexp.Regexp {
 	if withToken {
 		token = `"token":"(vb_[0-9A-Za-z]{32})",`
 	}
-	return regexp.MustCompile(`^\{"id":"` + uuidV4 + `","customer_id":"` + uuidV4 + `","name":"([^"]*)","detail":"([^"]*)",` +
+	return regexp.MustCompile(`^\{"id":"` + uuidV4 + `","customer_id":"` + uuidV4 + `","agent_id":null,"name":"([^"]*)","detail":"([^"]*)",` +
 		token + `"token_prefix":"(vb_[0-9A-Za-z]{8})","tm_expire":"` + tm + `","tm_create":"` + tm + `","tm_update":"` + tm +
 		`","tm_delete":"` + tm + `"\}$`)
 }
@@ -82,7 +82,7 @@ func TestCreatedKeyIsWholeAtOnce(t *testing.T) {
 		}
 		token := key["token"].(string)
 		equalJSON(t, key, map[string]any{
-			"id": key["id"], "customer_id": h.acme.customer.ID, "name": "", "detail": "", "token": token,
+			"id": key["id"], "customer_id": h.acme.customer.ID, "agent_id": nil, "name": "", "detail": "", "token": token,
 			"token_prefix": token[:11], "tm_expire": key["tm_expire"], "tm_create": key["tm_create"],
 			"tm_update": key["tm_create"], "tm_delete": sentinel,
 		})

@@ -7,8 +7,8 @@ var (
 	ErrNoCredential = errors.New("no credential")
 	// ErrInvalidCredential means that what was presented is not accepted. A caller is told no more than that.
 	ErrInvalidCredential = errors.New("invalid credential")
-	// ErrBusy means that too many passwords are being checked already.
-	ErrBusy = errors.New("too many passwords are being checked at once")
+	// ErrBusy means that as much slow work is under way as may be.
+	ErrBusy = errors.New("too much slow work at once")
 )
 
 // cause says why a credential was refused, for the log alone: to a caller all refusals look the same.

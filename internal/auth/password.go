@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -46,45 +45,26 @@ const (
 	bcryptMaxPassword = 72
 )
 
-// Passwords hashes and checks passwords, a bounded number at a time: a flood of logins waits, and then is refused, but
-// never eats the memory or all the cores.
+// Passwords hashes and checks passwords, a bounded number at a time.
 type Passwords struct {
-	slots   chan struct{}
-	maxWait time.Duration
-	dummy   secret.Value
+	turns *turns
+	dummy secret.Value
 }
 
 // NewPasswords makes a Passwords that computes at most atOnce hashes at the same time; further callers wait up to
 // maxWait for their turn.
 func NewPasswords(atOnce int, maxWait time.Duration) (*Passwords, error) {
-	if atOnce < 1 {
-		return nil, errors.New("at least one password must be checked at once")
+	turns, err := newTurns(atOnce, maxWait)
+	if err != nil {
+		return nil, err
 	}
-	return &Passwords{
-		slots:   make(chan struct{}, atOnce),
-		maxWait: maxWait,
-		// The hash of a password that nobody knows: what unknown users are checked against, so that they take as long.
-		dummy: argonHash(rand.Text(), currentArgon),
-	}, nil
-}
-
-// turn waits for a slot and returns what gives it back. It returns ErrBusy where none comes free in time.
-func (p *Passwords) turn(ctx context.Context) (release func(), err error) {
-	timer := time.NewTimer(p.maxWait)
-	defer timer.Stop()
-	select {
-	case p.slots <- struct{}{}:
-		return func() { <-p.slots }, nil
-	case <-timer.C:
-		return nil, ErrBusy
-	case <-ctx.Done():
-		return nil, ErrBusy
-	}
+	// The hash of a password that nobody knows: what unknown users are checked against, so that they take as long.
+	return &Passwords{turns: turns, dummy: argonHash(rand.Text(), currentArgon)}, nil
 }
 
 // Hash returns the argon2id hash of a password in PHC form, or ErrBusy.
 func (p *Passwords) Hash(ctx context.Context, password secret.Value) (secret.Value, error) {
-	release, err := p.turn(ctx)
+	release, err := p.turns.take(ctx)
 	if err != nil {
 		return secret.Value{}, err
 	}
@@ -96,7 +76,7 @@ func (p *Passwords) Hash(ctx context.Context, password secret.Value) (secret.Val
 // nothing. Where it matches and the hash is not what Hash makes today, renewed is the password's new hash. It returns
 // ErrBusy where it did not get to it.
 func (p *Passwords) check(ctx context.Context, password, hash secret.Value) (ok bool, renewed secret.Value, err error) {
-	release, err := p.turn(ctx)
+	release, err := p.turns.take(ctx)
 	if err != nil {
 		return false, secret.Value{}, err
 	}

@@ -133,7 +133,7 @@ func TestPasswordsBeyondTheNumberAreRefusedAfterTheWait(t *testing.T) {
 	}
 	var releases []func()
 	for range 2 {
-		release, err := p.turn(t.Context())
+		release, err := p.turns.take(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +186,7 @@ func TestCancelledContextEndsTheWaitForATurn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release, err := p.turn(t.Context())
+	release, err := p.turns.take(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

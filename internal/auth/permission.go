@@ -1,17 +1,112 @@
 package auth
 
-// Permission is a set of rights, in VoIPBIN's bits.
+import "slices"
+
+// Permission is a set of bits of an agent's, as VoIPBIN numbers them.
 type Permission int64
 
 // The permissions that this service tells apart. The other bits belong to VoIPBIN; they are kept and shown, and give
 // nothing here.
 const (
-	PermissionNone              Permission = 0
-	PermissionProjectSuperAdmin Permission = 1  // all customers
-	PermissionCustomerAgent     Permission = 16 // itself
-	PermissionCustomerAdmin     Permission = 32 // all of its customer
-	PermissionCustomerManager   Permission = 64
+	PermissionNone              Permission = 0x0000
+	PermissionProjectSuperAdmin Permission = 0x0001
+	PermissionCustomerAgent     Permission = 0x0010
+	PermissionCustomerAdmin     Permission = 0x0020
+	PermissionCustomerManager   Permission = 0x0040
+	PermissionCustomerAll       Permission = 0x00F0
+	PermissionAll               Permission = 0xFFFF
 )
 
-// HasAny reports whether p has at least one bit of wanted.
-func (p Permission) HasAny(wanted Permission) bool { return p&wanted != 0 }
+// Role is what a service account may do.
+type Role string
+
+// The roles.
+const (
+	RoleAccessKeyAdmin  Role = "accesskey_admin"
+	RoleAccessKeyViewer Role = "accesskey_viewer"
+	RoleAgentAdmin      Role = "agent_admin"
+	RoleAgentViewer     Role = "agent_viewer"
+	RoleCustomerAdmin   Role = "customer_admin"
+)
+
+// Rights is a set of things that a caller may do to others; what is its own, it may do without.
+type Rights uint16
+
+// The rights, each within the caller's own customer unless it has AllCustomers.
+const (
+	ReadAccessKeys Rights = 1 << iota
+	WriteAccessKeys
+	ReadAgents
+	WriteAgents
+	ReadServiceAccounts
+	WriteServiceAccounts
+	AllCustomers
+
+	customerRights = AllCustomers - 1 // all that there is within a customer
+)
+
+// grant is a line of the permission model.
+type grant struct {
+	bit  Permission // that gives it to an agent, 0 where none does
+	role Role       // that gives it to a service account, "" where none does
+	// rights are what it allows.
+	rights Rights
+	// gives are the bits that its holder may give to an agent, or act through: nobody grants what they lack.
+	gives Permission
+}
+
+// permissionModel is all there is to say about who may do what. An agent has the lines of its bits, a service account
+// those of its roles, a customer-wide access key the line of customer_admin, a key bound to an agent those of the agent.
+func permissionModel() [6]grant {
+	const ordinary = PermissionCustomerAgent | PermissionCustomerManager
+	return [...]grant{
+		{bit: PermissionProjectSuperAdmin, rights: customerRights | AllCustomers, gives: PermissionAll},
+		{bit: PermissionCustomerAdmin, role: RoleCustomerAdmin, rights: customerRights, gives: PermissionCustomerAll},
+		{role: RoleAccessKeyAdmin, rights: ReadAccessKeys | WriteAccessKeys, gives: ordinary},
+		{role: RoleAccessKeyViewer, rights: ReadAccessKeys},
+		{role: RoleAgentAdmin, rights: ReadAgents | WriteAgents, gives: ordinary},
+		{role: RoleAgentViewer, rights: ReadAgents},
+	}
+}
+
+// Roles are all roles, in the order of the model.
+func Roles() []Role {
+	var roles []Role
+	for _, g := range permissionModel() {
+		if g.role != "" {
+			roles = append(roles, g.role)
+		}
+	}
+	return roles
+}
+
+// access is what a caller's lines of the model add up to.
+type access struct {
+	rights Rights
+	gives  Permission
+}
+
+func (a *access) add(g grant) {
+	a.rights |= g.rights
+	a.gives |= g.gives
+}
+
+func accessOfPermission(p Permission) access {
+	var a access
+	for _, g := range permissionModel() {
+		if p&g.bit != 0 {
+			a.add(g)
+		}
+	}
+	return a
+}
+
+func accessOfRoles(roles []string) access {
+	var a access
+	for _, g := range permissionModel() {
+		if g.role != "" && slices.Contains(roles, string(g.role)) {
+			a.add(g)
+		}
+	}
+	return a
+}

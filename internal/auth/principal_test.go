@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"accesskeys/internal/store"
 )
 
 // Contract 4: "Needs the permission CustomerAdmin (32) or ProjectSuperAdmin (1)"; contract 5: "a list of the customers
@@ -21,12 +23,18 @@ func TestOnlyAdminsManageKeysAndOnlySuperAdminsReachOtherCustomers(t *testing.T)
 	}
 	for _, permission := range permissions {
 		admin, super := permission&32 != 0, permission&1 != 0
-		p := Principal{CustomerID: own, Permission: permission}
+		p := principalOfAgent(store.Agent{CustomerID: own, Permission: int64(permission)})
 		for what, check := range map[string]struct{ got, want bool }{
-			"MayManageAccessKeys": {p.MayManageAccessKeys(), admin || super},
-			"MaySeeAllCustomers":  {p.MaySeeAllCustomers(), super},
-			"MayReach its own":    {p.MayReach(own), true},
-			"MayReach another":    {p.MayReach(other), super},
+			"May write keys":         {p.May(WriteAccessKeys), admin || super},
+			"May do all within":      {p.May(customerRights), admin || super},
+			"May see all customers":  {p.May(AllCustomers), super},
+			"MayReach its own":       {p.MayReach(own), true},
+			"MayReach another":       {p.MayReach(other), super},
+			"MayGive nothing":        {p.MayGive(PermissionNone), true},
+			"MayGive an agent's":     {p.MayGive(PermissionCustomerAgent), admin || super},
+			"MayGive an admin's":     {p.MayGive(PermissionCustomerAdmin), admin || super},
+			"MayGive a super's":      {p.MayGive(PermissionProjectSuperAdmin), super},
+			"MayGive an unknown bit": {p.MayGive(0x0100), super},
 		} {
 			if check.got != check.want {
 				t.Errorf("permission %d: %s is %t, want %t", permission, what, check.got, check.want)
@@ -46,12 +54,29 @@ func TestPermissionsAreVoIPBINsBits(t *testing.T) {
 			t.Errorf("permission %d, want %d", permission, want)
 		}
 	}
-	for _, c := range []struct {
-		has, wanted Permission
-		want        bool
-	}{{0, 0, false}, {0, 1, false}, {1, 0, false}, {1, 1, true}, {48, 32, true}, {48, 1, false}, {16, 48, true}} {
-		if got := c.has.HasAny(c.wanted); got != c.want {
-			t.Errorf("%d.HasAny(%d) = %t, want %t", c.has, c.wanted, got, c.want)
+}
+
+// Each role gives its rights and no more, customer_admin gives all of them.
+func TestRolesGiveTheirRightsAndNoMore(t *testing.T) {
+	t.Parallel()
+	for role, want := range map[Role]Rights{
+		RoleAccessKeyAdmin:  ReadAccessKeys | WriteAccessKeys,
+		RoleAccessKeyViewer: ReadAccessKeys,
+		RoleAgentAdmin:      ReadAgents | WriteAgents,
+		RoleAgentViewer:     ReadAgents,
+		RoleCustomerAdmin:   customerRights,
+		"":                  0,
+		"superadmin":        0,
+	} {
+		p := principalOfServiceAccount(store.ServiceAccount{Roles: []string{string(role)}})
+		if p.access.rights != want {
+			t.Errorf("%q gives %b, want %b", role, p.access.rights, want)
 		}
+		if admin := role == RoleCustomerAdmin; p.MayGive(PermissionCustomerAdmin) != admin || (p.Permission == PermissionCustomerAdmin) != admin {
+			t.Errorf("%q may give the admin's bit: %t; permission %d", role, p.MayGive(PermissionCustomerAdmin), p.Permission)
+		}
+	}
+	if len(Roles()) != 5 {
+		t.Errorf("the roles are %v", Roles())
 	}
 }

@@ -137,11 +137,15 @@ func (s *Sessions) Issue(agent store.Agent, now time.Time) (secret.Value, error)
 	return secret.New(signed), nil
 }
 
+func hasSessionHeader(token string) bool {
+	header, _, _ := strings.Cut(token, ".")
+	return header == sessionHeader
+}
+
 // parse returns the claims of a token that we signed, whatever its times; else a refusal.
 func (s *Sessions) parse(token string) (*sessionClaims, error) {
-	header, _, _ := strings.Cut(token, ".")
 	// Go's base64 skips line breaks, even where it is strict; they would give the signature a second spelling.
-	if len(token) > maxJWTLength || header != sessionHeader || strings.ContainsAny(token, "\r\n") {
+	if len(token) > maxJWTLength || !hasSessionHeader(token) || strings.ContainsAny(token, "\r\n") {
 		return nil, refused(causeMalformed)
 	}
 	var claims sessionClaims

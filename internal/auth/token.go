@@ -27,9 +27,11 @@ type AccessToken struct {
 }
 
 // NewAccessToken draws a token: each of its 32 characters uniform out of 62, from the system's generator (190 bits).
-func NewAccessToken() AccessToken {
-	token := make([]byte, 0, TokenLength)
-	token = append(token, TokenPrefix...)
+func NewAccessToken() AccessToken { return AccessToken{drawToken(TokenPrefix)} }
+
+// drawToken is a prefix and tokenRandom random characters.
+func drawToken(prefix string) secret.Value {
+	token := append(make([]byte, 0, len(prefix)+tokenRandom), prefix...)
 	var random [64]byte
 	for {
 		_, _ = rand.Read(random[:]) // never fails: it ends the program instead
@@ -38,8 +40,8 @@ func NewAccessToken() AccessToken {
 				continue
 			}
 			token = append(token, tokenAlphabet[int(b)%len(tokenAlphabet)])
-			if len(token) == TokenLength {
-				return AccessToken{secret.New(string(token))}
+			if len(token) == len(prefix)+tokenRandom {
+				return secret.New(string(token))
 			}
 		}
 	}

@@ -12,11 +12,13 @@ import (
 type Verifier struct {
 	store    *store.Store
 	sessions *Sessions
+	audience string
 }
 
-// NewVerifier makes a Verifier.
-func NewVerifier(s *store.Store, sessions *Sessions) *Verifier {
-	return &Verifier{store: s, sessions: sessions}
+// NewVerifier makes a Verifier. A service account's token that names an audience is accepted only if it is this one;
+// "" accepts none that does.
+func NewVerifier(s *store.Store, sessions *Sessions, audience string) *Verifier {
+	return &Verifier{store: s, sessions: sessions, audience: audience}
 }
 
 // Verify returns whose credential it is. Its error is ErrInvalidCredential where the credential is not accepted, and
@@ -26,7 +28,11 @@ func (v *Verifier) Verify(ctx context.Context, c Credential) (Principal, error) 
 	case KindAccessKey:
 		return v.accessKey(ctx, c.token)
 	case KindJWT:
-		return v.session(ctx, c.jwt)
+		// An agent's token has our header, to the byte; whatever else there is can only be a service account's.
+		if hasSessionHeader(c.jwt) {
+			return v.session(ctx, c.jwt)
+		}
+		return v.serviceAccount(ctx, c.jwt)
 	default:
 		return Principal{}, refused(causeMalformed)
 	}
@@ -43,20 +49,10 @@ func (v *Verifier) accessKey(ctx context.Context, token AccessToken) (Principal,
 		return Principal{}, refused(causeDeleted)
 	case !key.TmExpire.After(key.Now):
 		return Principal{}, refused(causeExpired)
-	case !key.CustomerTmDelete.Equal(store.Never()):
+	case !key.CustomerTmDelete.Equal(store.Never()), !key.AgentTmDelete.Equal(store.Never()):
 		return Principal{}, refused(causeOwner)
 	}
-	return Principal{
-		Type:       TypeAccessKey,
-		ID:         key.ID,
-		CustomerID: key.CustomerID,
-		Name:       key.Name,
-		Detail:     key.Detail,
-		Permission: PermissionCustomerAdmin, // contract, section 4
-		TmCreate:   key.TmCreate,
-		TmUpdate:   key.TmUpdate,
-		TmDelete:   key.TmDelete,
-	}, nil
+	return principalOfAccessKey(key), nil
 }
 
 func (v *Verifier) session(ctx context.Context, token string) (Principal, error) {
@@ -74,17 +70,24 @@ func (v *Verifier) session(ctx context.Context, token string) (Principal, error)
 	if err := claims.verify(agent); err != nil {
 		return Principal{}, err
 	}
-	return Principal{
-		Type:       TypeAgent,
-		ID:         agent.ID,
-		CustomerID: agent.CustomerID,
-		Username:   agent.Username,
-		Name:       agent.Name,
-		Detail:     agent.Detail,
-		// As it is now, not as it was at the login: a demotion counts at once.
-		Permission: Permission(agent.Permission),
-		TmCreate:   agent.TmCreate,
-		TmUpdate:   agent.TmUpdate,
-		TmDelete:   agent.TmDelete,
-	}, nil
+	// As the agent is now, not as it was at the login: a demotion counts at once.
+	return principalOfAgent(agent.Agent), nil
+}
+
+func (v *Verifier) serviceAccount(ctx context.Context, token string) (Principal, error) {
+	a, err := parseAssertion(token)
+	if err != nil {
+		return Principal{}, err
+	}
+	credential, err := v.store.ServiceAccountCredential(ctx, a.keyID)
+	if errors.Is(err, store.ErrNotFound) {
+		return Principal{}, refused(causeUnknown)
+	}
+	if err != nil {
+		return Principal{}, err
+	}
+	if err := a.verify(credential, v.audience); err != nil {
+		return Principal{}, err
+	}
+	return principalOfServiceAccount(credential.Account), nil
 }

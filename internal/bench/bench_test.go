@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"accesskeys/internal/auth"
 )
 
 // BenchmarkRequests gives, for each kind of request, what one costs here and on a bare net/http handler that answers
@@ -24,7 +26,11 @@ func BenchmarkRequests(b *testing.B) {
 		turn    int // requests on each connection
 	}{
 		{"me/accesskey", get("/v1.0/me", accessKey), 8, 50},
-		{"me/jwt", get("/v1.0/me", s.jwt), 8, 50},
+		{"me/userkey", get("/v1.0/me", s.userKey), 8, 50},
+		{"me/HS256", get("/v1.0/me", s.jwt), 8, 50},
+		{"me/RS256", get("/v1.0/me", s.signed[auth.RS256]), 8, 50},
+		{"me/ES256", get("/v1.0/me", s.signed[auth.ES256]), 8, 50},
+		{"me/EdDSA", get("/v1.0/me", s.signed[auth.EdDSA]), 8, 50},
 		{"get", get("/v1.0/accesskeys/"+s.keyID, accessKey), 8, 50},
 		{"list10", get("/v1.0/accesskeys?page_size=10", accessKey), 8, 50},
 		{"list100", get("/v1.0/accesskeys?page_size=100", accessKey), 8, 20},

@@ -79,6 +79,8 @@ type bench struct {
 	addr     string
 	cmd      *exec.Cmd
 	jwt      string
+	userKey  string
+	signed   map[auth.Algorithm]string // tokens that service accounts signed
 	keyID    string
 	log      *os.File
 }
@@ -188,6 +190,44 @@ func (s *bench) seed(b *testing.B) {
 		b.Fatalf("login: %v: %s", err, body)
 	}
 	s.jwt = login.Token
+	s.seedCallers(b, c)
+}
+
+// seedCallers makes a key that is bound to the admin, and for each algorithm a service account with a signed token.
+func (s *bench) seedCallers(b *testing.B, c *conn) {
+	b.Helper()
+	answer := func(request []byte, into any) {
+		b.Helper()
+		_, body := c.do(b, request)
+		if err := json.Unmarshal(body, into); err != nil {
+			b.Fatalf("%v: %s", err, body)
+		}
+	}
+	var me, account struct {
+		ID string `json:"id"`
+	}
+	answer(get("/v1.0/me", s.jwt), &me)
+	var key struct {
+		Token string `json:"token"`
+	}
+	answer(post("/v1.0/accesskeys", s.jwt, `{"agent_id":"`+me.ID+`"}`), &key)
+	s.userKey = key.Token
+	s.signed = map[auth.Algorithm]string{}
+	for _, algorithm := range auth.Algorithms() {
+		answer(post("/v1.0/service_accounts", s.jwt, `{"roles":["customer_admin"]}`), &account)
+		var file struct {
+			AccountID  string `json:"account_id"`
+			KeyID      string `json:"key_id"`
+			PrivateKey string `json:"private_key"`
+		}
+		answer(post("/v1.0/service_accounts/"+account.ID+"/keys", s.jwt, `{"algorithm":"`+string(algorithm)+`"}`), &file)
+		credentials := auth.Credentials{AccountID: file.AccountID, KeyID: file.KeyID, PrivateKey: secret.New(file.PrivateKey)}
+		token, err := credentials.Sign(time.Now(), time.Hour, "")
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.signed[algorithm] = token.Reveal()
+	}
 }
 
 // startBare runs this binary again as the bare server.

@@ -15,6 +15,7 @@ type TokenHash [sha256.Size]byte
 type AccessKey struct {
 	ID          uuid.UUID
 	CustomerID  uuid.UUID
+	AgentID     *uuid.UUID // whom it is bound to; nil for a customer-wide key
 	Name        string
 	Detail      string
 	TokenPrefix string // the first 11 characters of the token
@@ -24,11 +25,13 @@ type AccessKey struct {
 	TmDelete    time.Time
 }
 
-const accessKeyColumns = `id, customer_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete`
+const accessKeyColumns = `id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete`
 
 // NewAccessKey is what a caller chooses of an AccessKey.
 type NewAccessKey struct {
 	CustomerID  uuid.UUID
+	AgentID     *uuid.UUID
+	Roles       []string // of a customer-wide key; nil means the customer's admin
 	Name        string
 	Detail      string
 	TokenHash   TokenHash
@@ -36,34 +39,50 @@ type NewAccessKey struct {
 	Expire      int64 // seconds from its creation
 }
 
-// AccessKeyCredential is what verifying a presented key needs: the key, deleted and expired ones too, with its
-// customer's tm_delete and the database's time at the reading.
+// AccessKeyCredential is what verifying a presented key needs: the key, deleted and expired ones too, with its agent's
+// and its customer's tm_delete and the database's time at the reading.
 type AccessKeyCredential struct {
 	AccessKey
+	Roles            []string
+	AgentPermission  int64     // 0 for a customer-wide key
+	AgentTmDelete    time.Time // Never for a customer-wide key
 	CustomerTmDelete time.Time
 	Now              time.Time
 }
 
-// CreateAccessKey stores a key under a fresh id. It returns ErrTokenTaken and ErrNoCustomer.
+const insertAccessKey = `
+	INSERT INTO accesskeys (id, customer_id, agent_id, roles, name, detail, token_hash, token_prefix, tm_expire)
+	VALUES ($1, $2, $3, coalesce($4::text[], '{customer_admin}'), $5, $6, $7, $8, now() + make_interval(secs => $9))
+	RETURNING ` + accessKeyColumns
+
+// CreateAccessKey stores a key under a fresh id. It returns ErrTokenTaken and ErrNoCustomer, and ErrNoAgent where the
+// customer has no such agent.
 func (s *Store) CreateAccessKey(ctx context.Context, k NewAccessKey) (AccessKey, error) {
-	return one[AccessKey](ctx, s, "creating an access key", `
-		INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
-		VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))
-		RETURNING `+accessKeyColumns,
-		uuid.New(), k.CustomerID, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire))
+	return one[AccessKey](ctx, s, "creating an access key", insertAccessKey, k.values()...)
+}
+
+// values are what insertAccessKey takes.
+func (k NewAccessKey) values() []any {
+	return []any{
+		uuid.New(), k.CustomerID, k.AgentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
+	}
 }
 
 // AccessKeyByHash returns the key with this hash, deleted and expired ones too, else ErrNotFound. It is not limited to
 // one customer: it is read to find out whose key it is.
 func (s *Store) AccessKeyByHash(ctx context.Context, hash TokenHash) (AccessKeyCredential, error) {
 	const sql = `
-		SELECT k.id, k.customer_id, k.name, k.detail, k.token_prefix, k.tm_expire, k.tm_create, k.tm_update, k.tm_delete,
+		SELECT k.id, k.customer_id, k.agent_id, k.name, k.detail, k.token_prefix, k.tm_expire, k.tm_create, k.tm_update,
+		       k.tm_delete, k.roles, coalesce(a.permission, 0), coalesce(a.tm_delete, '9999-01-01 00:00:00+00'),
 		       c.tm_delete, now()
-		FROM accesskeys k JOIN customers c ON c.id = k.customer_id
+		FROM accesskeys k
+		JOIN customers c ON c.id = k.customer_id
+		LEFT JOIN agents a ON a.id = k.agent_id
 		WHERE k.token_hash = $1`
 	var k AccessKeyCredential
 	err := s.pool.QueryRow(ctx, sql, hash[:]).Scan(
-		&k.ID, &k.CustomerID, &k.Name, &k.Detail, &k.TokenPrefix, &k.TmExpire, &k.TmCreate, &k.TmUpdate, &k.TmDelete,
+		&k.ID, &k.CustomerID, &k.AgentID, &k.Name, &k.Detail, &k.TokenPrefix, &k.TmExpire, &k.TmCreate, &k.TmUpdate,
+		&k.TmDelete, &k.Roles, &k.AgentPermission, &k.AgentTmDelete,
 		&k.CustomerTmDelete, &k.Now)
 	return k, s.failed("reading an access key by its hash", err)
 }
@@ -87,6 +106,18 @@ func (s *Store) AccessKeys(ctx context.Context, customerID uuid.UUID, after Curs
 		ORDER BY tm_create DESC, id DESC
 		LIMIT $4`,
 		customerID, after.TmCreate, after.ID, limit)
+}
+
+// AccessKeysOfAgent returns up to limit keys that are bound to an agent, are not deleted and come after the cursor, newest
+// first.
+func (s *Store) AccessKeysOfAgent(ctx context.Context, agentID uuid.UUID, after Cursor, limit int) ([]AccessKey, error) {
+	return many[AccessKey](ctx, s, "listing an agent's access keys", `
+		SELECT `+accessKeyColumns+`
+		FROM accesskeys
+		WHERE agent_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
+		ORDER BY tm_create DESC, id DESC
+		LIMIT $4`,
+		agentID, after.TmCreate, after.ID, limit)
 }
 
 // AccessKeyChange is a change to a key; what is nil keeps its value.

@@ -54,6 +54,9 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 		t.Fatalf("the database's clock is not ahead: %v", began) // control
 	}
 	key, agent := w.createKey(w.acme), w.createAgent(w.acme, "alice")
+	w.createAgent(w.acme, "another admin")
+	account := w.createAccount(w.acme)
+	accountKey := w.createAccountKey(account)
 	change := "changed"
 	updated := must(w.store.UpdateAccessKey(t.Context(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &change}))(t)
 	passworded := must(w.store.SetPassword(t.Context(), agent.ID, secret.New(passwordHash)))(t)
@@ -64,8 +67,16 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	credential := must(w.store.AccessKeyByHash(t.Context(), byHash.TokenHash))(t)
 	agentCredential := must(w.store.AgentCredential(t.Context(), agent.ID))(t)
 	login := must(w.store.AgentByUsername(t.Context(), "alice"))(t)
+	agentChange := must(w.store.UpdateAgent(t.Context(), w.acme.ID, agent.ID, store.AgentChange{Name: &change}))(t)
+	permitted := must(w.store.SetPermission(t.Context(), w.acme.ID, agent.ID, 16))(t)
+	accountChange := must(w.store.UpdateServiceAccount(t.Context(), w.acme.ID, account.ID, store.ServiceAccountChange{}))(t)
+	accountCredential := must(w.store.ServiceAccountCredential(t.Context(), accountKey.ID))(t)
+	deletedAccountKey := must(w.store.DeleteServiceAccountKey(t.Context(), account.ID, accountKey.ID))(t)
+	deletedAccount := must(w.store.DeleteServiceAccount(t.Context(), w.acme.ID, account.ID))(t)
+	customerChange := must(w.store.UpdateCustomer(t.Context(), w.globex.ID, store.CustomerChange{}))(t)
+	deletedCustomer := must(w.store.DeleteCustomer(t.Context(), w.globex.ID))(t)
 	deleted := must(w.store.DeleteAccessKey(t.Context(), w.acme.ID, key.ID))(t)
-	deletedAgent := must(w.store.DeleteAgent(t.Context(), agent.ID))(t)
+	deletedAgent := must(w.store.DeleteAgent(t.Context(), agent.CustomerID, agent.ID))(t)
 	ended := value[time.Time](w, `SELECT now()`)
 
 	for name, at := range map[string]time.Time{
@@ -76,6 +87,11 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 		"the time of an agent's reading": agentCredential.Now, "the time of a login": login.Now,
 		"a key's tm_delete": deleted.TmDelete, "its tm_update ": deleted.TmUpdate,
 		"an agent's tm_delete": deletedAgent.TmDelete, "its tm_update  ": deletedAgent.TmUpdate,
+		"a changed agent's tm_update": agentChange.TmUpdate, "a permitted agent's tm_update": permitted.TmUpdate,
+		"an account's tm_create": account.TmCreate, "a changed account's tm_update": accountChange.TmUpdate,
+		"a deleted account's tm_delete": deletedAccount.TmDelete, "a pair's tm_create": accountKey.TmCreate,
+		"a deleted pair's tm_delete": deletedAccountKey.TmDelete, "the time of a pair's reading": accountCredential.Now,
+		"a changed customer's tm_update": customerChange.TmUpdate, "a deleted customer's tm_delete": deletedCustomer.TmDelete,
 	} {
 		if at.Before(began) || at.After(ended) {
 			t.Errorf("%s is %v, not between %v and %v", name, at, began, ended)
@@ -197,7 +213,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 	other[31] ^= 1
 	got, err := w.store.AccessKeyByHash(t.Context(), other)
 	wantError(t, "a hash that differs in one bit", err, store.ErrNotFound)
-	if got != (store.AccessKeyCredential{}) {
+	if got.ID != uuid.Nil {
 		t.Errorf("with ErrNotFound comes %+v", got)
 	}
 }

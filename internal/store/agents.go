@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/secret"
 )
@@ -52,11 +54,18 @@ type AgentLogin struct {
 
 // CreateAgent stores an agent under a fresh id. It returns ErrUsernameTaken and ErrNoCustomer.
 func (s *Store) CreateAgent(ctx context.Context, a NewAgent) (Agent, error) {
-	return one[Agent](ctx, s, "creating an agent", `
+	// The customer is locked against its deletion, which would overlook an agent that is made at the same moment, and
+	// leave its username taken for ever.
+	agent, err := one[Agent](ctx, s, "creating an agent", `
 		INSERT INTO agents (id, customer_id, username, password_hash, name, detail, permission)
-		VALUES ($1, $2, $3, $4, $5, $6, $7)
+		SELECT $1, c.id, $3, $4, $5, $6, $7
+		FROM (SELECT id FROM customers WHERE id = $2 AND `+live+` FOR SHARE) c
 		RETURNING `+agentColumns,
 		uuid.New(), a.CustomerID, a.Username, a.PasswordHash.Reveal(), a.Name, a.Detail, a.Permission)
+	if errors.Is(err, ErrNotFound) {
+		return Agent{}, ErrNoCustomer
+	}
+	return agent, err
 }
 
 // AgentCredential returns the agent with this id, a deleted one too, else ErrNotFound. It is not limited to one
@@ -115,12 +124,110 @@ func (s *Store) SetPassword(ctx context.Context, id uuid.UUID, hash secret.Value
 		id, hash.Reveal())
 }
 
-// DeleteAgent deletes a live agent, whose tokens are void from then on, else returns ErrNotFound.
-func (s *Store) DeleteAgent(ctx context.Context, id uuid.UUID) (Agent, error) {
-	return one[Agent](ctx, s, "deleting an agent", `
+// Agent returns an agent that is not deleted, else ErrNotFound. It is not limited to one customer: the caller has to
+// tell one of another customer from one that does not exist.
+func (s *Store) Agent(ctx context.Context, id uuid.UUID) (Agent, error) {
+	return one[Agent](ctx, s, "reading an agent", `
+		SELECT `+agentColumns+`
+		FROM agents
+		WHERE id = $1 AND `+live,
+		id)
+}
+
+// Agents returns up to limit agents of a customer's that are not deleted and come after the cursor, newest first.
+func (s *Store) Agents(ctx context.Context, customerID uuid.UUID, after Cursor, limit int) ([]Agent, error) {
+	return many[Agent](ctx, s, "listing agents", `
+		SELECT `+agentColumns+`
+		FROM agents
+		WHERE customer_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
+		ORDER BY tm_create DESC, id DESC
+		LIMIT $4`,
+		customerID, after.TmCreate, after.ID, limit)
+}
+
+// AgentChange is a change to an agent; what is nil keeps its value.
+type AgentChange struct {
+	Username *string
+	Name     *string
+	Detail   *string
+}
+
+// UpdateAgent changes a live agent of this customer's, else returns ErrNotFound. It returns ErrUsernameTaken.
+func (s *Store) UpdateAgent(ctx context.Context, customerID, id uuid.UUID, change AgentChange) (Agent, error) {
+	return one[Agent](ctx, s, "updating an agent", `
+		UPDATE agents
+		SET username = coalesce($3, username), name = coalesce($4, name), detail = coalesce($5, detail), tm_update = now()
+		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		RETURNING `+agentColumns,
+		id, customerID, change.Username, change.Name, change.Detail)
+}
+
+// ErrLastAdmin means that a customer would be left without an admin.
+var ErrLastAdmin = errors.New("the customer's last admin")
+
+// adminBit is the permission that makes an agent its customer's admin (package auth names it).
+const adminBit = 32
+
+// SetPermission gives a live agent of this customer's another permission, else returns ErrNotFound; ErrLastAdmin where
+// that would leave the customer without an admin.
+func (s *Store) SetPermission(ctx context.Context, customerID, id uuid.UUID, permission int64) (Agent, error) {
+	return s.changeAdmin(ctx, "setting an agent's permission", customerID, id, permission&adminBit == 0, `
+		UPDATE agents
+		SET permission = $3, tm_update = now()
+		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		RETURNING `+agentColumns,
+		id, customerID, permission)
+}
+
+// DeleteAgent deletes a live agent of this customer's together with the keys that are bound to it, whose tokens are void
+// from then on; else it returns ErrNotFound, or ErrLastAdmin where that would leave the customer without an admin.
+func (s *Store) DeleteAgent(ctx context.Context, customerID, id uuid.UUID) (Agent, error) {
+	return s.changeAdmin(ctx, "deleting an agent", customerID, id, true, `
+		WITH gone AS (
+			UPDATE accesskeys
+			SET tm_delete = now(), tm_update = now()
+			WHERE agent_id = $1 AND customer_id = $2 AND `+live+`
+		)
 		UPDATE agents
 		SET tm_delete = now(), tm_update = now()
-		WHERE id = $1 AND `+live+`
+		WHERE id = $1 AND customer_id = $2 AND `+live+`
 		RETURNING `+agentColumns,
-		id)
+		id, customerID)
+}
+
+// changeAdmin runs a change to one agent. Where it ends that agent's being an admin, another one has to be left: such
+// changes to one customer wait for each other, or two admins could remove one another.
+func (s *Store) changeAdmin(
+	ctx context.Context, doing string, customerID, id uuid.UUID, ends bool, sql string, args ...any,
+) (Agent, error) {
+	var agent Agent
+	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT FROM customers WHERE id = $1 FOR UPDATE`, customerID); err != nil {
+			return err
+		}
+		if ends {
+			var last bool
+			err := tx.QueryRow(ctx, `
+				SELECT coalesce(bool_or(id = $2), false) AND count(*) = 1
+				FROM agents
+				WHERE customer_id = $1 AND permission & $3 <> 0 AND `+live,
+				customerID, id, adminBit).Scan(&last)
+			if err != nil {
+				return err
+			}
+			if last {
+				return ErrLastAdmin
+			}
+		}
+		rows, err := tx.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		agent, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Agent])
+		return err
+	})
+	if errors.Is(err, ErrLastAdmin) {
+		return Agent{}, err
+	}
+	return agent, s.failed(doing, err)
 }

@@ -48,11 +48,12 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.globex, "bob")
+	w.createAgent(w.acme, "another admin")
 	before := must(w.store.AgentCredential(t.Context(), alice.ID))(t)
 	if before.Agent != alice || !before.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the live agent's credential is %+v", before)
 	}
-	gone := must(w.store.DeleteAgent(t.Context(), alice.ID))(t)
+	gone := must(w.store.DeleteAgent(t.Context(), alice.CustomerID, alice.ID))(t)
 	if !gone.TmDelete.Equal(gone.TmUpdate) || gone.TmDelete.Before(alice.TmCreate) {
 		t.Errorf("a deleted agent has tm_delete %v, tm_update %v", gone.TmDelete, gone.TmUpdate)
 	}
@@ -65,7 +66,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	for _, id := range []uuid.UUID{alice.ID, uuid.New()} {
 		_, err = w.store.SetPassword(t.Context(), id, secret.New(passwordHash))
 		wantError(t, "setting the password of a deleted agent, or of none", err, store.ErrNotFound)
-		_, err = w.store.DeleteAgent(t.Context(), id)
+		_, err = w.store.DeleteAgent(t.Context(), alice.CustomerID, id)
 		wantError(t, "deleting a deleted agent, or none", err, store.ErrNotFound)
 	}
 	_, err = w.store.AgentCredential(t.Context(), uuid.New())
@@ -93,6 +94,7 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	w := newWorld(t)
 	const old, renewed, changed = passwordHash, "$argon2id$renewed", "$argon2id$changed"
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.globex, "bob")
+	w.createAgent(w.acme, "another admin")
 	hash := func(id uuid.UUID) string {
 		return value[string](w, `SELECT password_hash FROM agents WHERE id = $1`, id)
 	}
@@ -126,7 +128,7 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	if got := hash(bob.ID); got != old {
 		t.Errorf("the other agent's hash is %s", got)
 	}
-	if _, err := w.store.DeleteAgent(t.Context(), alice.ID); err != nil {
+	if _, err := w.store.DeleteAgent(t.Context(), alice.CustomerID, alice.ID); err != nil {
 		t.Fatal(err)
 	}
 	renew(alice.ID, changed, "$argon2id$afterlife")

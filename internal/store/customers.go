@@ -27,14 +27,18 @@ type NewCustomer struct {
 	Email  string
 }
 
+const insertCustomer = `
+	INSERT INTO customers (id, name, detail, email)
+	VALUES ($1, $2, $3, $4)
+	RETURNING ` + customerColumns
+
 // CreateCustomer stores a customer under a fresh id.
 func (s *Store) CreateCustomer(ctx context.Context, c NewCustomer) (Customer, error) {
-	return one[Customer](ctx, s, "creating a customer", `
-		INSERT INTO customers (id, name, detail, email)
-		VALUES ($1, $2, $3, $4)
-		RETURNING `+customerColumns,
-		uuid.New(), c.Name, c.Detail, c.Email)
+	return one[Customer](ctx, s, "creating a customer", insertCustomer, c.values()...)
 }
+
+// values are what insertCustomer takes.
+func (c NewCustomer) values() []any { return []any{uuid.New(), c.Name, c.Detail, c.Email} }
 
 // Customer returns a customer that is not deleted, else ErrNotFound.
 func (s *Store) Customer(ctx context.Context, id uuid.UUID) (Customer, error) {
@@ -55,4 +59,44 @@ func (s *Store) Customers(ctx context.Context, only *uuid.UUID, after Cursor, li
 		ORDER BY tm_create DESC, id DESC
 		LIMIT $4`,
 		only, after.TmCreate, after.ID, limit)
+}
+
+// CustomerChange is a change to a customer; what is nil keeps its value.
+type CustomerChange struct {
+	Name   *string
+	Detail *string
+	Email  *string
+}
+
+// UpdateCustomer changes a live customer, else returns ErrNotFound.
+func (s *Store) UpdateCustomer(ctx context.Context, id uuid.UUID, change CustomerChange) (Customer, error) {
+	return one[Customer](ctx, s, "updating a customer", `
+		UPDATE customers
+		SET name = coalesce($2, name), detail = coalesce($3, detail), email = coalesce($4, email), tm_update = now()
+		WHERE id = $1 AND `+live+`
+		RETURNING `+customerColumns,
+		id, change.Name, change.Detail, change.Email)
+}
+
+// DeleteCustomer deletes a live customer and with it all that it has, else returns ErrNotFound. Every credential of its
+// is void from then on: verification looks at the customer too, so none escapes that is made at the same moment.
+func (s *Store) DeleteCustomer(ctx context.Context, id uuid.UUID) (Customer, error) {
+	return one[Customer](ctx, s, "deleting a customer", `
+		WITH account_keys AS (
+			UPDATE service_account_keys k
+			SET tm_delete = now(), tm_update = now()
+			FROM service_accounts a
+			WHERE a.id = k.account_id AND a.customer_id = $1 AND k.`+live+`
+		), accounts AS (
+			UPDATE service_accounts SET tm_delete = now(), tm_update = now() WHERE customer_id = $1 AND `+live+`
+		), keys AS (
+			UPDATE accesskeys SET tm_delete = now(), tm_update = now() WHERE customer_id = $1 AND `+live+`
+		), people AS (
+			UPDATE agents SET tm_delete = now(), tm_update = now() WHERE customer_id = $1 AND `+live+`
+		)
+		UPDATE customers
+		SET tm_delete = now(), tm_update = now()
+		WHERE id = $1 AND `+live+`
+		RETURNING `+customerColumns,
+		id)
 }

@@ -20,6 +20,10 @@ var (
 	ErrTokenTaken = errors.New("the access key exists already")
 	// ErrNoCustomer means that a new row names a customer that does not exist.
 	ErrNoCustomer = errors.New("there is no such customer")
+	// ErrNoAgent means that a new row names an agent that its customer does not have.
+	ErrNoAgent = errors.New("the customer has no such agent")
+	// ErrNoSignup means that there is no sign-up that these secrets complete.
+	ErrNoSignup = errors.New("there is no such sign-up")
 	// ErrRejected means that the database took the statement and refused its data: our checks let through what the
 	// schema forbids, which is a defect of this program.
 	ErrRejected = errors.New("the database rejected the data")
@@ -40,6 +44,10 @@ func constraintError(name string) error {
 	case "accesskeys_token_hash_key":
 		return ErrTokenTaken
 	case "agents_customer_id_fkey", "accesskeys_customer_id_fkey":
+		return ErrNoCustomer
+	case "accesskeys_agent_id_fkey":
+		return ErrNoAgent
+	case "service_accounts_customer_id_fkey":
 		return ErrNoCustomer
 	default:
 		return ErrRejected

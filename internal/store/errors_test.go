@@ -33,11 +33,34 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		want error
 		also error // is in the chain too
 	}{
-		"a token twice":             {func(r *trial) error { r.created(); return r.create(r.key) }, store.ErrTokenTaken, nil},
-		"a token of a deleted key":  {func(r *trial) error { r.created(); r.exec(deleteAll); return r.create(r.key) }, store.ErrTokenTaken, nil},
-		"a username twice":          {func(r *trial) error { _ = r.createAgent(); return r.createAgent() }, store.ErrUsernameTaken, nil},
-		"a key of no customer":      {func(r *trial) error { r.key.CustomerID = uuid.New(); return r.create(r.key) }, store.ErrNoCustomer, nil},
-		"an agent of no customer":   {func(r *trial) error { r.agent.CustomerID = uuid.New(); return r.createAgent() }, store.ErrNoCustomer, nil},
+		"a token twice":              {func(r *trial) error { r.created(); return r.create(r.key) }, store.ErrTokenTaken, nil},
+		"a token of a deleted key":   {func(r *trial) error { r.created(); r.exec(deleteAll); return r.create(r.key) }, store.ErrTokenTaken, nil},
+		"a username twice":           {func(r *trial) error { _ = r.createAgent(); return r.createAgent() }, store.ErrUsernameTaken, nil},
+		"a key of no customer":       {func(r *trial) error { r.key.CustomerID = uuid.New(); return r.create(r.key) }, store.ErrNoCustomer, nil},
+		"an agent of no customer":    {func(r *trial) error { r.agent.CustomerID = uuid.New(); return r.createAgent() }, store.ErrNoCustomer, nil},
+		"a key of no agent":          {func(r *trial) error { id := uuid.New(); r.key.AgentID = &id; return r.create(r.key) }, store.ErrNoAgent, nil},
+		"a key of a role unheard of": {func(r *trial) error { r.key.Roles = []string{"root"}; return r.create(r.key) }, store.ErrRejected, nil},
+		"an account of no customer":  {func(r *trial) error { r.acme.ID = uuid.New(); return r.createAccount() }, store.ErrNoCustomer, nil},
+		"an account's long name":     {func(r *trial) error { return r.createAccount(strings.Repeat("n", 256)) }, store.ErrRejected, nil},
+		"a pair of no account":       {func(r *trial) error { return r.createAccountKey(uuid.New(), "RS256") }, store.ErrNotFound, nil},
+		"a pair of no algorithm":     {func(r *trial) error { return r.createAccountKey(r.world.createAccount(r.acme).ID, "HS256") }, store.ErrRejected, nil},
+		"a pair too many": {func(r *trial) error {
+			account := r.world.createAccount(r.acme)
+			for range store.MaxServiceAccountKeys {
+				r.world.createAccountKey(account)
+			}
+			return r.createAccountKey(account.ID, "RS256")
+		}, store.ErrTooManyKeys, nil},
+		"a last admin": {func(r *trial) error {
+			agent := r.world.createAgent(r.acme, "u")
+			_, err := r.store.DeleteAgent(r.t.Context(), r.acme.ID, agent.ID)
+			return err
+		}, store.ErrLastAdmin, nil},
+		"a pair's look-up without its table": {func(r *trial) error {
+			r.exec(`DROP TABLE service_account_keys`)
+			_, err := r.store.ServiceAccountCredential(r.t.Context(), uuid.New())
+			return err
+		}, store.ErrUnavailable, nil},
 		"a long name":               {func(r *trial) error { r.key.Name = strings.Repeat("n", 256); return r.create(r.key) }, store.ErrRejected, nil},
 		"no lifetime":               {func(r *trial) error { r.key.Expire = 0; return r.create(r.key) }, store.ErrRejected, nil},
 		"too long a lifetime":       {func(r *trial) error { r.key.Expire = math.MaxInt64; return r.create(r.key) }, store.ErrRejected, nil},
@@ -58,7 +81,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 			return err
 		}, store.ErrUnavailable, nil},
 		"a login without its table": {func(r *trial) error {
-			r.exec(`DROP TABLE agents`)
+			r.exec(`DROP TABLE agents CASCADE`)
 			_, err := r.store.AgentByUsername(r.t.Context(), "u")
 			return err
 		}, store.ErrUnavailable, nil},
@@ -102,7 +125,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 	}
 	all := []error{
 		store.ErrNotFound, store.ErrUnavailable, store.ErrUsernameTaken, store.ErrTokenTaken, store.ErrNoCustomer, store.ErrRejected,
-		store.ErrOtherCustomer,
+		store.ErrOtherCustomer, store.ErrNoAgent, store.ErrTooManyKeys, store.ErrLastAdmin,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -222,6 +245,19 @@ func (r *trial) created() {
 
 func (r *trial) createAgent() error {
 	_, err := r.store.CreateAgent(r.t.Context(), r.agent)
+	return err
+}
+
+// createAccount stores a service account of acme's, under a name where one is given.
+func (r *trial) createAccount(name ...string) error {
+	_, err := r.store.CreateServiceAccount(r.t.Context(), store.NewServiceAccount{
+		CustomerID: r.acme.ID, Name: strings.Join(name, ""), Roles: []string{},
+	})
+	return err
+}
+
+func (r *trial) createAccountKey(account uuid.UUID, algorithm string) error {
+	_, err := r.store.CreateServiceAccountKey(r.t.Context(), account, algorithm, []byte("public"))
 	return err
 }
 

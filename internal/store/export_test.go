@@ -24,6 +24,13 @@ func MigrateUpWith(
 	return m.up(ctx)
 }
 
+// MigrateDownWith is MigrateDown with other steps.
+func MigrateDownWith(ctx context.Context, url secret.Value, log *slog.Logger, steps fs.FS) (int, error) {
+	m := newMigrator(url, log)
+	m.steps = steps
+	return m.down(ctx)
+}
+
 // Traced is s once more, on a pool of its own that tells the tracer of every statement.
 func Traced(ctx context.Context, s *Store, tracer pgx.QueryTracer) (*Store, error) {
 	cfg := s.pool.Config()

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -100,6 +101,25 @@ func (w *world) createAgent(customer store.Customer, username string) store.Agen
 	return must(w.store.CreateAgent(w.t.Context(), newAgent(customer, username)))(w.t)
 }
 
+// userKey is a key with a random token that is bound to an agent.
+func userKey(agent store.Agent) store.NewAccessKey {
+	k := newKey(store.Customer{ID: agent.CustomerID}, year)
+	k.AgentID = &agent.ID
+	return k
+}
+
+func (w *world) createAccount(customer store.Customer, roles ...string) store.ServiceAccount {
+	w.t.Helper()
+	return must(w.store.CreateServiceAccount(w.t.Context(), store.NewServiceAccount{
+		CustomerID: customer.ID, Name: "an account", Detail: "of " + customer.Name, Roles: append([]string{}, roles...),
+	}))(w.t)
+}
+
+func (w *world) createAccountKey(account store.ServiceAccount) store.ServiceAccountKey {
+	w.t.Helper()
+	return must(w.store.CreateServiceAccountKey(w.t.Context(), account.ID, "ES256", []byte("public")))(w.t)
+}
+
 // exec runs SQL of the test's own.
 func (w *world) exec(sql string, args ...any) {
 	w.t.Helper()
@@ -117,10 +137,19 @@ func value[T any](w *world, sql string, args ...any) (v T) {
 	return v
 }
 
+// begin begins a transaction of the test's own. It is rolled back at the end if nothing has ended it by then: otherwise
+// a test that fails halfway would wait for its connection for ever.
+func (w *world) begin() pgx.Tx {
+	w.t.Helper()
+	tx := must(w.db.Begin(w.t.Context()))(w.t)
+	w.t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	return tx
+}
+
 // lockKey holds a key's row until release, so that whoever writes it waits.
 func (w *world) lockKey(id uuid.UUID) (tx pgx.Tx, release func()) {
 	w.t.Helper()
-	tx = must(w.db.Begin(w.t.Context()))(w.t)
+	tx = w.begin()
 	if _, err := tx.Exec(w.t.Context(), `SELECT FROM accesskeys WHERE id = $1 FOR UPDATE`, id); err != nil {
 		w.t.Fatal(err)
 	}
@@ -135,9 +164,15 @@ func (w *world) lockKey(id uuid.UUID) (tx pgx.Tx, release func()) {
 // untilWaiting returns when one of the store's connections waits for a lock.
 func (w *world) untilWaiting() {
 	w.t.Helper()
+	w.untilSoManyWait(1)
+}
+
+// untilSoManyWait returns when n of the store's connections wait for locks.
+func (w *world) untilSoManyWait(n int) {
+	w.t.Helper()
 	until(w.t, "the store waits for a lock", func() bool {
 		return value[int](w, `SELECT count(*) FROM pg_stat_activity
-			WHERE datname = current_database() AND application_name = 'accesskeys' AND wait_event_type = 'Lock'`) == 1
+			WHERE datname = current_database() AND application_name = 'accesskeys' AND wait_event_type = 'Lock'`) == n
 	})
 }
 

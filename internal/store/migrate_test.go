@@ -233,7 +233,7 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	t.Parallel()
 	w := worldOn(t, pgtest.Empty(t))
-	other := must(w.db.Begin(t.Context()))(t)
+	other := w.begin()
 	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, store.MigrationLock); err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +316,15 @@ func migrateWith(ctx context.Context, w *world, step string) error {
 // stepsAnd are all steps and one more.
 func stepsAnd(t *testing.T, step string) fs.FS {
 	t.Helper()
-	steps := fstest.MapFS{moreUp: {Data: []byte(step)}}
+	steps := copied(t)
+	steps[moreUp] = &fstest.MapFile{Data: []byte(step)}
+	return steps
+}
+
+// copied are all steps, to be changed.
+func copied(t *testing.T) fstest.MapFS {
+	t.Helper()
+	steps := fstest.MapFS{}
 	for _, name := range must(fs.Glob(migrations.Files, "*.sql"))(t) {
 		steps[name] = &fstest.MapFile{Data: must(migrations.Files.ReadFile(name))(t)}
 	}

@@ -16,7 +16,7 @@ import (
 func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	key := w.createKey(w.acme)
+	key, agent, account := w.createKey(w.acme), w.createAgent(w.acme, "alice"), w.createAccount(w.acme)
 	// A pool of one: the write after the recovery gets the connection that has refused, if that is still there.
 	s := open(t, withSetting(t, w.url, "pool_max_conns", "1"))
 	for name, write := range map[string]func() error{
@@ -30,6 +30,14 @@ func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 		},
 		"renewing a hash": func() error {
 			return s.RenewPasswordHash(t.Context(), uuid.New(), newAgent(w.acme, "u").PasswordHash, newAgent(w.acme, "u").PasswordHash)
+		},
+		"setting a permission": func() error {
+			_, err := s.SetPermission(t.Context(), w.acme.ID, agent.ID, 32)
+			return err
+		},
+		"adding a pair": func() error {
+			_, err := s.CreateServiceAccountKey(t.Context(), account.ID, "ES256", []byte("public"))
+			return err
 		},
 		"bootstrapping": func() error {
 			_, err := s.Bootstrap(t.Context(), store.Bootstrap{Customer: uuid.NewString()})

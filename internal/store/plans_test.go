@@ -41,22 +41,57 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 		_, err := traced.AccessKeyByHash(t.Context(), store.TokenHash(hash))
 		return err
 	})
-	page := func(after store.Cursor) statement {
-		return sent(func() error {
-			keys, err := traced.AccessKeys(t.Context(), w.acme.ID, after, 100)
-			if len(keys) != 100 {
-				t.Fatalf("a page of %d keys", len(keys))
-			}
-			return err
-		})
+	userKey := sent(func() error {
+		hash := value[[]byte](w, `SELECT token_hash FROM accesskeys WHERE agent_id IS NOT NULL ORDER BY id LIMIT 1`)
+		k, err := traced.AccessKeyByHash(t.Context(), store.TokenHash(hash))
+		if k.AgentID == nil {
+			t.Fatalf("the key is %+v", k)
+		}
+		return err
+	})
+	pair := sent(func() error {
+		_, err := traced.ServiceAccountCredential(t.Context(), value[uuid.UUID](w, `SELECT id FROM service_account_keys ORDER BY id LIMIT 1`))
+		return err
+	})
+	// The statements for a list's first page and for a deep one, of an owner who has much.
+	pages := func(table, column string, owner uuid.UUID, list func(owner uuid.UUID, after store.Cursor) (int, error)) (first, deep statement) {
+		var oldest store.Cursor
+		err := w.db.QueryRow(t.Context(), `SELECT tm_create, id FROM `+table+` WHERE `+column+` = $1 AND `+notDeleted+`
+			ORDER BY tm_create, id OFFSET (SELECT count(*) / 3 FROM `+table+` WHERE `+column+` = $1) LIMIT 1`, owner).Scan(&oldest.TmCreate, &oldest.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page := func(after store.Cursor) statement {
+			return sent(func() error {
+				n, err := list(owner, after)
+				if n != 100 {
+					t.Fatalf("a page of %d %s", n, table)
+				}
+				return err
+			})
+		}
+		return page(store.Start()), page(oldest)
 	}
-	var deep store.Cursor
-	err := w.db.QueryRow(t.Context(), `SELECT tm_create, id FROM accesskeys WHERE customer_id = $1 AND `+notDeleted+`
-		ORDER BY tm_create, id OFFSET 200 LIMIT 1`, w.acme.ID).Scan(&deep.TmCreate, &deep.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	firstPage, deepPage := page(store.Start()), page(deep)
+	firstPage, deepPage := pages("accesskeys", "customer_id", w.acme.ID, func(owner uuid.UUID, after store.Cursor) (int, error) {
+		all, err := traced.AccessKeys(t.Context(), owner, after, 100)
+		return len(all), err
+	})
+	firstOfAgent, deepOfAgent := pages("accesskeys", "agent_id", busiest(w, "accesskeys", "agent_id"), func(owner uuid.UUID, after store.Cursor) (int, error) {
+		all, err := traced.AccessKeysOfAgent(t.Context(), owner, after, 100)
+		return len(all), err
+	})
+	firstAgents, deepAgents := pages("agents", "customer_id", w.acme.ID, func(owner uuid.UUID, after store.Cursor) (int, error) {
+		all, err := traced.Agents(t.Context(), owner, after, 100)
+		return len(all), err
+	})
+	firstAccounts, deepAccounts := pages("service_accounts", "customer_id", w.acme.ID, func(owner uuid.UUID, after store.Cursor) (int, error) {
+		all, err := traced.ServiceAccounts(t.Context(), owner, after, 100)
+		return len(all), err
+	})
+	firstPairs, deepPairs := pages("service_account_keys", "account_id", busiest(w, "service_account_keys", "account_id"), func(owner uuid.UUID, after store.Cursor) (int, error) {
+		all, err := traced.ServiceAccountKeys(t.Context(), owner, after, 100)
+		return len(all), err
+	})
 	login := sent(func() error {
 		_, err := traced.AgentByUsername(t.Context(), "USER-777")
 		return err
@@ -73,6 +108,17 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 		{"the first page", firstPage, "accesskeys_live_newest", `DROP INDEX accesskeys_live_newest`},
 		{"a deep page", deepPage, "accesskeys_live_newest", `DROP INDEX accesskeys_live_newest`},
 		{"the agent of a username", login, "agents_live_username", `DROP INDEX agents_live_username`},
+		{"the user key of a hash", userKey, "accesskeys_token_hash_key", dropHash},
+		{"the agent of a user key", userKey, "agents_pkey", `ALTER TABLE agents DROP CONSTRAINT agents_pkey`},
+		{"the pair of an id", pair, "service_account_keys_pkey", `ALTER TABLE service_account_keys DROP CONSTRAINT service_account_keys_pkey`},
+		{"an agent's first page", firstOfAgent, "accesskeys_live_newest_of_agent", `DROP INDEX accesskeys_live_newest_of_agent`},
+		{"an agent's deep page", deepOfAgent, "accesskeys_live_newest_of_agent", `DROP INDEX accesskeys_live_newest_of_agent`},
+		{"the agents' first page", firstAgents, "agents_live_newest", `DROP INDEX agents_live_newest`},
+		{"the agents' deep page", deepAgents, "agents_live_newest", `DROP INDEX agents_live_newest`},
+		{"the accounts' first page", firstAccounts, "service_accounts_live_newest", `DROP INDEX service_accounts_live_newest`},
+		{"the accounts' deep page", deepAccounts, "service_accounts_live_newest", `DROP INDEX service_accounts_live_newest`},
+		{"the pairs' first page", firstPairs, "service_account_keys_live_newest", `DROP INDEX service_account_keys_live_newest`},
+		{"the pairs' deep page", deepPairs, "service_account_keys_live_newest", `DROP INDEX service_account_keys_live_newest`},
 	}
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 		buffers := map[string]int{}
@@ -88,7 +134,10 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 			}
 		}
 		for name, most := range map[string]int{
-			"the key of a hash": 12, "the agent of a username": 12, "a deep page": buffers["the first page"] + 10,
+			"the key of a hash": 12, "the agent of a username": 12, "the user key of a hash": 16, "the pair of an id": 12,
+			"a deep page": buffers["the first page"] + 10, "an agent's deep page": buffers["an agent's first page"] + 10,
+			"the agents' deep page": buffers["the agents' first page"] + 10, "the accounts' deep page": buffers["the accounts' first page"] + 10,
+			"the pairs' deep page": buffers["the pairs' first page"] + 10,
 		} {
 			if buffers[name] > most {
 				t.Errorf("%s, %s: %s reads %d buffers, want at most %d", name, mode, name, buffers[name], most)
@@ -105,25 +154,44 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 
 const notDeleted = `tm_delete = '9999-01-01 00:00:00+00'`
 
-// crowd makes 50,000 keys, 20,000 of acme's, among 1,000 customers and 20,000 agents; some are deleted, and some keys
-// share a tm_create.
+// busiest is the owner of the most live rows.
+func busiest(w *world, table, column string) uuid.UUID {
+	w.t.Helper()
+	return value[uuid.UUID](w, `SELECT `+column+` FROM `+table+` WHERE `+column+` IS NOT NULL AND `+notDeleted+`
+		GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1`)
+}
+
+// crowd makes 20,000 agents, 4,000 of acme's, and 50,000 keys, 20,000 of acme's and 2,000 of one agent's, among 1,000
+// customers, and of service accounts and their keys as many; some are deleted, and some share a tm_create.
 func crowd(w *world) {
 	w.t.Helper()
 	w.exec(`INSERT INTO customers (id, name) SELECT gen_random_uuid(), 'customer ' || i FROM generate_series(1, 998) i`)
+	const times = `(SELECT i, timestamptz '2026-01-01 00:00:00+00' + (i / 7) * interval '1 s' AS at,
+		CASE WHEN i % 11 = 0 THEN timestamptz '2026-06-01 00:00:00+00' ELSE '9999-01-01 00:00:00+00' END AS gone
+		FROM generate_series(1, 20000) i) AS times`
 	w.exec(`
 		WITH c AS (SELECT array_agg(id) AS ids FROM customers)
-		INSERT INTO accesskeys (id, customer_id, name, token_hash, token_prefix, tm_create, tm_update, tm_expire, tm_delete)
-		SELECT gen_random_uuid(), CASE WHEN i % 5 < 2 THEN $1 WHEN i % 5 = 2 THEN $2 ELSE ids[1 + i % 1000] END, 'key ' || i,
+		INSERT INTO agents (id, customer_id, username, password_hash, tm_create, tm_delete)
+		SELECT md5('agent ' || i)::uuid, CASE WHEN i % 5 = 0 THEN $1 ELSE ids[1 + i % 1000] END, 'User-' || i, '$argon2id$v=19$x', at, gone
+		FROM c, `+times, w.acme.ID)
+	w.exec(`
+		WITH c AS (SELECT array_agg(id) AS ids FROM customers)
+		INSERT INTO service_accounts (id, customer_id, tm_create, tm_delete)
+		SELECT md5('account ' || i)::uuid, CASE WHEN i % 5 = 0 THEN $1 ELSE ids[1 + i % 1000] END, at, gone
+		FROM c, `+times, w.acme.ID)
+	w.exec(`
+		INSERT INTO service_account_keys (id, account_id, algorithm, public_key, tm_create, tm_delete)
+		SELECT gen_random_uuid(), md5('account ' || CASE WHEN i % 5 = 0 THEN 5 ELSE i END)::uuid, 'ES256', 'public', at, gone
+		FROM ` + times)
+	w.exec(`
+		WITH c AS (SELECT array_agg(id) AS ids FROM customers)
+		INSERT INTO accesskeys (id, customer_id, agent_id, name, token_hash, token_prefix, tm_create, tm_update, tm_expire, tm_delete)
+		SELECT gen_random_uuid(), CASE WHEN i % 5 < 2 THEN $1 WHEN i % 5 = 2 THEN $2 ELSE ids[1 + i % 1000] END,
+		       CASE WHEN i % 25 = 0 THEN md5('agent 5')::uuid WHEN i % 5 = 0 THEN md5('agent ' || 5 * (1 + i / 5 % 4000))::uuid END, 'key ' || i,
 		       sha256(int8send(i)), 'vb_12345678', at, at, at + interval '1 year',
 		       CASE WHEN i % 11 = 0 THEN at + interval '1 day' ELSE '9999-01-01 00:00:00+00' END
 		FROM c, (SELECT i, timestamptz '2026-01-01 00:00:00+00' + (i / 7) * interval '1 s' AS at FROM generate_series(1, 50000) i) k`,
 		w.acme.ID, w.globex.ID)
-	w.exec(`
-		WITH c AS (SELECT array_agg(id) AS ids FROM customers)
-		INSERT INTO agents (id, customer_id, username, password_hash, tm_delete)
-		SELECT gen_random_uuid(), ids[1 + i % 1000], 'User-' || i, '$argon2id$v=19$x',
-		       CASE WHEN i % 11 = 0 THEN now() ELSE '9999-01-01 00:00:00+00' END
-		FROM c, generate_series(1, 20000) i`)
 	w.exec(`VACUUM ANALYZE`)
 }
 

@@ -14,14 +14,15 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"accesskeys/internal/auth"
 	"accesskeys/internal/store"
 )
 
 // row is a row's values by column.
 type row map[string]any
 
-// rows of each table that the schema takes; customer is one that exists.
-func goodRows(customer uuid.UUID) map[string]row {
+// rows of each table that the schema takes; customer and account are some that exist.
+func goodRows(customer, account uuid.UUID) map[string]row {
 	return map[string]row{
 		"customers": {"id": uuid.New(), "name": "n"},
 		"agents":    {"id": uuid.New(), "customer_id": customer, "username": "u", "password_hash": "$argon2id$v=19$x"},
@@ -29,7 +30,21 @@ func goodRows(customer uuid.UUID) map[string]row {
 			"id": uuid.New(), "customer_id": customer, "token_hash": make([]byte, 32), "token_prefix": "vb_12345678",
 			"tm_create": time.Unix(1e9, 0), "tm_expire": time.Unix(1e9, 1000),
 		},
+		"service_accounts":     {"id": uuid.New(), "customer_id": customer},
+		"service_account_keys": {"id": uuid.New(), "account_id": account, "algorithm": "RS256", "public_key": []byte("public")},
+		"signups": {
+			"id": uuid.New(), "temp_token_hash": make([]byte, 32), "code_hash": make([]byte, 32), "email": "e@x",
+			"name": "n", "known": false, "tm_expire": time.Unix(4e9, 0),
+		},
 	}
+}
+
+// schemaCase is a row that the schema takes or refuses.
+type schemaCase struct {
+	table   string
+	first   row    // the difference of a row that is there already
+	change  row    // the difference of the row in question
+	refused string // by this constraint; "" where it is accepted
 }
 
 // Contract 1: "Stored: its SHA-256 (32 raw bytes, unique) and the prefix"; 2: "user names match without regard to case";
@@ -37,14 +52,12 @@ func goodRows(customer uuid.UUID) map[string]row {
 func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	alice, account := w.createAgent(w.acme, "acme's"), w.createAccount(w.acme)
+	bob, otherAccount := w.createAgent(w.globex, "globex's"), w.createAccount(w.globex)
 	id, deleted := uuid.New(), time.Unix(2e9, 0)
 	long := func(n int) string { return strings.Repeat("\U0001F511", n) } // characters, not bytes
-	tests := []struct {
-		table   string
-		first   row    // the difference of a row that is there already
-		change  row    // the difference of the row in question
-		refused string // by this constraint; "" where it is accepted
-	}{
+	roles, other := auth.Roles(), []byte(long(8))                         // the schema takes every role that the permission model has
+	tests := []schemaCase{
 		{"customers", row{"id": id}, row{"id": id}, "customers_pkey"},
 		{"customers", nil, row{"name": ""}, "customers_name_check"},
 		{"customers", nil, row{"name": long(256)}, "customers_name_check"},
@@ -100,14 +113,63 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"accesskeys", nil, row{"token_prefix": "vb_aZ09-_-_"}, ""},
 		{"accesskeys", nil, row{"tm_expire": time.Unix(1e9, 0)}, "accesskeys_check"},
 		{"accesskeys", nil, row{"tm_expire": time.Unix(1e9-1, 0)}, "accesskeys_check"},
+		// A key and its agent are of one customer.
+		{"accesskeys", nil, row{"agent_id": alice.ID}, ""},
+		{"accesskeys", nil, row{"agent_id": bob.ID}, "accesskeys_agent_id_fkey"},
+		{"accesskeys", nil, row{"agent_id": alice.ID, "customer_id": w.globex.ID}, "accesskeys_agent_id_fkey"},
+		{"accesskeys", nil, row{"agent_id": uuid.New()}, "accesskeys_agent_id_fkey"},
+		{"accesskeys", nil, row{"roles": roles}, ""},
+		{"accesskeys", nil, row{"roles": []string{}}, ""},
+		{"accesskeys", nil, row{"roles": []string{"admin"}}, "accesskeys_roles_check"},
+		{"accesskeys", nil, row{"roles": []string{"agent_viewer", "Customer_Admin"}}, "accesskeys_roles_check"},
+		{"accesskeys", nil, row{"roles": []*string{nil}}, "accesskeys_roles_check"},
+
+		{"service_accounts", row{"id": id}, row{"id": id}, "service_accounts_pkey"},
+		{"service_accounts", nil, row{"customer_id": uuid.New()}, "service_accounts_customer_id_fkey"},
+		{"service_accounts", nil, row{"name": long(256)}, "service_accounts_name_check"},
+		{"service_accounts", nil, row{"detail": long(4097)}, "service_accounts_detail_check"},
+		{"service_accounts", row{"name": "n"}, row{"name": "n"}, ""}, // names of accounts need not differ
+		{"service_accounts", nil, row{"name": long(255), "detail": long(4096), "roles": roles}, ""},
+		{"service_accounts", nil, row{"roles": []string{"admin"}}, "service_accounts_roles_check"},
+		{"service_accounts", nil, row{"roles": []string{"customer_admin", "customer_admin "}}, "service_accounts_roles_check"},
+		{"service_accounts", nil, row{"roles": []*string{nil}}, "service_accounts_roles_check"},
+
+		{"service_account_keys", row{"id": id}, row{"id": id, "account_id": otherAccount.ID}, "service_account_keys_pkey"},
+		{"service_account_keys", nil, row{"account_id": uuid.New()}, "service_account_keys_account_id_fkey"},
+		{"service_account_keys", nil, row{"account_id": alice.ID}, "service_account_keys_account_id_fkey"},
+		{"service_account_keys", nil, row{"algorithm": "HS256"}, "service_account_keys_algorithm_check"},
+		{"service_account_keys", nil, row{"algorithm": "none"}, "service_account_keys_algorithm_check"},
+		{"service_account_keys", nil, row{"algorithm": "rs256"}, "service_account_keys_algorithm_check"},
+		{"service_account_keys", nil, row{"algorithm": ""}, "service_account_keys_algorithm_check"},
+		{"service_account_keys", nil, row{"public_key": make([]byte, 1024)}, ""},
+		{"service_account_keys", nil, row{"public_key": make([]byte, 1025)}, "service_account_keys_public_key_check"},
+
+		{"signups", row{"id": id, "temp_token_hash": other}, row{"id": id}, "signups_pkey"},
+		{"signups", row{}, row{}, "signups_temp_token_hash_key"},
+		{"signups", row{"temp_token_hash": other}, row{}, ""}, // the same address may ask twice, and draw the same code
+		{"signups", nil, row{"temp_token_hash": make([]byte, 31)}, "signups_temp_token_hash_check"},
+		{"signups", nil, row{"temp_token_hash": make([]byte, 33)}, "signups_temp_token_hash_check"},
+		{"signups", nil, row{"code_hash": make([]byte, 31)}, "signups_code_hash_check"},
+		{"signups", nil, row{"code_hash": []byte("123456")}, "signups_code_hash_check"},
+		{"signups", nil, row{"email": ""}, "signups_email_check"},
+		{"signups", nil, row{"email": long(256)}, "signups_email_check"},
+		{"signups", nil, row{"name": ""}, "signups_name_check"},
+		{"signups", nil, row{"name": long(256)}, "signups_name_check"},
+		{"signups", nil, row{"detail": long(4097)}, "signups_detail_check"},
+		{"signups", nil, row{"email": long(255), "name": long(255), "detail": long(4096)}, ""},
+	}
+	for _, algorithm := range auth.Algorithms() {
+		tests = append(tests, schemaCase{"service_account_keys", nil, row{"algorithm": string(algorithm)}, ""})
 	}
 	constraints := w.constraints()
+	// What breaks this one breaks the primary key before it: it is there to be referred to, by accesskeys_agent_id_fkey.
+	delete(constraints, "agents_customer_id_id_key")
 	for _, test := range tests {
 		t.Run(fmt.Sprintf("%s %.60v", test.table, test.change), func(t *testing.T) {
 			t.Parallel()
 			tx := must(w.db.Begin(t.Context()))(t)
 			defer func() { _ = tx.Rollback(context.Background()) }()
-			good := goodRows(w.acme.ID)[test.table]
+			good := goodRows(w.acme.ID, account.ID)[test.table]
 			if test.first != nil {
 				first := maps.Clone(good)
 				first["id"] = uuid.New()
@@ -134,27 +196,41 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 	}
 }
 
-// Contract 3: "deleted, malformed, tampered: 401": a customer can't vanish from under its keys and agents.
-func TestCustomerWithKeysOrAgentsCannotBeRemoved(t *testing.T) {
+// Contract 3: "deleted, malformed, tampered: 401": nothing can vanish from under what depends on it.
+func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.createKey(w.acme)
-	w.createAgent(w.globex, "glob")
-	for customer, constraint := range map[uuid.UUID]string{
-		w.acme.ID: "accesskeys_customer_id_fkey", w.globex.ID: "agents_customer_id_fkey",
+	agent := w.createAgent(w.globex, "glob")
+	must(w.store.CreateAccessKey(t.Context(), userKey(agent)))(t)
+	initech := must(w.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "Initech"}))(t)
+	account := w.createAccount(initech)
+	w.createAccountKey(account)
+	for _, test := range []struct {
+		table      string
+		id         uuid.UUID
+		constraint string
+	}{
+		{"customers", w.acme.ID, "accesskeys_customer_id_fkey"},
+		{"customers", w.globex.ID, "agents_customer_id_fkey"},
+		{"customers", initech.ID, "service_accounts_customer_id_fkey"},
+		{"service_accounts", account.ID, "service_account_keys_account_id_fkey"},
+		{"agents", agent.ID, "accesskeys_agent_id_fkey"},
 	} {
-		_, err := w.db.Exec(t.Context(), `DELETE FROM customers WHERE id = $1`, customer)
+		_, err := w.db.Exec(t.Context(), `DELETE FROM `+test.table+` WHERE id = $1`, test.id)
 		var refused *pgconn.PgError
-		if !errors.As(err, &refused) || refused.ConstraintName != constraint {
-			t.Errorf("%v, want it to be refused by %s", err, constraint)
+		if !errors.As(err, &refused) || refused.ConstraintName != test.constraint {
+			t.Errorf("%v, want it to be refused by %s", err, test.constraint)
 		}
 	}
 }
 
-// Contract 1: "It is stored as such in Postgres too (timestamptz, not null)".
+// Contract 1: "It is stored as such in Postgres too (timestamptz, not null)"; issue 3: "agent_id (null for
+// customer-wide)", and that alone.
 func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	account := w.createAccount(w.acme)
 	rows := must(w.db.Query(t.Context(), `
 		SELECT relname, attname, format_type(atttypid, atttypmod)
 		FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
@@ -164,16 +240,9 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	columns := must(pgx.CollectRows(rows, pgx.RowToStructByPos[column]))(t)
 	times := map[string]int{}
 	for _, c := range columns {
-		tx := must(w.db.Begin(t.Context()))(t)
-		null := goodRows(w.acme.ID)[c.Table]
-		null[c.Name] = nil
-		err := insert(t, tx, c.Table, null)
-		var refused *pgconn.PgError
-		if !errors.As(err, &refused) || refused.Code != "23502" || refused.ColumnName != c.Name {
-			t.Errorf("%s.%s takes NULL (%v)", c.Table, c.Name, err)
-		}
-		if err := tx.Rollback(t.Context()); err != nil {
-			t.Fatal(err)
+		refused := w.refusesNull(c.Table, c.Name, account.ID)
+		if customerWide := c.Table == "accesskeys" && c.Name == "agent_id"; refused == customerWide {
+			t.Errorf("%s.%s refuses NULL: %v", c.Table, c.Name, refused)
 		}
 		if strings.HasPrefix(c.Name, "tm_") {
 			times[c.Table]++
@@ -182,18 +251,41 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 			}
 		}
 	}
-	if want := map[string]int{"customers": 3, "agents": 4, "accesskeys": 4}; !maps.Equal(times, want) {
+	if want := map[string]int{
+		"customers": 3, "agents": 4, "accesskeys": 4, "service_accounts": 3, "service_account_keys": 3, "signups": 2,
+	}; !maps.Equal(times, want) {
 		t.Errorf("the tables have %v points in time, want %v", times, want)
 	}
+}
+
+// refusesNull reports whether a row that is good but for a NULL in this column is refused for it.
+func (w *world) refusesNull(table, column string, account uuid.UUID) bool {
+	w.t.Helper()
+	values := goodRows(w.acme.ID, account)[table]
+	if values == nil {
+		w.t.Fatalf("goodRows has none for %s", table)
+	}
+	values[column] = nil
+	tx := must(w.db.Begin(w.t.Context()))(w.t)
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	err := insert(w.t, tx, table, values)
+	var refused *pgconn.PgError
+	if err != nil && (!errors.As(err, &refused) || refused.Code != "23502" || refused.ColumnName != column) {
+		w.t.Fatalf("%s.%s: %v", table, column, err)
+	}
+	return err != nil
 }
 
 // Contract 1: "the sentinel: not deleted"; "At creation tm_update equals tm_create"; "one clock, the database's".
 func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	tx := must(w.db.Begin(t.Context()))(t) // within one, now() stands still
-	defer func() { _ = tx.Rollback(context.Background()) }()
-	for table, values := range goodRows(w.acme.ID) {
+	account := w.createAccount(w.acme)
+	tx := w.begin() // within one, now() stands still
+	for table, values := range goodRows(w.acme.ID, account.ID) {
+		if table == "signups" {
+			continue // they are removed, not deleted
+		}
 		delete(values, "tm_create")
 		if table == "accesskeys" {
 			values["tm_expire"] = time.Unix(4e9, 0)
@@ -214,6 +306,43 @@ func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
 	var password, now time.Time
 	if err := tx.QueryRow(t.Context(), `SELECT tm_password, now() FROM agents`).Scan(&password, &now); err != nil || !password.Equal(now) {
 		t.Errorf("at %v an agent has tm_password %v (%v)", now, password, err)
+	}
+}
+
+// Contract 1: `"" where none was given`; issue 3: a key that says nothing else is its customer's admin, an account that
+// says nothing may do nothing, and a sign-up has not been tried.
+func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	account := w.createAccount(w.acme)
+	tx := w.begin()
+	const times = `- 'tm_create' - 'tm_update' - 'tm_delete' - 'tm_expire' - 'tm_password'`
+	defaults := map[string]string{
+		"customers":            `{"email": "", "detail": ""}`,
+		"agents":               `{"name": "", "detail": "", "permission": 0}`,
+		"accesskeys":           `{"name": "", "roles": ["customer_admin"], "detail": "", "agent_id": null}`,
+		"service_accounts":     `{"name": "", "roles": [], "detail": ""}`,
+		"service_account_keys": `{}`,
+		"signups":              `{"tries": 0, "detail": ""}`,
+	}
+	for table, values := range goodRows(w.acme.ID, account.ID) {
+		if err := insert(t, tx, table, values); err != nil {
+			t.Fatal(err)
+		}
+		var left string
+		err := tx.QueryRow(t.Context(), `SELECT (to_jsonb(t) - $2::text[] `+times+`)::text FROM `+table+` t WHERE id = $1`,
+			values["id"], slices.Collect(maps.Keys(values))).Scan(&left)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left != defaults[table] {
+			t.Errorf("%s: by default %s, want %s", table, left, defaults[table])
+		}
+	}
+	// A sign-up is timed by the database too.
+	var create, now time.Time
+	if err := tx.QueryRow(t.Context(), `SELECT tm_create, now() FROM signups`).Scan(&create, &now); err != nil || !create.Equal(now) {
+		t.Errorf("at %v a sign-up has tm_create %v (%v)", now, create, err)
 	}
 }
 

@@ -1,0 +1,274 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/pgtest"
+)
+
+// newCredentials makes a service account with a key through HTTP and returns its id and the file with its private key.
+func newCredentials(t *testing.T, base, bearer, algorithm string) (id, file string) {
+	t.Helper()
+	id = call(t, "POST", base+"/v1.0/service_accounts", bearer, `{"name":"ci","roles":["accesskey_viewer"]}`).wants(t, 200)["id"].(string)
+	got := call(t, "POST", base+"/v1.0/service_accounts/"+id+"/keys", bearer, `{"algorithm":"`+algorithm+`"}`)
+	got.wants(t, 200)
+	file = filepath.Join(newFolder(t), "credentials.json")
+	if err := os.WriteFile(file, []byte(got.body), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return id, file
+}
+
+// signed runs `token sign` to its end and returns the token, which has to be printed as the contract's header.
+func signed(t *testing.T, env map[string]string, args ...string) string {
+	t.Helper()
+	out, log, err := cli(t, env, "", append([]string{"token", "sign"}, args...)...)
+	if err != nil || log != "" {
+		t.Fatalf("token sign %v: %v\n%s", args, err, log)
+	}
+	found := regexp.MustCompile(`^Authorization: Bearer ([\w-]+\.[\w-]+\.[\w-]+)\n$`).FindStringSubmatch(out)
+	if found == nil {
+		t.Fatalf("token sign printed another thing than a header")
+	}
+	return found[1]
+}
+
+// claimsOf are a token's claims, unverified.
+func claimsOf(t *testing.T, token string) (claims struct {
+	Iss      string
+	Iat, Exp int64
+	Aud      any
+}) {
+	t.Helper()
+	plain, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	if err == nil {
+		err = json.Unmarshal(plain, &claims)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return claims
+}
+
+// Promised: "server token sign --credentials credentials.json [--expire 3600] prints Authorization: Bearer ...". What it
+// prints works against a server, for each kind of key, from one second to an hour; it needs no setting.
+func TestSignedTokenWorksAgainstAServer(t *testing.T) {
+	t.Parallel()
+	base := launch(t, environment(pgtest.Migrated(t), nil), "serve").base()
+	for _, algorithm := range []string{"RS256", "ES256", "EdDSA"} {
+		id, file := newCredentials(t, base, testKey, algorithm)
+		for flags, lifetime := range map[string]int64{"": 3600, "--expire=3600": 3600, "--expire=1": 1, "--expire=60": 60} {
+			token := signed(t, nil, append([]string{"--credentials", file}, strings.Fields(flags)...)...)
+			c := claimsOf(t, token)
+			if c.Iss != id || c.Exp-c.Iat != lifetime || c.Aud != nil {
+				t.Errorf("%s %s: claims %+v", algorithm, flags, c)
+			}
+			for _, got := range []answer{call(t, "GET", base+"/v1.0/me", token, ""), call(t, "GET", base+"/v1.0/me?token="+token, "", "")} {
+				if me := got.wants(t, 200); me["id"] != id || me["type"] != "service_account" {
+					t.Errorf("%s %s: %s", algorithm, flags, got.body)
+				}
+			}
+			call(t, "GET", base+"/v1.0/accesskeys", token, "").wants(t, 200)
+			call(t, "POST", base+"/v1.0/accesskeys", token, "{}").refuses(t, 403, "PERMISSION_DENIED")
+		}
+		// The program itself: a stray setting of a server's does not matter to it.
+		p := spawn(t, nil, "", "token", "sign", "--credentials", file)
+		if code := p.code(); code != 0 || p.stderr.String() != "" {
+			t.Fatalf("exit code %d: %s", code, p.stderr)
+		}
+		token := strings.TrimSuffix(strings.TrimPrefix(p.stdout.String(), "Authorization: Bearer "), "\n")
+		call(t, "GET", base+"/v1.0/me", token, "").wants(t, 200)
+		call(t, "DELETE", base+"/v1.0/service_accounts/"+id, testKey, "").wants(t, 200)
+		call(t, "GET", base+"/v1.0/me", token, "").refuses(t, 401, "INVALID_CREDENTIALS")
+	}
+}
+
+// "aud checked where sent (AUDIENCE setting)": a server that has the setting takes tokens for itself and such as name
+// nobody, one that has not takes none that names anybody.
+func TestAudienceOfSignedTokensIsTheServersSetting(t *testing.T) {
+	t.Parallel()
+	database := pgtest.Migrated(t)
+	const us = "https://keys.example"
+	named := launch(t, environment(database, map[string]string{"AUDIENCE": us}), "serve").base()
+	unnamed := launch(t, environment(database, nil), "serve").base()
+	_, file := newCredentials(t, named, testKey, "EdDSA")
+	for _, test := range []struct {
+		env            map[string]string
+		flag           string
+		aud            any
+		named, unnamed int
+	}{
+		{nil, "", nil, 200, 200},
+		{nil, us, us, 200, 401},
+		{map[string]string{"AUDIENCE": us}, "", us, 200, 401},
+		{map[string]string{"AUDIENCE": us}, "https://other.example", "https://other.example", 401, 401},
+	} {
+		args := []string{"--credentials", file}
+		if test.flag != "" {
+			args = append(args, "--audience", test.flag)
+		}
+		token := signed(t, test.env, args...)
+		if c := claimsOf(t, token); c.Aud != test.aud {
+			t.Errorf("%v %s: aud %v", test.env, test.flag, c.Aud)
+		}
+		for base, code := range map[string]int{named: test.named, unnamed: test.unnamed} {
+			if got := call(t, "GET", base+"/v1.0/me", token, ""); got.code != code {
+				t.Errorf("%v %s: status %d, want %d", test.env, test.flag, got.code, code)
+			}
+		}
+	}
+}
+
+// Wrong files and bounds end with code 2 and one line that names the flag; what is in the file, the private key before
+// all, is in no error, not even where the file's content is given for its name.
+func TestSigningRefusesWhatIsWrongWithoutShowingIt(t *testing.T) {
+	t.Parallel()
+	base := launch(t, environment(pgtest.Migrated(t), nil), "serve").base()
+	_, good := newCredentials(t, base, testKey, "EdDSA")
+	content, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(content)
+	key := object(t, text)["private_key"].(string)
+	marker := strings.Split(key, "\n")[1]
+	folder := newFolder(t)
+	file := func(name, content string) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	with := func(name, value string) string {
+		fields := object(t, text)
+		fields[name] = value
+		changed, err := json.Marshal(fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file(fmt.Sprintf("%x.json", auth.NewAccessToken().Hash()), string(changed))
+	}
+	const noObject = "is not a JSON object with account_id, key_id and private_key"
+	for name, test := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no flag":            {nil, "--credentials is missing: it takes the file that a new key pair was answered with"},
+		"no file":            {[]string{"--credentials", filepath.Join(folder, "none.json")}, "--credentials: the file can't be read: no such file or directory"},
+		"a folder":           {[]string{"--credentials", folder}, "--credentials: the file can't be read: is a directory"},
+		"the content itself": {[]string{"--credentials", text}, "--credentials: the file can't be read: file name too long|no such file or directory"},
+		"the key itself":     {[]string{"--credentials", key}, "--credentials: the file can't be read: no such file or directory"},
+		"empty":              {[]string{"--credentials", file("empty", "")}, noObject},
+		"cut":                {[]string{"--credentials", file("cut", text[:len(text)-3])}, noObject},
+		"a list":             {[]string{"--credentials", file("list", "["+text+"]")}, noObject},
+		"twice":              {[]string{"--credentials", file("twice", text+text)}, noObject},
+		"PEM alone":          {[]string{"--credentials", file("pem", key)}, noObject},
+		"no account":         {[]string{"--credentials", with("account_id", "")}, noObject},
+		"no key id":          {[]string{"--credentials", with("key_id", "")}, noObject},
+		"no key":             {[]string{"--credentials", with("private_key", "")}, noObject},
+		"no PEM":             {[]string{"--credentials", with("private_key", marker)}, "the private key is not a PEM block PRIVATE KEY"},
+		"another block":      {[]string{"--credentials", with("private_key", strings.ReplaceAll(key, "PRIVATE", "EC PRIVATE"))}, "the private key is not a PEM block PRIVATE KEY"},
+		"a broken key":       {[]string{"--credentials", with("private_key", strings.Replace(key, marker, marker[:60], 1))}, "the private key can't be read"},
+		"expire 0":           {[]string{"--credentials", good, "--expire=0"}, "--expire: it takes a whole number of seconds from 1 to 3600"},
+		"expire -1":          {[]string{"--credentials", good, "--expire=-1"}, "--expire: it takes a whole number of seconds from 1 to 3600"},
+		"expire 3601":        {[]string{"--credentials", good, "--expire=3601"}, "--expire: it takes a whole number of seconds from 1 to 3600"},
+		"expire that wraps":  {[]string{"--credentials", good, "--expire=9223372036854775807"}, "--expire: it takes a whole number of seconds from 1 to 3600"},
+		"expire a fraction":  {[]string{"--credentials", good, "--expire=1.5"}, `invalid value "1.5" for flag -expire: parse error`},
+		"a leftover":         {[]string{"--credentials", good, "3600"}, `"3600" is not expected; a value belongs to a flag`},
+	} {
+		p := spawn(t, nil, "", append([]string{"token", "sign"}, test.args...)...)
+		code, said := p.code(), p.stderr.String()
+		matches := false
+		for want := range strings.SplitSeq(test.want, "|") {
+			matches = matches || strings.HasSuffix(said, want+"\n")
+		}
+		if code != 2 || p.stdout.String() != "" || !matches {
+			t.Errorf("%s: exit code %d, stdout %q, stderr %q", name, code, p.stdout, said)
+		}
+		if strings.Contains(said, marker[20:40]) || strings.Contains(said, marker[40:]) {
+			t.Errorf("%s: the error shows the private key", name)
+		}
+	}
+	signed(t, nil, "--credentials", good) // the control
+}
+
+// docs/service-accounts.md shows how to make, use and rotate keys, and how to sign with bash, openssl and jq. Its blocks
+// are run as they stand, in one shell, against a server; every curl of it has to be answered with a 200. Its table of
+// roles is the code's.
+func TestDocumentOnServiceAccountsWorksAsItStands(t *testing.T) {
+	t.Parallel()
+	for _, tool := range []string{"bash", "curl", "openssl", "jq"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Fatalf("%s is missing on this machine (Debian: apt-get install curl openssl jq): %v", tool, err)
+		}
+	}
+	const demo, demoBase = "vb_DemoDemoDemoDemoDemoDemoDemoDemo", "http://127.0.0.1:8080"
+	base := launch(t, environment(pgtest.Migrated(t), map[string]string{"BOOTSTRAP_ACCESSKEY": demo}), "serve").base()
+	document, err := os.ReadFile("../../docs/service-accounts.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range auth.Roles() {
+		if strings.Count(string(document), "\n| `"+string(role)+"` | ") != 1 {
+			t.Errorf("the role %s is not in the table", role)
+		}
+	}
+	if rows := strings.Count(string(document), "\n| `"); rows < len(auth.Roles()) {
+		t.Errorf("only %d rows", rows)
+	}
+	blocks := map[string][]string{}
+	for _, match := range regexp.MustCompile("(?ms)^```(\\w+ [\\w.]+)\n(.*?)^```$").FindAllStringSubmatch(string(document), -1) {
+		blocks[match[1]] = append(blocks[match[1]], match[2])
+	}
+	walk := strings.Join(blocks["sh walk"], "")
+	if len(blocks["bash sign.sh"]) != 1 || len(blocks["sh walk"]) < 5 || strings.Count(walk, demoBase) != 1 {
+		t.Fatalf("the document has other blocks: %d of sign.sh, %d to walk", len(blocks["bash sign.sh"]), len(blocks["sh walk"]))
+	}
+	program, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := newFolder(t)
+	if err := os.WriteFile(filepath.Join(folder, "sign.sh"), []byte(blocks["bash sign.sh"][0]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(folder, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(program, filepath.Join(folder, "bin", "server")); err != nil {
+		t.Fatal(err)
+	}
+	const counting = `curl() { command curl -w '%{stderr}%{http_code}\n' "$@" 2>>statuses; }` + "\n"
+	shell := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", counting+strings.Replace(walk, demoBase, base, 1))
+	shell.Dir = folder
+	out, err := shell.CombinedOutput()
+	statuses, statusErr := os.ReadFile(filepath.Join(folder, "statuses"))
+	if err != nil || statusErr != nil {
+		t.Fatalf("the document's blocks fail: %v\n%s\nstatuses %s", err, out, statuses)
+	}
+	if calls := strings.Count(walk, "curl -sS"); calls < 10 || string(statuses) != strings.Repeat("200\n", calls) {
+		t.Errorf("%d calls were answered with %q", calls, statuses)
+	}
+	if n := strings.Count(string(out), `"type":"service_account"`); n != 5 {
+		t.Errorf("%d answers tell of a service account:\n%s", n, out)
+	}
+	if strings.Contains(string(out), "PRIVATE KEY") {
+		t.Error("following the document shows a private key")
+	}
+	for _, name := range []string{"credentials.json", "own.pem", "own-credentials.json", "new.json"} {
+		if info, err := os.Stat(filepath.Join(folder, name)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+	call(t, "GET", base+"/v1.0/me", strings.Repeat("x", 20), "").refuses(t, 401, "INVALID_CREDENTIALS")
+}

@@ -1,0 +1,295 @@
+package api
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+type agentJSON struct {
+	ID         uuid.UUID       `json:"id"`
+	CustomerID uuid.UUID       `json:"customer_id"`
+	Username   string          `json:"username"`
+	Name       string          `json:"name"`
+	Detail     string          `json:"detail"`
+	Permission auth.Permission `json:"permission"`
+	TmCreate   timestamp       `json:"tm_create"`
+	TmUpdate   timestamp       `json:"tm_update"`
+	TmDelete   timestamp       `json:"tm_delete"`
+}
+
+func wireAgent(a store.Agent) agentJSON {
+	return agentJSON{
+		ID:         a.ID,
+		CustomerID: a.CustomerID,
+		Username:   a.Username,
+		Name:       a.Name,
+		Detail:     a.Detail,
+		Permission: auth.Permission(a.Permission),
+		TmCreate:   timestamp(a.TmCreate),
+		TmUpdate:   timestamp(a.TmUpdate),
+		TmDelete:   timestamp(a.TmDelete),
+	}
+}
+
+func agentCursor(a store.Agent) store.Cursor {
+	return store.Cursor{TmCreate: a.TmCreate, ID: a.ID}
+}
+
+// createAgent makes an agent of the caller's customer; a ProjectSuperAdmin may name another customer.
+func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
+	body, err := decodeRequiredObject(w, r)
+	if err != nil {
+		return err
+	}
+	caller := principalOf(r)
+	customerID := body.id("customer_id", caller.CustomerID)
+	username := body.requiredText("username", maxUsername)
+	password := secret.New(body.requiredText("password", maxPassword))
+	name := body.text("name", maxName)
+	detail := body.text("detail", maxDetail)
+	permission := auth.Permission(body.wholeNumber("permission", 0, int64(auth.PermissionAll), int64(auth.PermissionNone)))
+	if err := body.err(); err != nil {
+		return err
+	}
+	if !caller.May(auth.WriteAgents) || !caller.MayGive(permission) {
+		return permissionDenied()
+	}
+	if err := s.reachCustomer(r, caller, customerID); err != nil {
+		return err
+	}
+	hash, err := s.passwords.Hash(r.Context(), password)
+	if err != nil {
+		return err
+	}
+	agent, err := s.store.CreateAgent(r.Context(), store.NewAgent{
+		CustomerID: customerID, Username: username, PasswordHash: hash, Name: orEmpty(name), Detail: orEmpty(detail),
+		Permission: int64(permission),
+	})
+	if err != nil {
+		return agentError(err)
+	}
+	writeJSON(w, http.StatusOK, wireAgent(agent))
+	return nil
+}
+
+// listAgents shows the agents of the caller's customer, newest first; a ProjectSuperAdmin may name another customer.
+func (s *Server) listAgents(w http.ResponseWriter, r *http.Request) error {
+	p, err := decodePage(r)
+	if err != nil {
+		return err
+	}
+	caller := principalOf(r)
+	customerID, err := queryID(r, "customer_id", caller.CustomerID)
+	if err != nil {
+		return err
+	}
+	if !caller.May(auth.ReadAgents) {
+		return permissionDenied()
+	}
+	if err := s.reachCustomer(r, caller, customerID); err != nil {
+		return err
+	}
+	rows, err := s.store.Agents(r.Context(), customerID, p.after, p.size+1)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, paged(rows, p, wireAgent, agentCursor))
+	return nil
+}
+
+// getAgent shows one agent.
+func (s *Server) getAgent(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	agent, err := s.reachAgent(r, id, auth.ReadAgents)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, wireAgent(agent))
+	return nil
+}
+
+// updateAgent changes an agent's username, name and detail. Other fields are ignored, so that a fetched agent can be
+// sent back.
+func (s *Server) updateAgent(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	body, err := decodeObject(w, r)
+	if err != nil {
+		return err
+	}
+	change := store.AgentChange{
+		Username: body.textNotEmpty("username", maxUsername),
+		Name:     body.text("name", maxName),
+		Detail:   body.text("detail", maxDetail),
+	}
+	if err := body.err(); err != nil {
+		return err
+	}
+	agent, err := s.overpowerAgent(r, id)
+	if err != nil {
+		return err
+	}
+	agent, err = s.store.UpdateAgent(r.Context(), agent.CustomerID, id, change)
+	if err != nil {
+		return agentError(err)
+	}
+	writeJSON(w, http.StatusOK, wireAgent(agent))
+	return nil
+}
+
+// setAgentPermission changes what an agent may do. Neither what it has nor what it gets may exceed the caller's own.
+func (s *Server) setAgentPermission(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	body, err := decodeRequiredObject(w, r)
+	if err != nil {
+		return err
+	}
+	permission := auth.Permission(body.requiredWholeNumber("permission", 0, int64(auth.PermissionAll)))
+	if err := body.err(); err != nil {
+		return err
+	}
+	if !principalOf(r).MayGive(permission) {
+		return permissionDenied()
+	}
+	agent, err := s.overpowerAgent(r, id)
+	if err != nil {
+		return err
+	}
+	agent, err = s.store.SetPermission(r.Context(), agent.CustomerID, id, int64(permission))
+	if err != nil {
+		return agentError(err)
+	}
+	writeJSON(w, http.StatusOK, wireAgent(agent))
+	return nil
+}
+
+// setAgentPassword gives an agent another password, which ends its login tokens.
+func (s *Server) setAgentPassword(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	body, err := decodeRequiredObject(w, r)
+	if err != nil {
+		return err
+	}
+	password := secret.New(body.requiredText("password", maxPassword))
+	if err := body.err(); err != nil {
+		return err
+	}
+	if _, err := s.overpowerAgent(r, id); err != nil {
+		return err
+	}
+	return s.setPassword(w, r, id, password)
+}
+
+// setOwnPassword gives the caller another password, for the old one. A key that is bound to an agent does not do: it may
+// be in a configuration file, and must not lock its owner out.
+func (s *Server) setOwnPassword(w http.ResponseWriter, r *http.Request) error {
+	body, err := decodeRequiredObject(w, r)
+	if err != nil {
+		return err
+	}
+	old := secret.New(body.requiredText("old_password", maxPassword))
+	password := secret.New(body.requiredText("password", maxPassword))
+	if err := body.err(); err != nil {
+		return err
+	}
+	caller := principalOf(r)
+	if caller.Type != auth.TypeAgent {
+		return permissionDenied()
+	}
+	known, _, err := s.authenticator.Login(r.Context(), caller.Username, old)
+	if errors.Is(err, auth.ErrInvalidCredential) || err == nil && known.ID != caller.ID {
+		return badRequest(reasonWrongPassword, "The old password is not right.", detail{Field: "old_password", Message: "is not right"})
+	}
+	if err != nil {
+		return err
+	}
+	return s.setPassword(w, r, caller.ID, password)
+}
+
+func (s *Server) setPassword(w http.ResponseWriter, r *http.Request, id uuid.UUID, password secret.Value) error {
+	hash, err := s.passwords.Hash(r.Context(), password)
+	if err != nil {
+		return err
+	}
+	agent, err := s.store.SetPassword(r.Context(), id, hash)
+	if err != nil {
+		return agentError(err)
+	}
+	writeJSON(w, http.StatusOK, wireAgent(agent))
+	return nil
+}
+
+// deleteAgent ends an agent, its tokens and the keys that are bound to it.
+func (s *Server) deleteAgent(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	agent, err := s.overpowerAgent(r, id)
+	if err != nil {
+		return err
+	}
+	agent, err = s.store.DeleteAgent(r.Context(), agent.CustomerID, id)
+	if err != nil {
+		return agentError(err)
+	}
+	writeJSON(w, http.StatusOK, wireAgent(agent))
+	return nil
+}
+
+// reachAgent returns a live agent within the caller's reach, checked in the contract's order: permission, existence,
+// tenancy.
+func (s *Server) reachAgent(r *http.Request, id uuid.UUID, rights auth.Rights) (store.Agent, error) {
+	caller := principalOf(r)
+	if !caller.May(rights) {
+		return store.Agent{}, permissionDenied()
+	}
+	agent, err := s.store.Agent(r.Context(), id)
+	if err != nil {
+		return store.Agent{}, agentError(err)
+	}
+	if !caller.MayReach(agent.CustomerID) {
+		return store.Agent{}, permissionDenied()
+	}
+	return agent, nil
+}
+
+// overpowerAgent is reachAgent for changing the agent: the caller must not lack what the agent has, or its password or
+// its name would be a way up.
+func (s *Server) overpowerAgent(r *http.Request, id uuid.UUID) (store.Agent, error) {
+	agent, err := s.reachAgent(r, id, auth.WriteAgents)
+	if err == nil && !principalOf(r).MayGive(auth.Permission(agent.Permission)) {
+		err = permissionDenied()
+	}
+	return agent, err
+}
+
+func agentError(err error) error {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return notFound(reasonAgentNotFound, "agent")
+	case errors.Is(err, store.ErrUsernameTaken):
+		return conflict(reasonUsernameTaken, "ALREADY_EXISTS", "Another agent has this username.")
+	case errors.Is(err, store.ErrLastAdmin):
+		return conflict(reasonLastAdmin, "FAILED_PRECONDITION", "A customer needs an admin, and this is its last one.")
+	default:
+		return err
+	}
+}

@@ -1,0 +1,348 @@
+package api
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/store"
+)
+
+type serviceAccountJSON struct {
+	ID         uuid.UUID `json:"id"`
+	CustomerID uuid.UUID `json:"customer_id"`
+	Name       string    `json:"name"`
+	Detail     string    `json:"detail"`
+	Roles      []string  `json:"roles"`
+	TmCreate   timestamp `json:"tm_create"`
+	TmUpdate   timestamp `json:"tm_update"`
+	TmDelete   timestamp `json:"tm_delete"`
+}
+
+func wireServiceAccount(a store.ServiceAccount) serviceAccountJSON {
+	return serviceAccountJSON{
+		ID:         a.ID,
+		CustomerID: a.CustomerID,
+		Name:       a.Name,
+		Detail:     a.Detail,
+		Roles:      a.Roles,
+		TmCreate:   timestamp(a.TmCreate),
+		TmUpdate:   timestamp(a.TmUpdate),
+		TmDelete:   timestamp(a.TmDelete),
+	}
+}
+
+func serviceAccountCursor(a store.ServiceAccount) store.Cursor {
+	return store.Cursor{TmCreate: a.TmCreate, ID: a.ID}
+}
+
+// serviceAccountKeyJSON is the public half of a key pair.
+type serviceAccountKeyJSON struct {
+	ID        uuid.UUID      `json:"id"`
+	AccountID uuid.UUID      `json:"account_id"`
+	Algorithm auth.Algorithm `json:"algorithm"`
+	PublicKey string         `json:"public_key"`
+	TmCreate  timestamp      `json:"tm_create"`
+	TmUpdate  timestamp      `json:"tm_update"`
+	TmDelete  timestamp      `json:"tm_delete"`
+}
+
+func wireServiceAccountKey(k store.ServiceAccountKey) serviceAccountKeyJSON {
+	return serviceAccountKeyJSON{
+		ID:        k.ID,
+		AccountID: k.AccountID,
+		Algorithm: auth.Algorithm(k.Algorithm),
+		PublicKey: auth.PublicKey{DER: k.PublicKey}.PEM(),
+		TmCreate:  timestamp(k.TmCreate),
+		TmUpdate:  timestamp(k.TmUpdate),
+		TmDelete:  timestamp(k.TmDelete),
+	}
+}
+
+func serviceAccountKeyCursor(k store.ServiceAccountKey) store.Cursor {
+	return store.Cursor{TmCreate: k.TmCreate, ID: k.ID}
+}
+
+// credentialsJSON is the file that the owner of a new key pair gets, once. Voximplant's users know it.
+type credentialsJSON struct {
+	AccountID  uuid.UUID `json:"account_id"`
+	KeyID      uuid.UUID `json:"key_id"`
+	PrivateKey string    `json:"private_key"`
+}
+
+// createServiceAccount makes an account of the caller's customer.
+func (s *Server) createServiceAccount(w http.ResponseWriter, r *http.Request) error {
+	body, err := decodeObject(w, r)
+	if err != nil {
+		return err
+	}
+	name := body.text("name", maxName)
+	detail := body.text("detail", maxDetail)
+	roles := body.roles("roles")
+	if err := body.err(); err != nil {
+		return err
+	}
+	caller := principalOf(r)
+	if !caller.May(auth.WriteServiceAccounts) {
+		return permissionDenied()
+	}
+	account := store.NewServiceAccount{CustomerID: caller.CustomerID, Name: orEmpty(name), Detail: orEmpty(detail), Roles: []string{}}
+	if roles != nil {
+		account.Roles = *roles
+	}
+	created, err := s.store.CreateServiceAccount(r.Context(), account)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, wireServiceAccount(created))
+	return nil
+}
+
+// listServiceAccounts shows the accounts of the caller's customer, newest first.
+func (s *Server) listServiceAccounts(w http.ResponseWriter, r *http.Request) error {
+	p, err := decodePage(r)
+	if err != nil {
+		return err
+	}
+	caller := principalOf(r)
+	if !caller.May(auth.ReadServiceAccounts) {
+		return permissionDenied()
+	}
+	rows, err := s.store.ServiceAccounts(r.Context(), caller.CustomerID, p.after, p.size+1)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, paged(rows, p, wireServiceAccount, serviceAccountCursor))
+	return nil
+}
+
+// getServiceAccount shows one account.
+func (s *Server) getServiceAccount(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	account, err := s.reachServiceAccount(r, id, auth.ReadServiceAccounts)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, wireServiceAccount(account))
+	return nil
+}
+
+// updateServiceAccount changes an account's name, detail and roles, which count from its next request on.
+func (s *Server) updateServiceAccount(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	body, err := decodeObject(w, r)
+	if err != nil {
+		return err
+	}
+	change := store.ServiceAccountChange{
+		Name:   body.text("name", maxName),
+		Detail: body.text("detail", maxDetail),
+		Roles:  body.roles("roles"),
+	}
+	if err := body.err(); err != nil {
+		return err
+	}
+	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
+	if err != nil {
+		return err
+	}
+	account, err = s.store.UpdateServiceAccount(r.Context(), account.CustomerID, id, change)
+	if err != nil {
+		return serviceAccountError(err)
+	}
+	writeJSON(w, http.StatusOK, wireServiceAccount(account))
+	return nil
+}
+
+// deleteServiceAccount ends an account and all its tokens.
+func (s *Server) deleteServiceAccount(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
+	if err != nil {
+		return err
+	}
+	account, err = s.store.DeleteServiceAccount(r.Context(), account.CustomerID, id)
+	if err != nil {
+		return serviceAccountError(err)
+	}
+	writeJSON(w, http.StatusOK, wireServiceAccount(account))
+	return nil
+}
+
+// createServiceAccountKey adds a key to an account. With a public_key the caller keeps the private half, and is shown the
+// key; without, a pair is made and the answer is the file that holds the private half, which is stored nowhere.
+func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	body, err := decodeObject(w, r)
+	if err != nil {
+		return err
+	}
+	algorithm := body.algorithm("algorithm")
+	brought := body.publicKey("public_key", algorithm)
+	if err := body.err(); err != nil {
+		return err
+	}
+	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
+	if err != nil {
+		return err
+	}
+	if brought != nil {
+		key, err := s.store.CreateServiceAccountKey(r.Context(), account.ID, string(brought.Algorithm), brought.DER)
+		if err != nil {
+			return serviceAccountError(err)
+		}
+		writeJSON(w, http.StatusOK, wireServiceAccountKey(key))
+		return nil
+	}
+	if algorithm == "" {
+		algorithm = auth.RS256
+	}
+	private, public, err := s.keyPairs.New(r.Context(), algorithm)
+	if err != nil {
+		return err
+	}
+	key, err := s.store.CreateServiceAccountKey(r.Context(), account.ID, string(public.Algorithm), public.DER)
+	if err != nil {
+		return serviceAccountError(err)
+	}
+	writeJSON(w, http.StatusOK, credentialsJSON{AccountID: account.ID, KeyID: key.ID, PrivateKey: private.Reveal()})
+	return nil
+}
+
+// listServiceAccountKeys shows the public halves of an account's keys, newest first.
+func (s *Server) listServiceAccountKeys(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	p, err := decodePage(r)
+	if err != nil {
+		return err
+	}
+	account, err := s.reachServiceAccount(r, id, auth.ReadServiceAccounts)
+	if err != nil {
+		return err
+	}
+	rows, err := s.store.ServiceAccountKeys(r.Context(), account.ID, p.after, p.size+1)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, paged(rows, p, wireServiceAccountKey, serviceAccountKeyCursor))
+	return nil
+}
+
+// deleteServiceAccountKey ends a key and the tokens that it signed.
+func (s *Server) deleteServiceAccountKey(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	keyID, err := pathUUID(r, "key_id")
+	if err != nil {
+		return err
+	}
+	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
+	if err != nil {
+		return err
+	}
+	key, err := s.store.DeleteServiceAccountKey(r.Context(), account.ID, keyID)
+	if errors.Is(err, store.ErrNotFound) {
+		return notFound(reasonServiceAccountKeyNotFound, "key of this service account")
+	}
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, wireServiceAccountKey(key))
+	return nil
+}
+
+// reachServiceAccount returns a live account within the caller's reach, checked in the contract's order: permission,
+// existence, tenancy.
+func (s *Server) reachServiceAccount(r *http.Request, id uuid.UUID, rights auth.Rights) (store.ServiceAccount, error) {
+	caller := principalOf(r)
+	if !caller.May(rights) {
+		return store.ServiceAccount{}, permissionDenied()
+	}
+	account, err := s.store.ServiceAccount(r.Context(), id)
+	if err != nil {
+		return store.ServiceAccount{}, serviceAccountError(err)
+	}
+	if !caller.MayReach(account.CustomerID) {
+		return store.ServiceAccount{}, permissionDenied()
+	}
+	return account, nil
+}
+
+func serviceAccountError(err error) error {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return notFound(reasonServiceAccountNotFound, "service account")
+	case errors.Is(err, store.ErrTooManyKeys):
+		return conflict(reasonTooManyKeys, "FAILED_PRECONDITION", "The service account has 10 keys; delete one first.")
+	default:
+		return err
+	}
+}
+
+// roles reads a list of roles, each named once; nil where the field is absent.
+func (o *object) roles(field string) *[]string {
+	raw, present := o.fields[field]
+	if !present {
+		return nil
+	}
+	roles := []string{}
+	fit := json.Unmarshal(raw, &roles) == nil
+	for i, role := range roles {
+		fit = fit && slices.Contains(auth.Roles(), auth.Role(role)) && !slices.Contains(roles[:i], role)
+	}
+	if !fit {
+		o.wrong(field, "must be a list out of %v, each at most once", auth.Roles())
+	}
+	return &roles
+}
+
+// algorithm reads the name of an algorithm, "" where the field is absent.
+func (o *object) algorithm(field string) auth.Algorithm {
+	before := len(o.details)
+	name := o.text(field, maxName)
+	if name == nil {
+		return ""
+	}
+	if len(o.details) == before && !slices.Contains(auth.Algorithms(), auth.Algorithm(*name)) {
+		o.wrong(field, "must be one of %v", auth.Algorithms())
+	}
+	return auth.Algorithm(*name)
+}
+
+// publicKey reads a public key in PEM, nil where the field is absent. It must be of the algorithm, where one is named.
+func (o *object) publicKey(field string, algorithm auth.Algorithm) *auth.PublicKey {
+	before := len(o.details)
+	text := o.text(field, maxDetail)
+	if text == nil || len(o.details) > before {
+		return nil
+	}
+	key, err := auth.ParsePublicKey(*text)
+	switch {
+	case err != nil:
+		o.wrong(field, "must be RSA of 2048 to 4096 bits with exponent 65537, P-256 or Ed25519, as a PEM block PUBLIC KEY")
+	case algorithm != "" && algorithm != key.Algorithm:
+		o.wrong(field, "is not a key for %s", algorithm)
+	}
+	return &key
+}

@@ -1,0 +1,138 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/mail"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+// Mailer tells the owner of an address about a sign-up with it. It returns mail.ErrUnavailable and mail.ErrRefused.
+type Mailer interface {
+	SendCode(ctx context.Context, to string, code secret.Value) error
+	// SendKnown is for an address that a customer has already.
+	SendKnown(ctx context.Context, to string) error
+}
+
+const (
+	maxSignupSecret = 64 // characters, more than either has
+	// dropTimeout bounds taking a sign-up back. It comes on top of requestTimeout.
+	dropTimeout = 500 * time.Millisecond
+)
+
+// signup begins a sign-up: its code goes out by mail.
+//
+// SECURITY: nothing in the answer, nor its time, depends on whether a customer has the address: one mail is sent either
+// way, and what is asked of the database is the same.
+func (s *Server) signup(w http.ResponseWriter, r *http.Request) error {
+	body, err := decodeRequiredObject(w, r)
+	if err != nil {
+		return err
+	}
+	email := body.email("email")
+	body.mustBeTrue("accepted_tos")
+	name := body.textNotEmpty("name", maxName)
+	detail := body.text("detail", maxDetail)
+	if err := body.err(); err != nil {
+		return err
+	}
+	if name == nil {
+		name = &email
+	}
+	secrets := auth.NewSignup()
+	signup, err := s.store.CreateSignup(r.Context(), store.NewSignup{
+		TempTokenHash: secrets.TempTokenHash(), CodeHash: secrets.CodeHash(), Email: email, Name: *name, Detail: orEmpty(detail),
+	})
+	if err != nil {
+		return err
+	}
+	if signup.Stored { // else the address had its mails
+		if err := s.mailSignup(r.Context(), signup, email, secrets.Code); err != nil {
+			return err
+		}
+	}
+	writeJSON(w, http.StatusOK, struct {
+		TempToken string `json:"temp_token"`
+	}{secrets.TempToken.Reveal()})
+	return nil
+}
+
+// mailSignup sends the mail of a sign-up, and takes the sign-up back where that fails, so that it does not count.
+//
+// SECURITY: neither ends with the client's connection: by hanging up just after the mail went out, a stranger could have
+// any number of them sent.
+func (s *Server) mailSignup(ctx context.Context, signup store.Signup, email string, code secret.Value) error {
+	detached := context.WithoutCancel(ctx)
+	sending := detached
+	if deadline, bounded := ctx.Deadline(); bounded {
+		var cancel context.CancelFunc
+		sending, cancel = context.WithDeadline(detached, deadline)
+		defer cancel()
+	}
+	var err error
+	if signup.Known {
+		err = s.mailer.SendKnown(sending, email)
+	} else {
+		err = s.mailer.SendCode(sending, email, code)
+	}
+	if err == nil || errors.Is(err, mail.ErrRefused) {
+		return nil // a mail server may as well have taken it and found out later
+	}
+	dropping, cancel := context.WithTimeout(detached, dropTimeout)
+	defer cancel()
+	return errors.Join(err, s.store.DropSignup(dropping, signup.ID))
+}
+
+// completeSignup makes a customer, and its first key, of a sign-up whose code came back.
+func (s *Server) completeSignup(w http.ResponseWriter, r *http.Request) error {
+	body, err := decodeRequiredObject(w, r)
+	if err != nil {
+		return err
+	}
+	secrets := auth.Signup{
+		TempToken: secret.New(body.requiredText("temp_token", maxSignupSecret)),
+		Code:      secret.New(body.requiredText("code", maxSignupSecret)),
+	}
+	if err := body.err(); err != nil {
+		return err
+	}
+	token := auth.NewAccessToken()
+	customer, key, err := s.store.CompleteSignup(r.Context(), secrets.TempTokenHash(), secrets.CodeHash(), store.NewAccessKey{
+		Name: "Default", TokenHash: token.Hash(), TokenPrefix: token.Prefix(), Expire: max(defaultExpire, s.minExpire),
+	})
+	switch {
+	case errors.Is(err, store.ErrNoSignup):
+		return badRequest(reasonInvalidSignup, "The temp token or the code is not valid, or no longer.")
+	case err != nil:
+		return err
+	}
+	writeJSON(w, http.StatusOK, struct {
+		CustomerID uuid.UUID     `json:"customer_id"`
+		AccessKey  accessKeyJSON `json:"accesskey"`
+	}{customer.ID, wireCreatedAccessKey(key, token)})
+	return nil
+}
+
+// email reads an address that must be there.
+func (o *object) email(field string) string {
+	before := len(o.details)
+	s := o.requiredText(field, maxName)
+	if len(o.details) == before && !mail.IsAddress(s) {
+		o.wrong(field, "must be an email address such as ada@example.com")
+	}
+	return s
+}
+
+// mustBeTrue checks a field that can only be true.
+func (o *object) mustBeTrue(field string) {
+	if string(o.fields[field]) != "true" {
+		o.wrong(field, "must be true")
+	}
+}

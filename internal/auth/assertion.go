@@ -1,0 +1,223 @@
+package auth
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/uuid"
+
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+const (
+	// MaxAssertionLifetime is how long a token that a service account signs may be good for.
+	MaxAssertionLifetime = time.Hour
+	// assertionSkew is how far an account's clock may be off.
+	assertionSkew = time.Minute
+)
+
+// assertion is a token that a service account has signed: read, not verified.
+type assertion struct {
+	keyID     uuid.UUID
+	algorithm string // what the header says; it has to be the key's
+	token     string
+}
+
+// assertionHeader is the header of such a token. Names that mean nothing here are ignored, as RFC 7515 has it, but for
+// those that would change how the token is to be read.
+type assertionHeader struct {
+	Algorithm string         `json:"alg"`
+	Type      string         `json:"typ"`
+	KeyID     string         `json:"kid"`
+	Critical  jsontext.Value `json:"crit,omitzero"`
+	Encoded   jsontext.Value `json:"b64,omitzero"`
+	Zip       jsontext.Value `json:"zip,omitzero"`
+	Content   jsontext.Value `json:"cty,omitzero"`
+}
+
+// parseAssertion reads a token's header, which names the key to verify it with.
+func parseAssertion(token string) (assertion, error) {
+	encoded, _, _ := strings.Cut(token, ".")
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
+	if err != nil || len(token) > maxJWTLength || strings.ContainsAny(token, "\r\n") {
+		return assertion{}, refused(causeMalformed)
+	}
+	var header assertionHeader
+	if err := json.Unmarshal(raw, &header); err != nil {
+		return assertion{}, refused(causeMalformed)
+	}
+	keyID, err := uuid.Parse(header.KeyID)
+	if err != nil || header.KeyID != keyID.String() || header.Type != "" && !strings.EqualFold(header.Type, "JWT") ||
+		header.Critical != nil || header.Encoded != nil || header.Zip != nil || header.Content != nil {
+		return assertion{}, refused(causeMalformed)
+	}
+	return assertion{keyID: keyID, algorithm: header.Algorithm, token: token}, nil
+}
+
+// assertionClaims are the claims of such a token.
+type assertionClaims struct {
+	Issuer    jsontext.Value `json:"iss"`
+	IssuedAt  *int64         `json:"iat"`
+	ExpiresAt *int64         `json:"exp"`
+	NotBefore *int64         `json:"nbf"`
+	Audience  jsontext.Value `json:"aud,omitzero"`
+}
+
+// UnmarshalJSON decodes strictly, as it does for sessions.
+func (c *assertionClaims) UnmarshalJSON(data []byte) error {
+	type plain assertionClaims
+	return json.Unmarshal(data, (*plain)(c))
+}
+
+// The methods of jwt.Claims, of which golang-jwt uses none when it does not validate.
+
+func (*assertionClaims) GetExpirationTime() (*jwt.NumericDate, error) { return nil, nil } //nolint:nilnil // not asked
+func (*assertionClaims) GetIssuedAt() (*jwt.NumericDate, error)       { return nil, nil } //nolint:nilnil // not asked
+func (*assertionClaims) GetNotBefore() (*jwt.NumericDate, error)      { return nil, nil } //nolint:nilnil // not asked
+func (*assertionClaims) GetIssuer() (string, error)                   { return "", nil }
+func (*assertionClaims) GetSubject() (string, error)                  { return "", nil }
+func (*assertionClaims) GetAudience() (jwt.ClaimStrings, error)       { return nil, nil }
+
+// verify checks the token against the key that it names, as the store has it now. audience is who we are, "" where
+// nobody has said.
+func (a assertion) verify(c store.ServiceAccountCredential, audience string) error {
+	switch {
+	case !c.Key.TmDelete.Equal(store.Never()), !c.Account.TmDelete.Equal(store.Never()):
+		return refused(causeDeleted)
+	case !c.CustomerTmDelete.Equal(store.Never()):
+		return refused(causeOwner)
+	}
+	claims, err := a.claims(PublicKey{Algorithm: Algorithm(c.Key.Algorithm), DER: c.Key.PublicKey})
+	if err != nil {
+		return err
+	}
+	switch {
+	case textOf(claims.Issuer) != c.Account.ID.String(), !claims.meantFor(audience):
+		return refused(causeClaims)
+	case claims.IssuedAt == nil, claims.ExpiresAt == nil:
+		return refused(causeClaims)
+	}
+	issued, expires := *claims.IssuedAt, *claims.ExpiresAt
+	now, skew := c.Now.Unix(), int64(assertionSkew/time.Second)
+	switch {
+	case issued <= 0, expires <= issued, expires-issued > int64(MaxAssertionLifetime/time.Second), issued > now+skew,
+		claims.NotBefore != nil && *claims.NotBefore > now+skew:
+		return refused(causeClaims)
+	case expires+skew <= now:
+		return refused(causeExpired)
+	}
+	return nil
+}
+
+// claims verifies the signature with this key, by this key's algorithm, and returns what was signed.
+func (a assertion) claims(key PublicKey) (*assertionClaims, error) {
+	method, ok := key.Algorithm.signingMethod()
+	if !ok || a.algorithm != method.Alg() {
+		return nil, refused(causeSignature)
+	}
+	public, err := x509.ParsePKIXPublicKey(key.DER)
+	if err != nil {
+		return nil, fmt.Errorf("reading a stored public key: %w", err)
+	}
+	parser := jwt.NewParser(
+		jwt.WithValidMethods([]string{method.Alg()}), jwt.WithStrictDecoding(), jwt.WithoutClaimsValidation())
+	var claims assertionClaims
+	_, err = parser.ParseWithClaims(a.token, &claims, func(*jwt.Token) (any, error) { return public, nil })
+	switch {
+	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
+		return nil, refused(causeSignature)
+	case err != nil:
+		return nil, refused(causeMalformed)
+	}
+	return &claims, nil
+}
+
+// textOf is a JSON string's or number's text: some libraries write ids as numbers.
+func textOf(v jsontext.Value) string {
+	switch v.Kind() {
+	case jsontext.KindString:
+		var s string
+		if json.Unmarshal(v, &s) != nil {
+			return ""
+		}
+		return s
+	case jsontext.KindNumber:
+		return string(v)
+	default:
+		return ""
+	}
+}
+
+// meantFor checks aud where it was sent (RFC 7519, section 4.1.3): a token for somebody else is not for us, and where
+// nobody has said who we are, one that names anybody is not.
+func (c *assertionClaims) meantFor(audience string) bool {
+	if c.Audience == nil {
+		return true
+	}
+	if audience == "" {
+		return false
+	}
+	var several []string
+	if json.Unmarshal(c.Audience, &several) == nil {
+		for _, one := range several {
+			if one == audience {
+				return true
+			}
+		}
+		return false
+	}
+	return c.Audience.Kind() == jsontext.KindString && textOf(c.Audience) == audience
+}
+
+// Credentials are the file that a service account gets once: whose it is, which key, and its private half.
+type Credentials struct {
+	AccountID  string
+	KeyID      string
+	PrivateKey secret.Value // PKCS #8 in PEM
+}
+
+// Sign makes a token of a service account's, good from now for the lifetime, which may be up to MaxAssertionLifetime.
+// audience is left out where it is empty.
+func (c Credentials) Sign(now time.Time, lifetime time.Duration, audience string) (secret.Value, error) {
+	if lifetime < time.Second || lifetime > MaxAssertionLifetime {
+		return secret.Value{}, fmt.Errorf("a token lives from one second to %s", MaxAssertionLifetime)
+	}
+	block, _ := pem.Decode([]byte(c.PrivateKey.Reveal()))
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return secret.Value{}, errors.New("the private key is not a PEM block PRIVATE KEY")
+	}
+	private, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return secret.Value{}, errors.New("the private key can't be read") // the cause could quote it
+	}
+	signer, ok := private.(interface{ Public() crypto.PublicKey })
+	if !ok {
+		return secret.Value{}, ErrUnfitKey
+	}
+	algorithm, ok := algorithmOf(signer.Public())
+	if !ok {
+		return secret.Value{}, ErrUnfitKey
+	}
+	method, _ := algorithm.signingMethod()
+	claims := jwt.MapClaims{"iss": c.AccountID, "iat": now.Unix(), "exp": now.Add(lifetime).Unix()}
+	if audience != "" {
+		claims["aud"] = audience
+	}
+	token := jwt.NewWithClaims(method, claims)
+	token.Header["kid"] = c.KeyID
+	signed, err := token.SignedString(private)
+	if err != nil {
+		return secret.Value{}, fmt.Errorf("signing a token: %w", err)
+	}
+	return secret.New(signed), nil
+}

@@ -1,0 +1,341 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/dsa" //nolint:staticcheck // to show that it is refused
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+)
+
+// block is a PEM block of this type.
+func block(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+// publicPEM is a key as a caller would bring it.
+func publicPEM(t *testing.T, key crypto.PublicKey) string {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return block("PUBLIC KEY", der)
+}
+
+// rsaOf is an RSA public key of this length that nobody has the private half of: making real ones of 8192 bits takes
+// minutes, and their primes are not looked at.
+func rsaOf(bits, exponent int) *rsa.PublicKey {
+	n := new(big.Int).Lsh(big.NewInt(1), uint(bits-1))
+	return &rsa.PublicKey{N: n.Add(n, big.NewInt(12345)), E: exponent}
+}
+
+func curveKey(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// Promised: "POST keys with no body makes a pair (RSA 2048 by default ...) ... PKCS#8 PEM". Each pair is one: what the
+// private half signs, the public half verifies; it is fit by the rules for keys that callers bring, and made anew each
+// time.
+func TestKeyPairsAreOfTheirAlgorithmAndFit(t *testing.T) {
+	t.Parallel()
+	pairs, err := NewKeyPairs(2, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, algorithm := range Algorithms() {
+		private, public, err := pairs.New(t.Context(), algorithm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		decoded, rest := pem.Decode([]byte(private.Reveal()))
+		if decoded == nil || decoded.Type != "PRIVATE KEY" || len(decoded.Headers) != 0 || len(rest) != 0 {
+			t.Fatalf("%s: the private half is not one PEM block PRIVATE KEY", algorithm)
+		}
+		key, err := x509.ParsePKCS8PrivateKey(decoded.Bytes)
+		if err != nil {
+			t.Fatalf("%s: PKCS #8: %v", algorithm, err)
+		}
+		switch k := key.(type) {
+		case *rsa.PrivateKey:
+			if algorithm != RS256 || k.N.BitLen() != 2048 || k.E != 65537 || k.Validate() != nil {
+				t.Errorf("%s: an RSA key of %d bits with exponent %d", algorithm, k.N.BitLen(), k.E)
+			}
+		case *ecdsa.PrivateKey:
+			if algorithm != ES256 || k.Curve != elliptic.P256() {
+				t.Errorf("%s: an ECDSA key on %s", algorithm, k.Curve.Params().Name)
+			}
+		case ed25519.PrivateKey:
+			if algorithm != EdDSA {
+				t.Errorf("%s: an Ed25519 key", algorithm)
+			}
+		default:
+			t.Errorf("%s: %T", algorithm, key)
+		}
+		der, err := x509.MarshalPKIXPublicKey(key.(crypto.Signer).Public())
+		if err != nil || !bytes.Equal(der, public.DER) || public.Algorithm != algorithm {
+			t.Errorf("%s: the halves are not one pair: %v", algorithm, err)
+		}
+		parsed, err := ParsePublicKey(public.PEM())
+		if err != nil || parsed.Algorithm != algorithm || !bytes.Equal(parsed.DER, public.DER) {
+			t.Errorf("%s: the public half, brought back: %v, %v", algorithm, parsed.Algorithm, err)
+		}
+		if len(public.DER) > 1024 {
+			t.Errorf("%s: %d bytes do not fit into the table", algorithm, len(public.DER))
+		}
+		if again, _, err := pairs.New(t.Context(), algorithm); err != nil || again.Reveal() == private.Reveal() {
+			t.Errorf("%s: the same pair twice, or %v", algorithm, err)
+		}
+	}
+	if _, _, err := pairs.New(t.Context(), "HS256"); err == nil {
+		t.Error("a pair for HS256 was made")
+	}
+}
+
+// Finding RSA's primes takes a core for a while, so only so many pairs are made at once; who gets no turn is told to
+// come back, and a turn is given back.
+func TestKeyPairsAreMadeABoundedNumberAtATime(t *testing.T) {
+	t.Parallel()
+	if _, err := NewKeyPairs(0, time.Minute); err == nil {
+		t.Error("none at once was accepted")
+	}
+	pairs, err := NewKeyPairs(1, time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := pairs.turns.take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := pairs.New(t.Context(), EdDSA); !errors.Is(err, ErrBusy) {
+		t.Errorf("beyond the bound: %v", err)
+	}
+	release()
+	if _, _, err := pairs.New(t.Context(), EdDSA); err != nil {
+		t.Errorf("after the turn was given back: %v", err)
+	}
+	patient, err := NewKeyPairs(1, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if release, err = patient.turns.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := patient.New(gone, EdDSA); !errors.Is(err, ErrBusy) {
+		t.Errorf("whose caller has gone: %v", err)
+	}
+}
+
+// Promised: "weak or odd keys are refused (RSA other than 2048 to 4096, exponent other than 65537, curves other than P-256
+// and Ed25519)". The controls are keys at the very edge of what is fit.
+func TestOnlyFitPublicKeysAreTaken(t *testing.T) {
+	t.Parallel()
+	edwards, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, key := range map[string]crypto.PublicKey{
+		"RSA 2048": rsaOf(2048, 65537), "RSA 2049": rsaOf(2049, 65537), "RSA 3072": rsaOf(3072, 65537), "RSA 4096": rsaOf(4096, 65537),
+		"P-256": curveKey(t, elliptic.P256()).Public(), "Ed25519": edwards,
+	} {
+		want := map[byte]Algorithm{'R': RS256, 'P': ES256, 'E': EdDSA}[name[0]]
+		text := publicPEM(t, key)
+		for form, brought := range map[string]string{
+			"as it is": text, "with CRLF": strings.ReplaceAll(text, "\n", "\r\n"), "with space around": "\n \t" + text + "\r\n ",
+			"without its last line break": strings.TrimSpace(text),
+		} {
+			got, err := ParsePublicKey(brought)
+			if err != nil || got.Algorithm != want || got.PEM() != text {
+				t.Errorf("%s, %s: %v, %v", name, form, got.Algorithm, err)
+			}
+			if len(got.DER) > 1024 {
+				t.Errorf("%s: %d bytes do not fit into the table", name, len(got.DER))
+			}
+		}
+	}
+	refuses(t, unfitKeys(t))
+	refuses(t, unfitTexts(t))
+}
+
+func refuses(t *testing.T, texts map[string]string) {
+	t.Helper()
+	for name, text := range texts {
+		got, err := ParsePublicKey(text)
+		if !errors.Is(err, ErrUnfitKey) || got.DER != nil || got.Algorithm != "" {
+			t.Errorf("%s: %v, %v", name, got.Algorithm, err)
+		}
+		if err != nil && err.Error() != ErrUnfitKey.Error() {
+			t.Errorf("%s: the error says more than it should: %v", name, err)
+		}
+	}
+}
+
+// unfitKeys are well-formed keys of the wrong kinds.
+func unfitKeys(t *testing.T) map[string]string {
+	t.Helper()
+	made := map[string]string{
+		"RSA 1024": publicPEM(t, rsaOf(1024, 65537)), "RSA 1536": publicPEM(t, rsaOf(1536, 65537)),
+		"RSA 2047": publicPEM(t, rsaOf(2047, 65537)), "RSA 4097": publicPEM(t, rsaOf(4097, 65537)),
+		"RSA 8192": publicPEM(t, rsaOf(8192, 65537)), "exponent 3": publicPEM(t, rsaOf(2048, 3)),
+		"exponent 17": publicPEM(t, rsaOf(2048, 17)), "exponent 65539": publicPEM(t, rsaOf(2048, 65539)),
+		"exponent 1": publicPEM(t, rsaOf(2048, 1)), "exponent 65536": publicPEM(t, rsaOf(2048, 65536)),
+		"P-224": publicPEM(t, curveKey(t, elliptic.P224()).Public()), "P-384": publicPEM(t, curveKey(t, elliptic.P384()).Public()),
+		"P-521": publicPEM(t, curveKey(t, elliptic.P521()).Public()),
+	}
+	x25519, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made["X25519"] = publicPEM(t, x25519.PublicKey())
+
+	// What Go can't make is written by hand: SubjectPublicKeyInfo of an algorithm with parameters.
+	info := func(algorithm asn1.ObjectIdentifier, parameters any, key []byte) string {
+		identifier := pkix.AlgorithmIdentifier{Algorithm: algorithm}
+		if parameters != nil {
+			raw, err := asn1.Marshal(parameters)
+			if err != nil {
+				t.Fatal(err)
+			}
+			identifier.Parameters = asn1.RawValue{FullBytes: raw}
+		}
+		der, err := asn1.Marshal(struct {
+			Algorithm pkix.AlgorithmIdentifier
+			Key       asn1.BitString
+		}{identifier, asn1.BitString{Bytes: key, BitLength: 8 * len(key)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return block("PUBLIC KEY", der)
+	}
+	unhex := func(s string) []byte {
+		b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	ecPublicKey := asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}
+	ed25519ID := asn1.ObjectIdentifier{1, 3, 101, 112}
+	made["secp256k1"] = info(ecPublicKey, asn1.ObjectIdentifier{1, 3, 132, 0, 10}, unhex("04"+
+		"79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798 483ada7726a3c4655da4fbfc0e1108a8fd17b448a68554199c47d08ffb10d4b8"))
+	p256 := asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}
+	made["P-256, not on the curve"] = info(ecPublicKey, p256, append([]byte{4}, bytes.Repeat([]byte{7}, 64)...))
+	made["P-256, at infinity"] = info(ecPublicKey, p256, []byte{0})
+	made["P-256, cut"] = info(ecPublicKey, p256, append([]byte{4}, make([]byte, 63)...))
+	made["Ed448"] = info(asn1.ObjectIdentifier{1, 3, 101, 113}, nil, make([]byte, 57))
+	made["Ed25519, cut"] = info(ed25519ID, nil, make([]byte, 31))
+	made["Ed25519, longer"] = info(ed25519ID, nil, make([]byte, 33))
+	// RFC 4055: a key for RSA-PSS alone.
+	pss, err := asn1.Marshal(struct{ N, E *big.Int }{rsaOf(2048, 65537).N, big.NewInt(65537)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made["RSA-PSS"] = info(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}, nil, pss)
+	negative, err := asn1.Marshal(struct{ N, E *big.Int }{new(big.Int).Neg(rsaOf(2048, 65537).N), big.NewInt(65537)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made["RSA, negative"] = info(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, asn1.NullRawValue, negative)
+	var parameters dsa.Parameters
+	parameters.P, parameters.Q, parameters.G = rsaOf(2048, 3).N, rsaOf(256, 3).N, big.NewInt(4)
+	y, err := asn1.Marshal(big.NewInt(16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	made["DSA"] = info(asn1.ObjectIdentifier{1, 2, 840, 10040, 4, 1}, struct{ P, Q, G *big.Int }{parameters.P, parameters.Q, parameters.G}, y)
+
+	// The points of small order, in every encoding that Go reads: the order is 1, 2, 4, 4 and four times 8.
+	for _, point := range []string{
+		"0100000000000000000000000000000000000000000000000000000000000000", "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+		"0000000000000000000000000000000000000000000000000000000000000000", "0000000000000000000000000000000000000000000000000000000000000080",
+		"26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+		"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a", "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+		"0100000000000000000000000000000000000000000000000000000000000080", "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+		"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+		"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+	} {
+		made["Ed25519 of small order, "+point[:4]+"..."+point[60:]] = info(ed25519ID, nil, unhex(point))
+	}
+	return made
+}
+
+// unfitTexts hold a key that would be fit, but not as one PEM block PUBLIC KEY and nothing else.
+func unfitTexts(t *testing.T) map[string]string {
+	t.Helper()
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := publicPEM(t, private.Public())
+	der, _ := pem.Decode([]byte(good))
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ec := curveKey(t, elliptic.P256())
+	sec1, err := x509.MarshalECPrivateKey(ec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, ec.Public(), ec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParsePublicKey(good); err != nil {
+		t.Fatalf("the control: %v", err)
+	}
+	return map[string]string{
+		"nothing": "", "blank": " \n", "no PEM": "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAA", "DER": string(der.Bytes), "half": good[:len(good)/2],
+		"without its last line":       strings.Replace(good, "-----END PUBLIC KEY-----", "", 1),
+		"PKCS #1":                     block("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&private.PublicKey)),
+		"PKCS #1 under this name":     block("PUBLIC KEY", x509.MarshalPKCS1PublicKey(&private.PublicKey)),
+		"a certificate":               block("CERTIFICATE", certificate),
+		"a certificate, renamed":      block("PUBLIC KEY", certificate),
+		"a private key":               block("PRIVATE KEY", pkcs8),
+		"a private key, renamed":      block("PUBLIC KEY", pkcs8),
+		"a private key of PKCS #1":    block("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(private)),
+		"a private key of SEC 1":      block("EC PRIVATE KEY", sec1),
+		"a private key, then this":    block("PRIVATE KEY", pkcs8) + good,
+		"this, then a private key":    good + block("PRIVATE KEY", pkcs8),
+		"two blocks":                  good + good,
+		"a broken block before":       "-----BEGIN PUBLIC KEY-----\n!\n-----END PUBLIC KEY-----\n" + good,
+		"a broken private key before": "-----BEGIN PRIVATE KEY-----\n!\n-----END PRIVATE KEY-----\n" + good,
+		"text before":                 "my key:\n" + good,
+		"text after":                  good + "x",
+		"NUL after":                   good + "\x00",
+		"a no-break space after":      good + "\u00a0",
+		"a byte order mark before":    "\ufeff" + good,
+		"headers":                     strings.Replace(good, "-----\n", "-----\nProc-Type: 4,ENCRYPTED\n\n", 1),
+		"a byte more inside":          block("PUBLIC KEY", append(bytes.Clone(der.Bytes), 0)),
+		"a byte less inside":          block("PUBLIC KEY", der.Bytes[:len(der.Bytes)-1]),
+		"an empty block":              block("PUBLIC KEY", nil),
+		"another name":                block("PUBLIC  KEY", der.Bytes),
+		"in lower case":               strings.ReplaceAll(good, "PUBLIC KEY", "public key"),
+		"OpenSSH's":                   block("OPENSSH PUBLIC KEY", der.Bytes),
+		"SSH2's":                      "---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n---- END SSH2 PUBLIC KEY ----\n",
+	}
+}

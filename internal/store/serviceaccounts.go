@@ -1,0 +1,193 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// ServiceAccount is a program of a customer's, which signs its own tokens.
+type ServiceAccount struct {
+	ID         uuid.UUID
+	CustomerID uuid.UUID
+	Name       string
+	Detail     string
+	Roles      []string // see package auth
+	TmCreate   time.Time
+	TmUpdate   time.Time
+	TmDelete   time.Time
+}
+
+const serviceAccountColumns = `id, customer_id, name, detail, roles, tm_create, tm_update, tm_delete`
+
+// NewServiceAccount is what a caller chooses of a ServiceAccount.
+type NewServiceAccount struct {
+	CustomerID uuid.UUID
+	Name       string
+	Detail     string
+	Roles      []string
+}
+
+// CreateServiceAccount stores an account under a fresh id. It returns ErrNoCustomer.
+func (s *Store) CreateServiceAccount(ctx context.Context, a NewServiceAccount) (ServiceAccount, error) {
+	return one[ServiceAccount](ctx, s, "creating a service account", `
+		INSERT INTO service_accounts (id, customer_id, name, detail, roles)
+		VALUES ($1, $2, $3, $4, $5)
+		RETURNING `+serviceAccountColumns,
+		uuid.New(), a.CustomerID, a.Name, a.Detail, a.Roles)
+}
+
+// ServiceAccount returns an account that is not deleted, else ErrNotFound. It is not limited to one customer: the caller
+// has to tell one of another customer from one that does not exist.
+func (s *Store) ServiceAccount(ctx context.Context, id uuid.UUID) (ServiceAccount, error) {
+	return one[ServiceAccount](ctx, s, "reading a service account", `
+		SELECT `+serviceAccountColumns+`
+		FROM service_accounts
+		WHERE id = $1 AND `+live,
+		id)
+}
+
+// ServiceAccounts returns up to limit accounts of a customer's that are not deleted and come after the cursor, newest
+// first.
+func (s *Store) ServiceAccounts(ctx context.Context, customerID uuid.UUID, after Cursor, limit int) ([]ServiceAccount, error) {
+	return many[ServiceAccount](ctx, s, "listing service accounts", `
+		SELECT `+serviceAccountColumns+`
+		FROM service_accounts
+		WHERE customer_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
+		ORDER BY tm_create DESC, id DESC
+		LIMIT $4`,
+		customerID, after.TmCreate, after.ID, limit)
+}
+
+// ServiceAccountChange is a change to an account; what is nil keeps its value.
+type ServiceAccountChange struct {
+	Name   *string
+	Detail *string
+	Roles  *[]string
+}
+
+// UpdateServiceAccount changes a live account of this customer's, else returns ErrNotFound.
+func (s *Store) UpdateServiceAccount(ctx context.Context, customerID, id uuid.UUID, change ServiceAccountChange) (ServiceAccount, error) {
+	return one[ServiceAccount](ctx, s, "updating a service account", `
+		UPDATE service_accounts
+		SET name = coalesce($3, name), detail = coalesce($4, detail), roles = coalesce($5::text[], roles), tm_update = now()
+		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		RETURNING `+serviceAccountColumns,
+		id, customerID, change.Name, change.Detail, change.Roles)
+}
+
+// DeleteServiceAccount deletes a live account of this customer's, whose keys are void from then on, else returns
+// ErrNotFound.
+func (s *Store) DeleteServiceAccount(ctx context.Context, customerID, id uuid.UUID) (ServiceAccount, error) {
+	return one[ServiceAccount](ctx, s, "deleting a service account", `
+		UPDATE service_accounts
+		SET tm_delete = now(), tm_update = now()
+		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		RETURNING `+serviceAccountColumns,
+		id, customerID)
+}
+
+// ServiceAccountKey is the public half of an account's key pair.
+type ServiceAccountKey struct {
+	ID        uuid.UUID
+	AccountID uuid.UUID
+	Algorithm string // RS256, ES256 or EdDSA
+	PublicKey []byte // SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7) in DER
+	TmCreate  time.Time
+	TmUpdate  time.Time
+	TmDelete  time.Time
+}
+
+const serviceAccountKeyColumns = `id, account_id, algorithm, public_key, tm_create, tm_update, tm_delete`
+
+// MaxServiceAccountKeys is how many live keys an account may have: enough to rotate without a gap.
+const MaxServiceAccountKeys = 10
+
+// ErrTooManyKeys means that an account has MaxServiceAccountKeys live keys already.
+var ErrTooManyKeys = errors.New("the service account has as many keys as it may have")
+
+// CreateServiceAccountKey adds a public key to a live account. It returns ErrNotFound where there is no such account,
+// and ErrTooManyKeys.
+func (s *Store) CreateServiceAccountKey(ctx context.Context, accountID uuid.UUID, algorithm string, publicKey []byte) (ServiceAccountKey, error) {
+	var key ServiceAccountKey
+	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+		// The lock makes additions to one account wait for each other: two at once could both see room for one.
+		var exists bool
+		err := tx.QueryRow(ctx, `SELECT true FROM service_accounts WHERE id = $1 AND `+live+` FOR UPDATE`, accountID).Scan(&exists)
+		if err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `
+			INSERT INTO service_account_keys (id, account_id, algorithm, public_key)
+			SELECT $1, $2, $3, $4
+			WHERE (SELECT count(*) FROM service_account_keys WHERE account_id = $2 AND `+live+`) < $5
+			RETURNING `+serviceAccountKeyColumns,
+			uuid.New(), accountID, algorithm, publicKey, MaxServiceAccountKeys)
+		if err != nil {
+			return err
+		}
+		key, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[ServiceAccountKey])
+		if errors.Is(err, pgx.ErrNoRows) {
+			return ErrTooManyKeys
+		}
+		return err
+	})
+	if errors.Is(err, ErrTooManyKeys) {
+		return ServiceAccountKey{}, err
+	}
+	return key, s.failed("adding a service account's key", err)
+}
+
+// ServiceAccountKeys returns up to limit keys of an account's that are not deleted and come after the cursor, newest
+// first.
+func (s *Store) ServiceAccountKeys(ctx context.Context, accountID uuid.UUID, after Cursor, limit int) ([]ServiceAccountKey, error) {
+	return many[ServiceAccountKey](ctx, s, "listing a service account's keys", `
+		SELECT `+serviceAccountKeyColumns+`
+		FROM service_account_keys
+		WHERE account_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
+		ORDER BY tm_create DESC, id DESC
+		LIMIT $4`,
+		accountID, after.TmCreate, after.ID, limit)
+}
+
+// DeleteServiceAccountKey deletes a live key of this account's, else returns ErrNotFound.
+func (s *Store) DeleteServiceAccountKey(ctx context.Context, accountID, id uuid.UUID) (ServiceAccountKey, error) {
+	return one[ServiceAccountKey](ctx, s, "deleting a service account's key", `
+		UPDATE service_account_keys
+		SET tm_delete = now(), tm_update = now()
+		WHERE id = $1 AND account_id = $2 AND `+live+`
+		RETURNING `+serviceAccountKeyColumns,
+		id, accountID)
+}
+
+// ServiceAccountCredential is what verifying a token needs that an account has signed: key and account, deleted or not,
+// with the customer's tm_delete and the database's time at the reading.
+type ServiceAccountCredential struct {
+	Key              ServiceAccountKey
+	Account          ServiceAccount
+	CustomerTmDelete time.Time
+	Now              time.Time
+}
+
+// ServiceAccountCredential returns the key with this id and its account, deleted ones too, else ErrNotFound. It is not
+// limited to one customer: it is read to find out whose token it is.
+func (s *Store) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID) (ServiceAccountCredential, error) {
+	const sql = `
+		SELECT k.id, k.account_id, k.algorithm, k.public_key, k.tm_create, k.tm_update, k.tm_delete,
+		       a.id, a.customer_id, a.name, a.detail, a.roles, a.tm_create, a.tm_update, a.tm_delete,
+		       c.tm_delete, now()
+		FROM service_account_keys k
+		JOIN service_accounts a ON a.id = k.account_id
+		JOIN customers c ON c.id = a.customer_id
+		WHERE k.id = $1`
+	var cred ServiceAccountCredential
+	k, a := &cred.Key, &cred.Account
+	err := s.pool.QueryRow(ctx, sql, keyID).Scan(
+		&k.ID, &k.AccountID, &k.Algorithm, &k.PublicKey, &k.TmCreate, &k.TmUpdate, &k.TmDelete,
+		&a.ID, &a.CustomerID, &a.Name, &a.Detail, &a.Roles, &a.TmCreate, &a.TmUpdate, &a.TmDelete,
+		&cred.CustomerTmDelete, &cred.Now)
+	return cred, s.failed("reading a service account's credential", err)
+}

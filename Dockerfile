@@ -5,7 +5,7 @@ RUN go mod download
 COPY . .
 RUN make build
 
-# Nothing but the binary, and the certificates that a TLS connection to Postgres is checked against.
+# Nothing but the binary, and the certificates that TLS connections to Postgres and to a mail server are checked against.
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /src/bin/server /server

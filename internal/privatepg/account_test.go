@@ -168,6 +168,16 @@ func TestFolderThatTheAccountCannotReachIsReplaced(t *testing.T) {
 	query(t, again.URL("postgres"), "SELECT FROM kept")
 }
 
+func TestRootsUmaskDoesNotShutTheAccountOut(t *testing.T) {
+	needsRoot(t)
+	t.Parallel()
+	h := startHelper(t, settings{Dir: filepath.Join(newFolder(t), "pg"), Ephemeral: true, Umask: 0o077}, nil).ready(t)
+	query(t, h.URL, "SELECT 1")
+	if strings.HasPrefix(h.Dir, systemFolder) {
+		t.Errorf("it runs in %s", h.Dir)
+	}
+}
+
 func TestReplacementMustBeRootsOwn(t *testing.T) {
 	t.Parallel()
 	me := os.Geteuid()

@@ -76,7 +76,10 @@ func (f finder) folders(cache string) []string {
 			folders = append(folders, folder)
 		}
 	}
-	for _, pattern := range append(slices.Clone(patterns), filepath.Join(cache, "postgresql-*", "bin")) {
+	if cache != "" {
+		patterns = append(slices.Clone(patterns), filepath.Join(cache, "postgresql-*", "bin"))
+	}
+	for _, pattern := range patterns {
 		matches, _ := filepath.Glob(pattern) // the only error is a bad pattern, which matches nothing
 		slices.SortStableFunc(matches, func(a, b string) int { return slices.Compare(versionIn(b), versionIn(a)) })
 		folders = append(folders, matches...)
@@ -200,7 +203,7 @@ func (f finder) download(ctx context.Context, cache, major string) (string, erro
 // lockCache waits for its turn, since several test binaries may start at once.
 func (f finder) lockCache(ctx context.Context, cache string) (*os.File, error) {
 	if f.account.switching && f.cfg.CacheDir == "" {
-		if err := rootFolder(filepath.Dir(cache)); err != nil {
+		if err := errors.Join(rootFolder(systemFolder), rootFolder(cache)); err != nil {
 			return nil, err
 		}
 	}
@@ -225,7 +228,7 @@ func (f finder) fetch(ctx context.Context, version embeddedpostgres.PostgresVers
 	if err := os.RemoveAll(work); err != nil {
 		return fmt.Errorf("remove an interrupted download: %w", err)
 	}
-	if err := os.Mkdir(work, 0o711); err != nil { // the account is to try what is in it
+	if err := passage(work); err != nil { // the account is to try what is in it
 		return err
 	}
 	defer os.RemoveAll(work)

@@ -190,8 +190,12 @@ func TestPostgresIsDownloadedWhereThereIsNone(t *testing.T) {
 	repo := newRepository(t, &repository{jar: jar(t, txz(t, "bin/initdb", "bin/postgres", "bin/pg_ctl"))})
 	hidden := settings{Temp: newFolder(t), Ephemeral: true, Path: "/nowhere", Folders: []string{},
 		CacheDir: newFolder(t), DownloadURL: repo.URL + "/maven/"}
+	strict := hidden
+	strict.Umask = 0o077
+	h := startHelper(t, strict, nil)
+	eventually(t, "the download began", func() bool { return exists(filepath.Join(hidden.CacheDir, "lock")) })
 	var finders sync.WaitGroup
-	for range 3 { // at once, as packages are tested
+	for range 2 { // meanwhile, as packages are tested
 		finders.Go(func() {
 			if bin, err := newFinder(t, hidden).find(t.Context(), "", ""); err != nil || !strings.HasPrefix(bin, hidden.CacheDir+"/") {
 				t.Errorf("found %q: %v", bin, err)
@@ -205,10 +209,12 @@ func TestPostgresIsDownloadedWhereThereIsNone(t *testing.T) {
 	if left := must(filepath.Glob(filepath.Join(hidden.CacheDir, "download*")))(t); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
-	repo.Close() // from now on the cache must do
-	server := start(t, hidden)
-	query(t, server.URL("postgres"), "SELECT 1")
-	pid, _ := postmaster(t, server.Dir())
+	repo.Close() // the cache must do
+	if _, err := newFinder(t, hidden).find(t.Context(), "", ""); err != nil {
+		t.Error(err)
+	}
+	query(t, h.ready(t).URL, "SELECT 1")
+	pid, _ := postmaster(t, h.Dir)
 	if running := must(os.Readlink(filepath.Join("/proc", itoa(pid), "exe")))(t); !strings.HasPrefix(running, hidden.CacheDir+"/") {
 		t.Errorf("%s runs, which is not from %s", running, hidden.CacheDir)
 	}

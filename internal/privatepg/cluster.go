@@ -1,29 +1,24 @@
 package privatepg
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
 const (
-	superuser      = "postgres"
-	initPrefix     = "init-"
-	postmasterFile = "postmaster.pid"
-	pollInterval   = 10 * time.Millisecond
+	superuser    = "postgres"
+	initPrefix   = "init-"
+	pollInterval = 10 * time.Millisecond
 )
 
 // errEnded says that PostgreSQL ended by itself instead of starting.
@@ -145,150 +140,14 @@ func (s *Server) initdb(ctx context.Context, locale string) error {
 	return nil
 }
 
-// takeOver stops every PostgreSQL process of a data folder whose owner is dead, and clears the way for the next one. It
-// reports whether there was any. The caller holds the folder's lock.
-func takeOver(ctx context.Context, data string, log *slog.Logger) (found bool, err error) {
-	const pollsPerSecond = 50
-	for poll := range 30 * pollsPerSecond {
-		// The file before the processes: whoever has written its number is visible by then.
-		left, _ := os.ReadFile(filepath.Join(data, postmasterFile)) // unreadable: PostgreSQL will say so
-		servers, err := serversOf(ctx, data)
-		if err != nil {
-			return found, fmt.Errorf("look for a server that was left running: %w", err)
-		}
-		if len(servers) == 0 {
-			return found, removeStale(filepath.Join(data, postmasterFile), left)
-		}
-		if !found {
-			log.Info("taking over from a PostgreSQL that was left running", "pid", parsePID(left), "folder", data)
-			found = true
-		}
-		// INT is the fast shutdown for the first process and harmless to its children, QUIT ends each of them at once,
-		// KILL is for what hangs.
-		signal := syscall.SIGINT
-		switch {
-		case poll > 25*pollsPerSecond:
-			signal = syscall.SIGKILL
-		case poll > 15*pollsPerSecond:
-			signal = syscall.SIGQUIT
-		}
-		for _, server := range servers {
-			if poll%pollsPerSecond == 0 {
-				_ = server.Signal(signal) // one that has just ended, or it is seen again
-			}
-			_ = server.Release()
-		}
-		if err := pause(ctx, time.Second/pollsPerSecond); err != nil {
-			return found, err
-		}
-	}
-	return found, fmt.Errorf("the server that was left running on %s does not end", data)
-}
-
-// removeStale removes the file of a server that is gone, if PostgreSQL would take it for a living one's: because another
-// process has its number by now, or because it was cut short. Every other file is left to PostgreSQL, which also looks
-// at the shared memory that is named in it.
-func removeStale(path string, content []byte) error {
-	if content == nil {
-		return nil
-	}
-	if pid := parsePID(content); pid != 0 && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-		return nil
-	}
-	now, err := os.ReadFile(path)
-	if err == nil && bytes.Equal(now, content) {
-		err = os.Remove(path)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove a stale file: %w", err)
-	}
-	return nil
-}
-
-// parsePID returns the number in the first line, or 0.
-func parsePID(content []byte) int {
-	line, _, _ := strings.Cut(string(content), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil || pid < 2 {
-		return 0
-	}
-	return pid
-}
-
-// serversOf returns the PostgreSQL processes that run on a data folder. A number in a file proves nothing, since
-// numbers are used again; a server is known by its name and by the folder it works in.
-func serversOf(ctx context.Context, data string) ([]*os.Process, error) {
-	folder, err := os.Stat(data)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if _, err := os.Stat("/proc/self/cwd"); err != nil {
-		return serversByArguments(ctx, data)
-	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var servers []*os.Process
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || !worksIn(pid, folder) {
-			continue
-		}
-		server, err := os.FindProcess(pid)
-		if err != nil {
-			continue
-		}
-		// Again, now that the handle stands for one process and not for a number.
-		if !worksIn(pid, folder) {
-			_ = server.Release()
-			continue
-		}
-		servers = append(servers, server)
-	}
-	return servers, nil
-}
-
-func worksIn(pid int, folder os.FileInfo) bool {
-	proc := filepath.Join("/proc", strconv.Itoa(pid))
-	cwd, err := os.Stat(filepath.Join(proc, "cwd"))
-	if err != nil || !os.SameFile(cwd, folder) {
-		return false
-	}
-	name, err := os.ReadFile(filepath.Join(proc, "comm"))
-	return err == nil && string(name) == "postgres\n"
-}
-
-// serversByArguments is for systems without /proc. It finds the first process only, by the command line that we gave
-// it; its children end by themselves when it does.
-func serversByArguments(ctx context.Context, data string) ([]*os.Process, error) {
-	list, err := exec.CommandContext(ctx, "/bin/ps", "-axww", "-o", "pid=,args=").Output()
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	var servers []*os.Process
-	for line := range strings.Lines(string(list)) {
-		number, command, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if !strings.Contains(command, "/postgres -D "+data+" -c ") || strings.HasPrefix(command, "/bin/sh ") {
-			continue
-		}
-		pid, err := strconv.Atoi(number)
-		if err != nil {
-			continue
-		}
-		if server, err := os.FindProcess(pid); err == nil {
-			servers = append(servers, server)
-		}
-	}
-	return servers, nil
-}
-
 // awaitReady waits until the server accepts connections. It returns errEnded as soon as the server has ended.
-func awaitReady(ctx context.Context, p *process, socket string) error {
-	for !accepts(ctx, socket) {
+func awaitReady(ctx context.Context, p *process, data, socket string) error {
+	for {
+		// That this process holds the data rules out an answer from one that is still going down.
+		holder, _ := os.ReadFile(filepath.Join(data, postmasterFile)) // it takes a moment to appear
+		if p.contains(parsePID(holder)) && accepts(ctx, socket) {
+			return nil
+		}
 		if !p.running() {
 			return fmt.Errorf("%w with status %q", errEnded, p.status)
 		}
@@ -296,7 +155,6 @@ func awaitReady(ctx context.Context, p *process, socket string) error {
 			return err
 		}
 	}
-	return nil
 }
 
 // accepts opens a session as far as the server's consent. A server that is starting listens already, but refuses.

@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 const (
@@ -141,17 +140,25 @@ func (h home) create(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	mode := fs.FileMode(0o700)
-	if h.switching {
-		mode = 0o711
+	err := os.MkdirAll(filepath.Dir(dir), 0o755)
+	switch {
+	case err == nil && h.switching:
+		err = passage(dir)
+	case err == nil:
+		err = os.Mkdir(dir, 0o700)
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fmt.Errorf("create the folder: %w", err)
-	}
-	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("create the folder: %w", err)
 	}
 	return nil
+}
+
+// passage creates a folder of ours that others can pass through, whatever the umask.
+func passage(dir string) error {
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o711) //nolint:gosec // to pass through is all that it allows
 }
 
 // alternative creates a folder below parent that stands for dir.
@@ -165,7 +172,7 @@ func alternative(parent, dir string) (string, error) {
 //
 // SECURITY: root creates files in it and runs what is in it, so it may not be somebody else's or a link.
 func rootFolder(folder string) error {
-	if err := os.Mkdir(folder, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := passage(folder); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("create the folder: %w", err)
 	}
 	info, err := os.Lstat(folder)
@@ -188,7 +195,7 @@ func openTemporary(ctx context.Context, cfg Config, log *slog.Logger) (home, err
 	}
 	h := home{account: a, temporary: true}
 	base := cfg.Getenv("TMPDIR")
-	if base == "" || !h.reaches(ctx, base) {
+	if !filepath.IsAbs(base) || !h.reaches(ctx, base) {
 		base = "/tmp"
 	}
 	if base, err = filepath.EvalSymlinks(base); err != nil {
@@ -233,7 +240,7 @@ func sweep(ctx context.Context, base string, a account, log *slog.Logger) {
 		if h.lock, err = lockFolder(ctx, h.dir); err != nil {
 			continue
 		}
-		if _, err = takeOver(ctx, h.data(), log); err == nil {
+		if _, err = a.takeOver(ctx, h.data(), log); err == nil {
 			err = os.RemoveAll(h.dir)
 		}
 		if err = errors.Join(err, unlock(h.lock)); err != nil {
@@ -242,82 +249,6 @@ func sweep(ctx context.Context, base string, a account, log *slog.Logger) {
 		}
 		log.Info("removed the temporary folder of a killed process", "folder", h.dir)
 	}
-}
-
-// lockFolder takes the folder's lock, which the kernel releases when we end in whatever way. While a living process has
-// it, the error is an *InUseError.
-func lockFolder(ctx context.Context, dir string) (*os.File, error) {
-	file, err := openOwned(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE)
-	if err != nil {
-		return nil, fmt.Errorf("lock the folder: %w", err)
-	}
-	// Written before it is cut: whoever reads in between finds our number in the first line, not an empty file.
-	line := strconv.Itoa(os.Getpid()) + "\n"
-	if err = flock(ctx, file, dir); err == nil {
-		_, err = file.WriteAt([]byte(line), 0)
-	}
-	if err == nil {
-		err = file.Truncate(int64(len(line)))
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock the folder: %w", err), file.Close())
-	}
-	return file, nil
-}
-
-// unlock gives the lock back. Closing the file alone would leave it to a child that we are just starting.
-func unlock(lock *os.File) error {
-	if lock == nil {
-		return nil
-	}
-	return errors.Join(syscall.Flock(int(lock.Fd()), syscall.LOCK_UN), lock.Close())
-}
-
-func flock(ctx context.Context, file *os.File, dir string) error {
-	// The lock of a dead process can last for a moment: in a child that it was just starting when it was killed. And that
-	// of a living process does not yet bear its number for a moment. Both show as a number of nobody.
-	const patience = 2 * time.Second
-	for waited := time.Duration(0); ; waited += pollInterval {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return err
-		}
-		content, _ := os.ReadFile(file.Name()) // unreadable: the number stays 0
-		pid := parsePID(content)
-		if waited >= patience || pid != 0 && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-			return &InUseError{Dir: dir, PID: pid}
-		}
-		if err := pause(ctx, pollInterval); err != nil {
-			return err
-		}
-	}
-}
-
-// openOwned opens a file for the owner of its folder, whom root may be visiting.
-func openOwned(path string, flags int) (*os.File, error) {
-	file, err := os.OpenFile(path, flags|syscall.O_NOFOLLOW, 0o600)
-	if err != nil || os.Geteuid() != 0 {
-		return file, err
-	}
-	// SECURITY: a link of either kind could point root to any file.
-	info, err := file.Stat()
-	if err == nil {
-		if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Nlink != 1 || !info.Mode().IsRegular() {
-			err = fmt.Errorf("%s must be a plain file without links", path)
-		}
-	}
-	if err == nil {
-		info, err = os.Stat(filepath.Dir(path))
-	}
-	if err == nil {
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			err = file.Chown(int(stat.Uid), int(stat.Gid))
-		}
-	}
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	return file, nil
 }
 
 // openLog opens the server's log, empty if it had grown too large.

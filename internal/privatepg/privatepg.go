@@ -29,11 +29,14 @@ var ErrNoPostgres = errors.New("there is no PostgreSQL to run. " +
 // InUseError says that a living process uses the folder.
 type InUseError struct {
 	Dir string
-	PID int // 0 when the process has not yet written its number
+	PID int // 0 when it cannot be told, say because the process lives in another container
 }
 
 // Error names the folder and the process.
 func (e *InUseError) Error() string {
+	if e.PID == 0 {
+		return e.Dir + " is in use by another process"
+	}
 	return fmt.Sprintf("%s is in use by process %d", e.Dir, e.PID)
 }
 
@@ -159,7 +162,7 @@ func (s *Server) stopOrphans(ctx context.Context) error {
 	if s.proc.status != "" {
 		return nil
 	}
-	if _, err := takeOver(ctx, s.home.data(), s.log); err != nil {
+	if _, err := s.home.takeOver(ctx, s.home.data(), s.log); err != nil {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}
 	return nil
@@ -180,7 +183,7 @@ func (s *Server) Start(ctx context.Context) error {
 	// The supervisor of a killed owner may start its server after we looked for one. Only one of the two gets the data:
 	// if ours is refused, the other is stopped and ours tries again.
 	for attempt := 1; ; attempt++ {
-		if _, err := takeOver(ctx, s.home.data(), s.log); err != nil {
+		if _, err := s.home.takeOver(ctx, s.home.data(), s.log); err != nil {
 			return fmt.Errorf("start PostgreSQL: %w", err)
 		}
 		err := s.launch(ctx)
@@ -191,7 +194,7 @@ func (s *Server) Start(ctx context.Context) error {
 		if !errors.Is(err, errEnded) || attempt == 3 {
 			return err
 		}
-		if found, takeErr := takeOver(ctx, s.home.data(), s.log); takeErr != nil || !found {
+		if found, takeErr := s.home.takeOver(ctx, s.home.data(), s.log); takeErr != nil || !found {
 			return errors.Join(err, takeErr)
 		}
 	}
@@ -217,7 +220,7 @@ func (s *Server) launch(ctx context.Context) error {
 		s.proc.keep()
 	}
 	s.proc = p
-	if err := awaitReady(ctx, p, filepath.Join(s.sockets, socketName)); err != nil {
+	if err := awaitReady(ctx, p, s.home.data(), filepath.Join(s.sockets, socketName)); err != nil {
 		// Not bounded by the context, which may be what has ended, but by the supervisor.
 		return errors.Join(fmt.Errorf("%w; its log ends:\n%s", err, logTail(s.home.log(), begin)),
 			p.end(context.Background(), "INT"))

@@ -302,8 +302,7 @@ func TestDatabaseOutlivesAForgottenHandle(t *testing.T) {
 	t.Cleanup(func() { // there is no handle to close it with
 		_ = syscall.Kill(-pgid, syscall.SIGKILL)
 		eventually(t, "everything had ended", func() bool {
-			servers, err := serversOf(context.Background(), filepath.Join(dir, "data"))
-			return err == nil && len(servers) == 0
+			return len(must(processesNaming(dir))(t)) == 0
 		})
 	})
 	collected := make(chan struct{})

@@ -58,6 +58,9 @@ for folder in "$first" "$second"; do
 done
 `
 
+// supervisorName is what the supervisor is called in a list of processes.
+const supervisorName = "supervisor-of-postgres"
+
 // process is a command under its supervisor.
 type process struct {
 	cmd    *exec.Cmd
@@ -71,7 +74,7 @@ type process struct {
 // supervise starts a command as the home's account, with its output in the log. When we end, the folders are removed.
 func (h home) supervise(log *os.File, folders, command []string) (*process, error) {
 	folders = append(slices.Clone(folders), "", "")[:2]
-	arguments := append([]string{"-c", supervisor, "supervisor"}, folders...)
+	arguments := append([]string{"-c", supervisor, supervisorName}, folders...)
 	// No context: it would kill the supervisor and leave the command.
 	cmd := h.command(exec.CommandContext(context.Background(), "/bin/sh", append(arguments, command...)...))
 
@@ -114,6 +117,12 @@ func (p *process) running() bool {
 	default:
 		return true
 	}
+}
+
+// contains tells whether a process is the command or a child that has not left its group.
+func (p *process) contains(pid int) bool {
+	group, err := syscall.Getpgid(pid)
+	return pid != 0 && err == nil && group == p.cmd.Process.Pid
 }
 
 // end sends a signal to the command and waits for its end. When the context ends first, the shutdown goes on.

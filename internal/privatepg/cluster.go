@@ -1,6 +1,7 @@
 package privatepg
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -157,7 +158,8 @@ func awaitReady(ctx context.Context, p *process, data, socket string) error {
 	}
 }
 
-// accepts opens a session as far as the server's consent. A server that is starting listens already, but refuses.
+// accepts asks for a session. A server that is starting listens already, but refuses with a code of its own; whatever
+// else it answers shows that it is up, be it that somebody has dropped the database asked for.
 func accepts(ctx context.Context, socket string) bool {
 	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", socket)
 	if err != nil {
@@ -175,11 +177,20 @@ func accepts(ctx context.Context, socket string) bool {
 		return false
 	}
 	var answer [1]byte
-	if _, err := io.ReadFull(conn, answer[:]); err != nil || answer[0] != 'R' {
+	if _, err := io.ReadFull(conn, answer[:]); err != nil {
 		return false
 	}
-	_, err = conn.Write([]byte{'X', 0, 0, 0, 4}) // a polite end, or the server's log gets a line
-	return err == nil
+	switch answer[0] {
+	case 'R': // authentication, and then the session
+		_, err = conn.Write([]byte{'X', 0, 0, 0, 4}) // a polite end, or the server's log gets a line
+		return err == nil
+	case 'E': // an error, and then the end of the connection
+		const cannotConnectNow = "\x00C57P03\x00"
+		body, err := io.ReadAll(io.LimitReader(conn, 8192))
+		return err == nil && !bytes.Contains(body, []byte(cannotConnectNow))
+	default:
+		return false
+	}
 }
 
 func pause(ctx context.Context, d time.Duration) error {

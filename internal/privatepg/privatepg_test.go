@@ -125,6 +125,18 @@ func TestAddressAndDataSurviveStopAndCrash(t *testing.T) {
 	}
 }
 
+func TestServerStartsWhenItsDefaultDatabaseWasDropped(t *testing.T) {
+	t.Parallel()
+	server := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true})
+	query(t, server.URL("template1"), "DROP DATABASE postgres")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := errors.Join(server.Stop(ctx), server.Start(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	query(t, server.URL("template1"), "SELECT 1")
+}
+
 func TestStopDisconnectsClients(t *testing.T) {
 	t.Parallel()
 	server := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true})

@@ -201,7 +201,7 @@ func (a *app) fillDemo(b *bootstrapSettings) {
 // database, open nothing on an address that others can reach.
 func (a *app) retirePublished(ctx context.Context) error {
 	published, _ := auth.ParseAccessToken(demoAccessKey)
-	key, err := a.store.AccessKeyByHash(ctx, published.Hash())
+	key, err := a.store.AccessKeyByHash(ctx, published.Hash(), store.Position{})
 	if err == nil {
 		_, err = a.store.DeleteAccessKey(ctx, key.CustomerID, key.ID)
 	}

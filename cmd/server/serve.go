@@ -14,6 +14,7 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -67,6 +68,7 @@ func newLogger(w io.Writer, cfg *settings) *slog.Logger {
 type app struct {
 	log           *slog.Logger
 	store         *store.Store
+	replica       *replica.Replica
 	passwords     *auth.Passwords
 	authenticator *auth.Authenticator
 	api           *api.Server
@@ -111,15 +113,23 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	if err != nil {
 		return nil, err
 	}
+	if err := a.warnOfFailover(ctx); err != nil {
+		return nil, err
+	}
 	if cfg.bootstrap.customer != "" {
 		if _, err := a.bootstrap(ctx, cfg.bootstrap); err != nil {
 			return nil, err
 		}
 	}
+	a.replica, err = replica.New(replica.Config{Store: a.store, Log: log, Lease: cfg.cacheLease, CacheBytes: cfg.cacheBytes})
+	if err != nil {
+		return nil, err
+	}
 	a.authenticator = auth.NewAuthenticator(a.store, sessions, a.passwords)
 	a.api = api.New(api.Config{
 		Store:          a.store,
-		Verifier:       auth.NewVerifier(a.store, sessions, cfg.audience),
+		Replica:        a.replica,
+		Verifier:       auth.NewVerifier(a.replica, sessions, cfg.audience),
 		Authenticator:  a.authenticator,
 		Passwords:      a.passwords,
 		KeyPairs:       keyPairs,
@@ -147,7 +157,15 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 func (a *app) addr() net.Addr { return a.listener.Addr() }
 
 // run answers requests until ctx ends, then lets those under way finish.
-func (a *app) run(ctx context.Context) error {
+func (a *app) run(ctx context.Context) (err error) {
+	// The replica goes on until the last request has been answered.
+	following, leave := context.WithCancel(context.WithoutCancel(ctx))
+	left := make(chan error, 1)
+	go func() { left <- a.replica.Run(following) }()
+	defer func() {
+		leave()
+		err = errors.Join(err, <-left)
+	}()
 	served := make(chan error, 1)
 	go func() { served <- a.server.Serve(a.listener) }()
 	a.log.Info("listening", "addr", a.addr().String())
@@ -165,7 +183,7 @@ func (a *app) run(ctx context.Context) error {
 	time.Sleep(a.linger)
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.patience)
 	defer cancel()
-	err := a.server.Shutdown(stopping)
+	err = a.server.Shutdown(stopping)
 	if errors.Is(err, context.DeadlineExceeded) {
 		a.log.Warn("some requests did not finish in time and were cut off")
 		err = a.server.Close()
@@ -185,6 +203,22 @@ func (a *app) close() {
 	if a.store != nil {
 		a.store.Close()
 	}
+}
+
+// warnOfFailover says what a failover can undo (docs/revocation.md).
+func (a *app) warnOfFailover(ctx context.Context) error {
+	d, err := a.store.Durability(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("the database at DATABASE_URL: %w", err)
+	case d.Waits:
+	case d.Standbys > 0:
+		a.log.Warn("replication is asynchronous: a failover can undo what was committed last, a revocation too",
+			"standbys", d.Standbys)
+	default:
+		a.log.Info("no synchronous standby: if this database is ever failed over or restored, what was committed last can be undone, a revocation too")
+	}
+	return nil
 }
 
 // defaultExpire is a key's expire where nobody chose one, in seconds: a year, as in the API.

@@ -11,11 +11,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
 	"accesskeys/internal/mail"
+	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -28,6 +30,8 @@ type settings struct {
 	jwtSecretPrevious  secret.Value
 	audience           string
 	accessKeyMinExpire int64 // seconds
+	cacheLease         time.Duration
+	cacheBytes         uint64
 	logLevel           slog.Level
 	logFormat          string
 	authLimit          api.Limit
@@ -73,6 +77,8 @@ func settingsTable() []setting {
 		{name: "JWT_SECRET_PREVIOUS", takes: "a secret of at least 32 bytes, the one before JWT_SECRET; it only verifies", secret: true, set: setJWTSecretPrevious},
 		{name: "AUDIENCE", takes: "the name of this service that service accounts' tokens may give as aud, at most 255 characters", set: setAudience},
 		{name: "ACCESSKEY_MIN_EXPIRE", takes: "a whole number of seconds from 1 to 3153600000", value: "1", set: setMinExpire},
+		{name: "CACHE_LEASE", takes: "for how long credentials may be checked from memory after the last word from the database: 100ms to 20s, or 0 to ask it each time", value: "2s", set: setCacheLease},
+		{name: "CACHE_SIZE", takes: "the MiB of memory for credentials, from 1", value: "256", set: setCacheSize},
 		{name: "LOG_LEVEL", takes: "debug, info, warn or error", value: "info", set: setLogLevel},
 		{name: "LOG_FORMAT", takes: "json or text", value: "json", set: setLogFormat},
 		{name: "RATE_LIMIT_AUTH_RPS", takes: "requests a second per client address on /auth, 0 for no limit", value: "10", set: func(s *settings, v string) error { return setRPS(&s.authLimit, v) }},
@@ -232,6 +238,27 @@ func setMinExpire(s *settings, v string) error {
 		return errNotValid
 	}
 	s.accessKeyMinExpire = n
+	return nil
+}
+
+func setCacheLease(s *settings, v string) error {
+	lease, err := time.ParseDuration(v)
+	if seconds, isNumber := strconv.ParseUint(v, 10, 16); isNumber == nil {
+		lease, err = time.Duration(seconds)*time.Second, nil
+	}
+	if err != nil || lease != 0 && (lease < replica.MinLease || lease > replica.MaxLease) {
+		return errNotValid
+	}
+	s.cacheLease = lease
+	return nil
+}
+
+func setCacheSize(s *settings, v string) error {
+	mib, err := strconv.ParseUint(v, 10, 24)
+	if err != nil || mib < 1 {
+		return errNotValid
+	}
+	s.cacheBytes = mib << 20
 	return nil
 }
 

@@ -31,6 +31,8 @@ type accessKeyJSON struct {
 	TmCreate    timestamp `json:"tm_create"`
 	TmUpdate    timestamp `json:"tm_update"`
 	TmDelete    timestamp `json:"tm_delete"`
+	// TmLastUsed is null for never.
+	TmLastUsed *timestamp `json:"tm_last_used"`
 }
 
 func wireAccessKey(k store.AccessKey) accessKeyJSON {
@@ -45,6 +47,7 @@ func wireAccessKey(k store.AccessKey) accessKeyJSON {
 		TmCreate:    timestamp(k.TmCreate),
 		TmUpdate:    timestamp(k.TmUpdate),
 		TmDelete:    timestamp(k.TmDelete),
+		TmLastUsed:  (*timestamp)(k.TmLastUsed),
 	}
 }
 

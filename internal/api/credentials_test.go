@@ -72,7 +72,7 @@ func (h *harness) cause(query string, authorization ...string) string {
 	h.t.Helper()
 	c, err := auth.Extract(query, authorization)
 	if err == nil {
-		_, err = auth.NewVerifier(h.store, h.sessions, "").Verify(h.t.Context(), c)
+		_, err = auth.NewVerifier(newReplica(h.t, h.store), h.sessions, "").Verify(h.t.Context(), c)
 	}
 	if err != nil && auth.Cause(err) == "" {
 		h.t.Fatalf("an error that is no refusal: %v", err)
@@ -101,7 +101,7 @@ func everyCredential(h *harness) []credential {
 		}
 		// So that an old login fails for its age alone.
 		h.exec(`UPDATE agents SET tm_password = tm_password - interval '30 days' WHERE id = $1`, a.ID)
-		read, err := h.store.AgentCredential(h.t.Context(), a.ID)
+		read, err := h.store.AgentCredential(h.t.Context(), a.ID, store.Position{})
 		if err != nil {
 			h.t.Fatal(err)
 		}
@@ -240,7 +240,7 @@ func TestCredentialExpiresAtExactlyItsTime(t *testing.T) {
 	h.exec(`CREATE FUNCTION stopped.now() RETURNS timestamptz LANGUAGE sql STABLE AS 'SELECT now FROM stopped.clock'`)
 	h.exec(`UPDATE accesskeys SET tm_expire = $1`, expires)
 	h.exec(`UPDATE agents SET tm_password = $1::timestamptz - interval '30 days'`, expires)
-	agent, err := h.store.AgentCredential(h.t.Context(), h.acme.admin.ID)
+	agent, err := h.store.AgentCredential(h.t.Context(), h.acme.admin.ID, store.Position{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ import (
 	"accesskeys/internal/auth"
 	"accesskeys/internal/mail"
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -106,9 +107,11 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	rows := newReplica(h.t, h.store)
 	cfg := api.Config{
 		Store:         h.store,
-		Verifier:      auth.NewVerifier(h.store, h.sessions, ""),
+		Replica:       rows,
+		Verifier:      auth.NewVerifier(rows, h.sessions, ""),
 		Authenticator: auth.NewAuthenticator(h.store, h.sessions, passwords),
 		Passwords:     passwords,
 		KeyPairs:      keyPairs,
@@ -123,6 +126,25 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	listening := httptest.NewServer(h.server)
 	h.t.Cleanup(listening.Close)
 	h.url = listening.URL
+}
+
+// newReplica runs a replica until the test ends.
+func newReplica(t *testing.T, s *store.Store) *replica.Replica {
+	t.Helper()
+	r, err := replica.New(replica.Config{Store: s, Log: slog.New(slog.DiscardHandler), Lease: 2 * time.Second, CacheBytes: 16 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	})
+	return r
 }
 
 func (h *harness) newTenant(name string, hash secret.Value) tenant {
@@ -167,7 +189,7 @@ func (h *harness) newKey(c store.Customer, expire int64) (store.AccessKey, strin
 // jwtFor gives an agent a token as a login would, without the password.
 func (h *harness) jwtFor(a store.Agent) string {
 	h.t.Helper()
-	c, err := h.store.AgentCredential(h.t.Context(), a.ID)
+	c, err := h.store.AgentCredential(h.t.Context(), a.ID, store.Position{})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -239,7 +239,7 @@ func TestTokenOfThePreviousSecretIsStillAccepted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := h.store.AgentCredential(t.Context(), h.acme.admin.ID)
+		c, err := h.store.AgentCredential(t.Context(), h.acme.admin.ID, store.Position{})
 		if err != nil {
 			t.Fatal(err)
 		}

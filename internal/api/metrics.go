@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/replica"
 	"accesskeys/internal/store"
 )
 
@@ -23,7 +24,7 @@ type metrics struct {
 	loginRefusals *prometheus.CounterVec
 }
 
-func newMetrics(s *store.Store) *metrics {
+func newMetrics(s *store.Store, r *replica.Replica) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -40,7 +41,7 @@ func newMetrics(s *store.Store) *metrics {
 			Name: "accesskeys_login_refusals_total", Help: "Logins that gave no token, by reason.",
 		}, []string{"reason"}),
 	}
-	m.registry.MustRegister(m.requests, m.durations, m.credentials, m.loginRefusals, poolCollector{s},
+	m.registry.MustRegister(m.requests, m.durations, m.credentials, m.loginRefusals, poolCollector{s}, replicaCollector{r},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -101,4 +102,32 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 	counter("acquires_total", "Connections handed out.", float64(st.Acquires))
 	counter("empty_acquires_total", "Connections that had to be waited for.", float64(st.EmptyAcquires))
 	counter("acquire_seconds_total", "Time spent getting connections.", st.AcquireTime.Seconds())
+}
+
+// replicaCollector reads the figures of what is remembered when they are asked for.
+type replicaCollector struct{ replica *replica.Replica }
+
+// Describe implements prometheus.Collector.
+func (c replicaCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c replicaCollector) Collect(ch chan<- prometheus.Metric) {
+	st := c.replica.Stats()
+	send := func(kind prometheus.ValueType, name, help string, v float64) {
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("accesskeys_"+name, help, nil, nil), kind, v)
+	}
+	held := 0.0
+	if st.Held {
+		held = 1
+	}
+	send(prometheus.GaugeValue, "lease_seconds", "CACHE_LEASE; 0 is off.", st.Lease.Seconds())
+	send(prometheus.GaugeValue, "lease_held", "1 while credentials may be checked from memory.", held)
+	send(prometheus.GaugeValue, "lease_age_seconds", "Time since the lease began; past lease_seconds it has ended.", st.Age.Seconds())
+	send(prometheus.GaugeValue, "change_log_position", "The place in the log of changes up to which it is applied.", float64(st.Position))
+	send(prometheus.GaugeValue, "change_log_lag_seconds", "Time since the log of changes was last read to its end.", st.Behind.Seconds())
+	send(prometheus.GaugeValue, "cache_entries", "Rows and verified tokens in memory.", float64(st.Entries))
+	send(prometheus.GaugeValue, "cache_bytes", "About what they take.", float64(st.Bytes))
+	send(prometheus.CounterValue, "cache_hits_total", "Look-ups answered from memory.", float64(st.Hits))
+	send(prometheus.CounterValue, "cache_misses_total", "Look-ups that had to ask the database.", float64(st.Misses))
+	send(prometheus.CounterValue, "cache_evictions_total", "Entries dropped for want of room.", float64(st.Evicted))
 }

@@ -26,8 +26,8 @@ func (*Server) healthz(w http.ResponseWriter, _ *http.Request) error {
 	return nil
 }
 
-// readyz says whether the server can serve: the database is reachable and migrated, and the server is not on its way
-// out.
+// readyz says whether the server can serve: the database is reachable and migrated and lets it check credentials, and the
+// server is not on its way out.
 func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	if s.draining.Load() {
 		return &problem{
@@ -38,6 +38,9 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
 	if err := s.store.Ready(ctx); err != nil {
+		return err
+	}
+	if err := s.replica.Ready(ctx); err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, messageJSON{"ready"})

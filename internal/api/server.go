@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/replica"
 	"accesskeys/internal/store"
 )
 
@@ -23,6 +24,7 @@ const (
 // Config is what a Server is made of.
 type Config struct {
 	Store         *store.Store
+	Replica       *replica.Replica
 	Verifier      *auth.Verifier
 	Authenticator *auth.Authenticator
 	Passwords     *auth.Passwords
@@ -41,6 +43,7 @@ type Config struct {
 // Server answers requests. It is an http.Handler, safe for concurrent use.
 type Server struct {
 	store         *store.Store
+	replica       *replica.Replica
 	verifier      *auth.Verifier
 	authenticator *auth.Authenticator
 	passwords     *auth.Passwords
@@ -57,6 +60,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	s := &Server{
 		store:         cfg.Store,
+		replica:       cfg.Replica,
 		verifier:      cfg.Verifier,
 		authenticator: cfg.Authenticator,
 		passwords:     cfg.Passwords,
@@ -64,7 +68,7 @@ func New(cfg Config) *Server {
 		mailer:        cfg.Mailer,
 		log:           cfg.Log,
 		minExpire:     cfg.MinExpire,
-		metrics:       newMetrics(cfg.Store),
+		metrics:       newMetrics(cfg.Store, cfg.Replica),
 	}
 	s.router = s.routes(cfg)
 	return s

@@ -26,7 +26,7 @@ func keyShape(withToken bool) *regexp.Regexp {
 	}
 	return regexp.MustCompile(`^\{"id":"` + uuidV4 + `","customer_id":"` + uuidV4 + `","agent_id":null,"name":"([^"]*)","detail":"([^"]*)",` +
 		token + `"token_prefix":"(vb_[0-9A-Za-z]{8})","tm_expire":"` + tm + `","tm_create":"` + tm + `","tm_update":"` + tm +
-		`","tm_delete":"` + tm + `"\}$`)
+		`","tm_delete":"` + tm + `","tm_last_used":null\}$`)
 }
 
 // Contract 1: "Access key, keys in this order, every one present", "token ONLY in the answer to POST; absent everywhere
@@ -84,7 +84,7 @@ func TestCreatedKeyIsWholeAtOnce(t *testing.T) {
 		equalJSON(t, key, map[string]any{
 			"id": key["id"], "customer_id": h.acme.customer.ID, "agent_id": nil, "name": "", "detail": "", "token": token,
 			"token_prefix": token[:11], "tm_expire": key["tm_expire"], "tm_create": key["tm_create"],
-			"tm_update": key["tm_create"], "tm_delete": sentinel,
+			"tm_update": key["tm_create"], "tm_delete": sentinel, "tm_last_used": nil,
 		})
 	}
 }

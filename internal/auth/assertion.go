@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/x509"
 	"encoding/base64"
@@ -90,17 +91,35 @@ func (*assertionClaims) GetAudience() (jwt.ClaimStrings, error)       { return n
 
 // verify checks the token against the key that it names, as the store has it now. audience is who we are, "" where
 // nobody has said.
-func (a assertion) verify(c store.ServiceAccountCredential, audience string) error {
-	switch {
-	case !c.Key.TmDelete.Equal(store.Never()), !c.Account.TmDelete.Equal(store.Never()):
-		return refused(causeDeleted)
-	case !c.CustomerTmDelete.Equal(store.Never()):
-		return refused(causeOwner)
+func (a assertion) verify(c store.ServiceAccountCredential, audience string) (*signedAssertion, error) {
+	if err := verifyOwner(c); err != nil {
+		return nil, err
 	}
 	claims, err := a.claims(PublicKey{Algorithm: Algorithm(c.Key.Algorithm), DER: c.Key.PublicKey})
 	if err != nil {
+		return nil, err
+	}
+	signed := &signedAssertion{keyID: a.keyID, algorithm: c.Key.Algorithm, publicKey: c.Key.PublicKey, claims: *claims}
+	return signed, signed.verify(c, audience)
+}
+
+// signedAssertion is a token whose signature a key has verified. That stays true of the same bytes and the same key.
+type signedAssertion struct {
+	keyID     uuid.UUID
+	algorithm string
+	publicKey []byte
+	claims    assertionClaims
+}
+
+// signedAssertionBytes is about what one takes of memory.
+const signedAssertionBytes = 1000
+
+// verify checks all but the signature.
+func (s *signedAssertion) verify(c store.ServiceAccountCredential, audience string) error {
+	if err := verifyOwner(c); err != nil {
 		return err
 	}
+	claims := &s.claims
 	switch {
 	case textOf(claims.Issuer) != c.Account.ID.String(), !claims.meantFor(audience):
 		return refused(causeClaims)
@@ -115,6 +134,22 @@ func (a assertion) verify(c store.ServiceAccountCredential, audience string) err
 		return refused(causeClaims)
 	case expires+skew <= now:
 		return refused(causeExpired)
+	}
+	return nil
+}
+
+// by reports whether this is the key that the signature was verified with.
+func (s *signedAssertion) by(key store.ServiceAccountKey) bool {
+	return s.algorithm == key.Algorithm && bytes.Equal(s.publicKey, key.PublicKey)
+}
+
+// verifyOwner checks that the key, its account and its customer are there.
+func verifyOwner(c store.ServiceAccountCredential) error {
+	switch {
+	case !c.Key.TmDelete.Equal(store.Never()), !c.Account.TmDelete.Equal(store.Never()):
+		return refused(causeDeleted)
+	case !c.CustomerTmDelete.Equal(store.Never()):
+		return refused(causeOwner)
 	}
 	return nil
 }

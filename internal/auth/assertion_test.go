@@ -66,7 +66,7 @@ func newSignatory(t *testing.T, algorithm Algorithm) *signatory {
 	key := store.ServiceAccountKey{
 		ID: uuid.New(), AccountID: account.ID, Algorithm: string(algorithm), PublicKey: public, TmDelete: store.Never(),
 	}
-	credential := store.ServiceAccountCredential{Key: key, Account: account, CustomerTmDelete: store.Never(), Now: now}
+	credential := store.ServiceAccountCredential{Key: key, Account: account, CustomerTmDelete: store.Never(), Moment: store.Moment{Now: now}}
 	return &signatory{t: t, credential: credential, private: private, method: method, now: now.Unix()}
 }
 
@@ -107,7 +107,7 @@ func (s *signatory) verdict(token, audience string) string {
 		if a.keyID != s.credential.Key.ID {
 			s.t.Fatalf("it names the key %s", a.keyID)
 		}
-		err = a.verify(s.credential, audience)
+		_, err = a.verify(s.credential, audience)
 	}
 	if err != nil && !errors.Is(err, ErrInvalidCredential) {
 		s.t.Fatalf("an error that is no refusal: %v", err)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 )
 
@@ -150,7 +151,11 @@ func TestTooLongTokenIsRefusedUnparsed(t *testing.T) {
 // A Credential that nobody made must not be taken for anyone.
 func TestNoCredentialIsNobody(t *testing.T) {
 	t.Parallel()
-	v := NewVerifier(nil, newSessions(t, testSecret, ""), "")
+	rows, err := replica.New(replica.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := NewVerifier(rows, newSessions(t, testSecret, ""), "")
 	for _, c := range []Credential{{}, {Kind: "other"}, {Kind: KindJWT}, {Kind: KindJWT, token: AccessToken{secret.New("x")}}} {
 		if p, err := v.Verify(context.Background(), c); !errors.Is(err, ErrInvalidCredential) || p.Type != "" {
 			t.Errorf("%q: %v, %v", c.Kind, p, err)

@@ -72,8 +72,8 @@ func principalOfAgent(a store.Agent) Principal {
 	}
 }
 
-// principalOfAccessKey is a customer-wide key, or one that acts with its agent's permission.
-func principalOfAccessKey(k store.AccessKeyCredential) Principal {
+// principalOfAccessKey is a customer-wide key, or one that acts with the permission of the agent that it is bound to.
+func principalOfAccessKey(k store.AccessKeyCredential, bound store.Agent) Principal {
 	p := Principal{
 		Type:       TypeAccessKey,
 		ID:         k.ID,
@@ -86,7 +86,7 @@ func principalOfAccessKey(k store.AccessKeyCredential) Principal {
 	}
 	if k.AgentID != nil {
 		p.AgentID = *k.AgentID
-		p.Permission = Permission(k.AgentPermission)
+		p.Permission = Permission(bound.Permission)
 		p.access = accessOfPermission(p.Permission)
 		return p
 	}

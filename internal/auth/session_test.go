@@ -217,7 +217,7 @@ func TestSessionIsHeldAgainstTheAgentAsItIsNow(t *testing.T) {
 				Issuer: sessionIssuer, Subject: agent.ID, IssuedAt: issued, ExpiresAt: issued + 604800, CustomerID: agent.CustomerID,
 				PasswordTime: agent.TmPassword.UnixMicro(),
 			},
-			agent: store.AgentCredential{Agent: agent, CustomerTmDelete: store.Never(), Now: second(10)},
+			agent: store.AgentCredential{Agent: agent, CustomerTmDelete: store.Never(), Moment: store.Moment{Now: second(10)}},
 		}
 		c.change(&s)
 		if got := Cause(s.claims.verify(s.agent)); got != string(c.want) {

@@ -165,7 +165,7 @@ func (s *bench) seed(b *testing.B) {
 	}
 	defer db.Close()
 	token, _ := auth.ParseAccessToken(accessKey)
-	own, err := db.AccessKeyByHash(ctx, token.Hash())
+	own, err := db.AccessKeyByHash(ctx, token.Hash(), store.Position{})
 	if err != nil {
 		b.Fatal(err)
 	}

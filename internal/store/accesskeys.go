@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 )
 
 // TokenHash is the SHA-256 of an access key's token, the only form in which a token is stored.
@@ -23,9 +24,11 @@ type AccessKey struct {
 	TmCreate    time.Time
 	TmUpdate    time.Time
 	TmDelete    time.Time
+	TmLastUsed  *time.Time // nil for never; up to a minute behind
 }
 
-const accessKeyColumns = `id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete`
+const accessKeyColumns = `id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete,
+	(SELECT u.tm_last_used FROM accesskey_uses u WHERE u.accesskey_id = accesskeys.id) AS tm_last_used`
 
 // NewAccessKey is what a caller chooses of an AccessKey.
 type NewAccessKey struct {
@@ -39,15 +42,13 @@ type NewAccessKey struct {
 	Expire      int64 // seconds from its creation
 }
 
-// AccessKeyCredential is what verifying a presented key needs: the key, deleted and expired ones too, with its agent's
-// and its customer's tm_delete and the database's time at the reading.
+// AccessKeyCredential is what verifying a presented key needs, next to the AgentCredential of one that is bound to an agent:
+// the key, deleted and expired ones too, with its customer's tm_delete. TmLastUsed is not read.
 type AccessKeyCredential struct {
 	AccessKey
 	Roles            []string
-	AgentPermission  int64     // 0 for a customer-wide key
-	AgentTmDelete    time.Time // Never for a customer-wide key
 	CustomerTmDelete time.Time
-	Now              time.Time
+	Moment
 }
 
 const insertAccessKey = `
@@ -68,22 +69,22 @@ func (k NewAccessKey) values() []any {
 	}
 }
 
-// AccessKeyByHash returns the key with this hash, deleted and expired ones too, else ErrNotFound. It is not limited to
-// one customer: it is read to find out whose key it is.
-func (s *Store) AccessKeyByHash(ctx context.Context, hash TokenHash) (AccessKeyCredential, error) {
+// AccessKeyByHash returns the key with this hash, deleted and expired ones too, else ErrNotFound. It returns ErrOtherLog where
+// the database's log doesn't hold the position known. It is not limited to one customer: it is read to find out whose
+// key it is.
+func (s *Store) AccessKeyByHash(ctx context.Context, hash TokenHash, known Position) (AccessKeyCredential, error) {
 	const sql = `
 		SELECT k.id, k.customer_id, k.agent_id, k.name, k.detail, k.token_prefix, k.tm_expire, k.tm_create, k.tm_update,
-		       k.tm_delete, k.roles, coalesce(a.permission, 0), coalesce(a.tm_delete, '9999-01-01 00:00:00+00'),
-		       c.tm_delete, now()
-		FROM accesskeys k
-		JOIN customers c ON c.id = k.customer_id
-		LEFT JOIN agents a ON a.id = k.agent_id
+		       k.tm_delete, k.roles, c.tm_delete, now()
+		FROM accesskeys k JOIN customers c ON c.id = k.customer_id
 		WHERE k.token_hash = $1`
 	var k AccessKeyCredential
-	err := s.pool.QueryRow(ctx, sql, hash[:]).Scan(
-		&k.ID, &k.CustomerID, &k.AgentID, &k.Name, &k.Detail, &k.TokenPrefix, &k.TmExpire, &k.TmCreate, &k.TmUpdate,
-		&k.TmDelete, &k.Roles, &k.AgentPermission, &k.AgentTmDelete,
-		&k.CustomerTmDelete, &k.Now)
+	var err error
+	k.Head, err = s.readKnown(ctx, known, func(row pgx.Row) error {
+		return row.Scan(
+			&k.ID, &k.CustomerID, &k.AgentID, &k.Name, &k.Detail, &k.TokenPrefix, &k.TmExpire, &k.TmCreate, &k.TmUpdate,
+			&k.TmDelete, &k.Roles, &k.CustomerTmDelete, &k.Now)
+	}, sql, hash[:])
 	return k, s.failed("reading an access key by its hash", err)
 }
 
@@ -126,9 +127,9 @@ type AccessKeyChange struct {
 	Detail *string
 }
 
-// UpdateAccessKey changes a live key of this customer's, else returns ErrNotFound.
+// UpdateAccessKey changes a live key of this customer's, everywhere at once, else returns ErrNotFound.
 func (s *Store) UpdateAccessKey(ctx context.Context, customerID, id uuid.UUID, change AccessKeyChange) (AccessKey, error) {
-	return one[AccessKey](ctx, s, "updating an access key", `
+	return reviseOne[AccessKey](ctx, s, "updating an access key", `
 		UPDATE accesskeys
 		SET name = coalesce($3, name), detail = coalesce($4, detail), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`
@@ -136,9 +137,10 @@ func (s *Store) UpdateAccessKey(ctx context.Context, customerID, id uuid.UUID, c
 		id, customerID, change.Name, change.Detail)
 }
 
-// DeleteAccessKey deletes a live key of this customer's, else returns ErrNotFound: of two deletions at once one wins.
+// DeleteAccessKey deletes a live key of this customer's, everywhere at once: when it returns, no replica accepts the key. It
+// returns ErrNotFound where there is none: of two deletions at once one wins.
 func (s *Store) DeleteAccessKey(ctx context.Context, customerID, id uuid.UUID) (AccessKey, error) {
-	return one[AccessKey](ctx, s, "deleting an access key", `
+	return reviseOne[AccessKey](ctx, s, "deleting an access key", `
 		UPDATE accesskeys
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`

@@ -64,13 +64,13 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	if _, err := w.store.CreateAccessKey(t.Context(), byHash); err != nil {
 		t.Fatal(err)
 	}
-	credential := must(w.store.AccessKeyByHash(t.Context(), byHash.TokenHash))(t)
-	agentCredential := must(w.store.AgentCredential(t.Context(), agent.ID))(t)
+	credential := must(w.store.AccessKeyByHash(t.Context(), byHash.TokenHash, store.Position{}))(t)
+	agentCredential := must(w.store.AgentCredential(t.Context(), agent.ID, store.Position{}))(t)
 	login := must(w.store.AgentByUsername(t.Context(), "alice"))(t)
 	agentChange := must(w.store.UpdateAgent(t.Context(), w.acme.ID, agent.ID, store.AgentChange{Name: &change}))(t)
 	permitted := must(w.store.SetPermission(t.Context(), w.acme.ID, agent.ID, 16))(t)
 	accountChange := must(w.store.UpdateServiceAccount(t.Context(), w.acme.ID, account.ID, store.ServiceAccountChange{}))(t)
-	accountCredential := must(w.store.ServiceAccountCredential(t.Context(), accountKey.ID))(t)
+	accountCredential := must(w.store.ServiceAccountCredential(t.Context(), accountKey.ID, store.Position{}))(t)
 	deletedAccountKey := must(w.store.DeleteServiceAccountKey(t.Context(), account.ID, accountKey.ID))(t)
 	deletedAccount := must(w.store.DeleteServiceAccount(t.Context(), w.acme.ID, account.ID))(t)
 	customerChange := must(w.store.UpdateCustomer(t.Context(), w.globex.ID, store.CustomerChange{}))(t)
@@ -198,7 +198,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 
 	read := func(k store.NewAccessKey) store.AccessKeyCredential {
 		t.Helper()
-		return must(w.store.AccessKeyByHash(t.Context(), k.TokenHash))(t)
+		return must(w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t)
 	}
 	if got := read(live); got.AccessKey != keys["live"] || !got.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the live key reads as %+v", got)
@@ -211,7 +211,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 	}
 	other := live.TokenHash
 	other[31] ^= 1
-	got, err := w.store.AccessKeyByHash(t.Context(), other)
+	got, err := w.store.AccessKeyByHash(t.Context(), other, store.Position{})
 	wantError(t, "a hash that differs in one bit", err, store.ErrNotFound)
 	if got.ID != uuid.Nil {
 		t.Errorf("with ErrNotFound comes %+v", got)

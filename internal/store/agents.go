@@ -37,12 +37,11 @@ type NewAgent struct {
 	Permission   int64
 }
 
-// AgentCredential is what verifying an agent's login token needs: the agent, deleted or not, with its customer's
-// tm_delete and the database's time at the reading.
+// AgentCredential is what verifying an agent's login token needs: the agent, deleted or not, with its customer's tm_delete.
 type AgentCredential struct {
 	Agent
 	CustomerTmDelete time.Time
-	Now              time.Time
+	Moment
 }
 
 // AgentLogin is what a login needs.
@@ -68,18 +67,21 @@ func (s *Store) CreateAgent(ctx context.Context, a NewAgent) (Agent, error) {
 	return agent, err
 }
 
-// AgentCredential returns the agent with this id, a deleted one too, else ErrNotFound. It is not limited to one
-// customer: it is read to find out whose token it is.
-func (s *Store) AgentCredential(ctx context.Context, id uuid.UUID) (AgentCredential, error) {
+// AgentCredential returns the agent with this id, a deleted one too, else ErrNotFound. It returns ErrOtherLog where the
+// database's log doesn't hold the position known. It is not limited to one customer: it is read to find out whose token it is.
+func (s *Store) AgentCredential(ctx context.Context, id uuid.UUID, known Position) (AgentCredential, error) {
 	const sql = `
 		SELECT a.id, a.customer_id, a.username, a.name, a.detail, a.permission, a.tm_password, a.tm_create, a.tm_update,
 		       a.tm_delete, c.tm_delete, now()
 		FROM agents a JOIN customers c ON c.id = a.customer_id
 		WHERE a.id = $1`
 	var a AgentCredential
-	err := s.pool.QueryRow(ctx, sql, id).Scan(
-		&a.ID, &a.CustomerID, &a.Username, &a.Name, &a.Detail, &a.Permission, &a.TmPassword, &a.TmCreate, &a.TmUpdate,
-		&a.TmDelete, &a.CustomerTmDelete, &a.Now)
+	var err error
+	a.Head, err = s.readKnown(ctx, known, func(row pgx.Row) error {
+		return row.Scan(
+			&a.ID, &a.CustomerID, &a.Username, &a.Name, &a.Detail, &a.Permission, &a.TmPassword, &a.TmCreate, &a.TmUpdate,
+			&a.TmDelete, &a.CustomerTmDelete, &a.Now)
+	}, sql, id)
 	return a, s.failed("reading an agent's credential", err)
 }
 
@@ -105,18 +107,22 @@ func (s *Store) AgentByUsername(ctx context.Context, username string) (AgentLogi
 // RenewPasswordHash puts a better hash of the same password in the place of the one that was read. It does nothing
 // where the password has been changed since, and leaves tm_password alone: tokens stay good.
 func (s *Store) RenewPasswordHash(ctx context.Context, id uuid.UUID, old, renewed secret.Value) error {
-	_, err := s.pool.Exec(ctx, `
-		UPDATE agents
-		SET password_hash = $3
-		WHERE id = $1 AND password_hash = $2 AND `+live,
-		id, old.Reveal(), renewed.Reveal())
+	// Logged as any change is, and waited for by nobody: what verification reads is the same as before.
+	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			UPDATE agents
+			SET password_hash = $3
+			WHERE id = $1 AND password_hash = $2 AND `+live,
+			id, old.Reveal(), renewed.Reveal())
+		return err
+	})
 	return s.failed("renewing a password's hash", err)
 }
 
 // SetPassword gives a live agent another password; login tokens issued before are void from then on. It returns
 // ErrNotFound where there is no such agent.
 func (s *Store) SetPassword(ctx context.Context, id uuid.UUID, hash secret.Value) (Agent, error) {
-	return one[Agent](ctx, s, "setting a password", `
+	return reviseOne[Agent](ctx, s, "setting a password", `
 		UPDATE agents
 		SET password_hash = $2, tm_password = now(), tm_update = now()
 		WHERE id = $1 AND `+live+`
@@ -154,7 +160,7 @@ type AgentChange struct {
 
 // UpdateAgent changes a live agent of this customer's, else returns ErrNotFound. It returns ErrUsernameTaken.
 func (s *Store) UpdateAgent(ctx context.Context, customerID, id uuid.UUID, change AgentChange) (Agent, error) {
-	return one[Agent](ctx, s, "updating an agent", `
+	return reviseOne[Agent](ctx, s, "updating an agent", `
 		UPDATE agents
 		SET username = coalesce($3, username), name = coalesce($4, name), detail = coalesce($5, detail), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`
@@ -201,7 +207,7 @@ func (s *Store) changeAdmin(
 	ctx context.Context, doing string, customerID, id uuid.UUID, ends bool, sql string, args ...any,
 ) (Agent, error) {
 	var agent Agent
-	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+	err := s.revise(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT FROM customers WHERE id = $1 FOR UPDATE`, customerID); err != nil {
 			return err
 		}

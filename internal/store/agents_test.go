@@ -49,7 +49,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	w := newWorld(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.globex, "bob")
 	w.createAgent(w.acme, "another admin")
-	before := must(w.store.AgentCredential(t.Context(), alice.ID))(t)
+	before := must(w.store.AgentCredential(t.Context(), alice.ID, store.Position{}))(t)
 	if before.Agent != alice || !before.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the live agent's credential is %+v", before)
 	}
@@ -57,7 +57,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	if !gone.TmDelete.Equal(gone.TmUpdate) || gone.TmDelete.Before(alice.TmCreate) {
 		t.Errorf("a deleted agent has tm_delete %v, tm_update %v", gone.TmDelete, gone.TmUpdate)
 	}
-	after := must(w.store.AgentCredential(t.Context(), alice.ID))(t)
+	after := must(w.store.AgentCredential(t.Context(), alice.ID, store.Position{}))(t)
 	if after.Agent != gone || after.TmDelete.After(after.Now) {
 		t.Errorf("the deleted agent's credential is %+v", after)
 	}
@@ -69,7 +69,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 		_, err = w.store.DeleteAgent(t.Context(), alice.CustomerID, id)
 		wantError(t, "deleting a deleted agent, or none", err, store.ErrNotFound)
 	}
-	_, err = w.store.AgentCredential(t.Context(), uuid.New())
+	_, err = w.store.AgentCredential(t.Context(), uuid.New(), store.Position{})
 	wantError(t, "no agent's credential", err, store.ErrNotFound)
 
 	// The username is free again, and finds the new agent.
@@ -82,7 +82,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, w.globex.ID)
 	_, err = w.store.AgentByUsername(t.Context(), "bob")
 	wantError(t, "the login of a deleted customer's agent", err, store.ErrNotFound)
-	if got := must(w.store.AgentCredential(t.Context(), bob.ID))(t); got.Agent != bob || got.CustomerTmDelete.After(got.Now) {
+	if got := must(w.store.AgentCredential(t.Context(), bob.ID, store.Position{}))(t); got.Agent != bob || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the credential of a deleted customer's agent is %+v", got)
 	}
 }
@@ -108,7 +108,7 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	if got := hash(alice.ID); got != renewed {
 		t.Errorf("the renewed hash is %s", got)
 	}
-	if got := must(w.store.AgentCredential(t.Context(), alice.ID))(t); got.Agent != alice {
+	if got := must(w.store.AgentCredential(t.Context(), alice.ID, store.Position{}))(t); got.Agent != alice {
 		t.Errorf("renewing a hash has changed more: %+v, was %+v", got.Agent, alice)
 	}
 

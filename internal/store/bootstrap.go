@@ -54,9 +54,8 @@ var ErrOtherCustomer = errors.New("it belongs to another customer")
 // returns ErrOtherCustomer where the username or the key is already another customer's, unless it was deleted there.
 func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) (Bootstrapped, error) {
 	var done Bootstrapped
-	// Of whatever default: who has waited for the lock must see what the one before it did.
-	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
-	err := pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) error {
+	// Who has waited for the lock must see what the one before it did.
+	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, bootstrapLock); err != nil {
 			return err
 		}

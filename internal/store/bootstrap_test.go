@@ -66,7 +66,7 @@ func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 		}
 	}
 	login := must(w.store.AgentByUsername(t.Context(), "admin@initech"))(t)
-	key := must(w.store.AccessKeyByHash(t.Context(), b.AccessKey.TokenHash))(t)
+	key := must(w.store.AccessKeyByHash(t.Context(), b.AccessKey.TokenHash, store.Position{}))(t)
 	if id := results[0].CustomerID; login.CustomerID != id || key.CustomerID != id || login.ID != results[0].AgentID ||
 		login.Permission != 32 || login.PasswordHash.Reveal() != passwordHash || key.Name != b.AccessKey.Name ||
 		key.Detail != b.AccessKey.Detail || key.TokenPrefix != b.AccessKey.TokenPrefix ||
@@ -178,7 +178,7 @@ func TestBootstrapPassesByWhatAnotherCustomerDeleted(t *testing.T) {
 	if outcomeOf(got) != (outcome{store.Created, store.Created, store.Deleted}) {
 		t.Errorf("found %+v", got)
 	}
-	if after := must(w.store.AccessKeyByHash(t.Context(), b.AccessKey.TokenHash))(t); after.AccessKey != key {
+	if after := must(w.store.AccessKeyByHash(t.Context(), b.AccessKey.TokenHash, store.Position{}))(t); after.AccessKey != key {
 		t.Errorf("the deleted key is\n%+v, was\n%+v", after.AccessKey, key)
 	}
 }

@@ -70,7 +70,7 @@ type CustomerChange struct {
 
 // UpdateCustomer changes a live customer, else returns ErrNotFound.
 func (s *Store) UpdateCustomer(ctx context.Context, id uuid.UUID, change CustomerChange) (Customer, error) {
-	return one[Customer](ctx, s, "updating a customer", `
+	return reviseOne[Customer](ctx, s, "updating a customer", `
 		UPDATE customers
 		SET name = coalesce($2, name), detail = coalesce($3, detail), email = coalesce($4, email), tm_update = now()
 		WHERE id = $1 AND `+live+`
@@ -81,7 +81,7 @@ func (s *Store) UpdateCustomer(ctx context.Context, id uuid.UUID, change Custome
 // DeleteCustomer deletes a live customer and with it all that it has, else returns ErrNotFound. Every credential of its
 // is void from then on: verification looks at the customer too, so none escapes that is made at the same moment.
 func (s *Store) DeleteCustomer(ctx context.Context, id uuid.UUID) (Customer, error) {
-	return one[Customer](ctx, s, "deleting a customer", `
+	return reviseOne[Customer](ctx, s, "deleting a customer", `
 		WITH account_keys AS (
 			UPDATE service_account_keys k
 			SET tm_delete = now(), tm_update = now()

@@ -95,19 +95,19 @@ func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 
 	// What verification reads says so in each case.
 	for _, k := range []store.NewAccessKey{acmes.wide, acmes.user} {
-		if got := must(w.store.AccessKeyByHash(t.Context(), k.TokenHash))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
+		if got := must(w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 			t.Errorf("the customer's key reads as %+v", got)
 		}
 	}
-	if got := must(w.store.AgentCredential(t.Context(), acmes.agent.ID))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
+	if got := must(w.store.AgentCredential(t.Context(), acmes.agent.ID, store.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the customer's agent reads as %+v", got)
 	}
-	if got := must(w.store.ServiceAccountCredential(t.Context(), acmes.pair.ID))(t); got.Key.TmDelete.After(got.Now) ||
+	if got := must(w.store.ServiceAccountCredential(t.Context(), acmes.pair.ID, store.Position{}))(t); got.Key.TmDelete.After(got.Now) ||
 		got.Account.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the customer's pair reads as %+v", got)
 	}
-	if got := must(w.store.AccessKeyByHash(t.Context(), globs.user.TokenHash))(t); !got.TmDelete.Equal(store.Never()) ||
-		!got.AgentTmDelete.Equal(store.Never()) || !got.CustomerTmDelete.Equal(store.Never()) {
+	if got := must(w.store.AccessKeyByHash(t.Context(), globs.user.TokenHash, store.Position{}))(t); !got.TmDelete.Equal(store.Never()) ||
+		!got.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the other customer's key reads as %+v", got) // control
 	}
 
@@ -186,7 +186,7 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 			if k.CustomerID == uuid.Nil {
 				continue
 			}
-			if got := must(w.store.AccessKeyByHash(t.Context(), k.TokenHash))(t); got.CustomerTmDelete.After(got.Now) {
+			if got := must(w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t); got.CustomerTmDelete.After(got.Now) {
 				t.Errorf("a key of a deleted customer's reads as %+v", got)
 			}
 		}

@@ -32,6 +32,7 @@ var (
 // Codes of Postgres (appendix A of its manual) that are told apart here.
 const (
 	codeReadOnly = "25006"
+	codeWarning  = "01000"
 	classData    = "22" // data exceptions
 	classChecks  = "23" // integrity constraints
 )
@@ -57,8 +58,9 @@ func constraintError(name string) error {
 // failed turns an error of the driver into one of this package's, and nil into nil. No other function reads the
 // driver's errors.
 func (s *Store) failed(doing string, err error) error {
-	if code := sqlState(err); code == codeReadOnly {
-		// A primary that has become a standby answers pings and refuses writes: its connections must not be used again.
+	if sqlState(err) == codeReadOnly || errors.Is(err, ErrOtherLog) {
+		// A primary that has become a standby answers pings and refuses writes, and one that was left behind has another log:
+		// their connections must not be used again.
 		s.pool.Reset()
 	}
 	return translate(doing, err)

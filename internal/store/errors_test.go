@@ -58,7 +58,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		}, store.ErrLastAdmin, nil},
 		"a pair's look-up without its table": {func(r *trial) error {
 			r.exec(`DROP TABLE service_account_keys`)
-			_, err := r.store.ServiceAccountCredential(r.t.Context(), uuid.New())
+			_, err := r.store.ServiceAccountCredential(r.t.Context(), uuid.New(), store.Position{})
 			return err
 		}, store.ErrUnavailable, nil},
 		"a long name":               {func(r *trial) error { r.key.Name = strings.Repeat("n", 256); return r.create(r.key) }, store.ErrRejected, nil},
@@ -71,13 +71,13 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"an agent's long name":      {func(r *trial) error { r.agent.Name = strings.Repeat("n", 256); return r.createAgent() }, store.ErrRejected, nil},
 		"a permission out of range": {func(r *trial) error { r.agent.Permission = 1 << 16; return r.createAgent() }, store.ErrRejected, nil},
 		"no such key": {func(r *trial) error {
-			_, err := r.store.AccessKeyByHash(r.t.Context(), r.key.TokenHash)
+			_, err := r.store.AccessKeyByHash(r.t.Context(), r.key.TokenHash, store.Position{})
 			return err
 		}, store.ErrNotFound, nil},
 		"a missing table": {func(r *trial) error { r.exec(`DROP TABLE accesskeys`); return r.create(r.key) }, store.ErrUnavailable, nil},
 		"a missing column, on a look-up": {func(r *trial) error {
 			r.exec(`ALTER TABLE accesskeys DROP COLUMN tm_expire`)
-			_, err := r.store.AccessKeyByHash(r.t.Context(), r.key.TokenHash)
+			_, err := r.store.AccessKeyByHash(r.t.Context(), r.key.TokenHash, store.Position{})
 			return err
 		}, store.ErrUnavailable, nil},
 		"a login without its table": {func(r *trial) error {
@@ -103,7 +103,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"a context that has ended before": {func(r *trial) error {
 			ctx, cancel := context.WithCancel(r.t.Context())
 			cancel()
-			_, err := r.store.AccessKeyByHash(ctx, r.key.TokenHash)
+			_, err := r.store.AccessKeyByHash(ctx, r.key.TokenHash, store.Position{})
 			return err
 		}, store.ErrUnavailable, context.Canceled},
 		"a server that shuts down": {func(r *trial) error {
@@ -111,7 +111,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		}, store.ErrUnavailable, nil},
 		"a dead socket": {func(r *trial) error {
 			s := open(r.t, deadAddress(r.t, r.password))
-			_, err := s.AccessKeyByHash(r.t.Context(), r.key.TokenHash)
+			_, err := s.AccessKeyByHash(r.t.Context(), r.key.TokenHash, store.Position{})
 			return errors.Join(err, s.RenewPasswordHash(r.t.Context(), uuid.New(), r.agent.PasswordHash, r.agent.PasswordHash))
 		}, store.ErrUnavailable, nil},
 		"a setting that the server does not know": {func(r *trial) error {

@@ -152,10 +152,6 @@ func (m migrator) lock(ctx context.Context, tx pgx.Tx) error {
 	}
 }
 
-type querier interface {
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
 // schemaVersion returns the version in golang-migrate's own table, 0 where there is none. Its error is the driver's.
 func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 	var exists bool

@@ -80,12 +80,12 @@ func TestStoreRecoversFromCutConnections(t *testing.T) {
 	k := newKey(w.acme, year)
 	key := must(w.store.CreateAccessKey(t.Context(), k))(t)
 	for range 3 {
-		if _, err := w.store.AccessKeyByHash(t.Context(), k.TokenHash); err != nil { // there is a connection to cut
+		if _, err := w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}); err != nil { // there is a connection to cut
 			t.Fatal(err)
 		}
 		w.exec(cutTheStore)
 		until(t, "the store answers again", func() bool {
-			got, err := w.store.AccessKeyByHash(t.Context(), k.TokenHash)
+			got, err := w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{})
 			if err != nil {
 				wantError(t, "meanwhile", err, store.ErrUnavailable)
 			}
@@ -113,7 +113,7 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	}
 	for name, call := range map[string]func(context.Context) error{
 		"a look-up": func(ctx context.Context) error {
-			_, err := s.AccessKeyByHash(ctx, store.TokenHash{})
+			_, err := s.AccessKeyByHash(ctx, store.TokenHash{}, store.Position{})
 			return err
 		},
 		"a list": func(ctx context.Context) error {
@@ -134,7 +134,7 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	if err := <-holder; err != nil {
 		t.Errorf("the one that held the connection: %v", err)
 	}
-	_, err := s.AccessKeyByHash(t.Context(), store.TokenHash{})
+	_, err := s.AccessKeyByHash(t.Context(), store.TokenHash{}, store.Position{})
 	wantError(t, "a look-up afterwards", err, store.ErrNotFound)
 }
 

@@ -38,19 +38,19 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 	}
 	byHash := sent(func() error {
 		hash := value[[]byte](w, `SELECT token_hash FROM accesskeys WHERE customer_id = $1 LIMIT 1`, w.globex.ID)
-		_, err := traced.AccessKeyByHash(t.Context(), store.TokenHash(hash))
+		_, err := traced.AccessKeyByHash(t.Context(), store.TokenHash(hash), store.Position{})
 		return err
 	})
 	userKey := sent(func() error {
 		hash := value[[]byte](w, `SELECT token_hash FROM accesskeys WHERE agent_id IS NOT NULL ORDER BY id LIMIT 1`)
-		k, err := traced.AccessKeyByHash(t.Context(), store.TokenHash(hash))
+		k, err := traced.AccessKeyByHash(t.Context(), store.TokenHash(hash), store.Position{})
 		if k.AgentID == nil {
 			t.Fatalf("the key is %+v", k)
 		}
 		return err
 	})
 	pair := sent(func() error {
-		_, err := traced.ServiceAccountCredential(t.Context(), value[uuid.UUID](w, `SELECT id FROM service_account_keys ORDER BY id LIMIT 1`))
+		_, err := traced.ServiceAccountCredential(t.Context(), value[uuid.UUID](w, `SELECT id FROM service_account_keys ORDER BY id LIMIT 1`), store.Position{})
 		return err
 	})
 	// The statements for a list's first page and for a deep one, of an owner who has much.

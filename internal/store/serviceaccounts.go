@@ -71,7 +71,7 @@ type ServiceAccountChange struct {
 
 // UpdateServiceAccount changes a live account of this customer's, else returns ErrNotFound.
 func (s *Store) UpdateServiceAccount(ctx context.Context, customerID, id uuid.UUID, change ServiceAccountChange) (ServiceAccount, error) {
-	return one[ServiceAccount](ctx, s, "updating a service account", `
+	return reviseOne[ServiceAccount](ctx, s, "updating a service account", `
 		UPDATE service_accounts
 		SET name = coalesce($3, name), detail = coalesce($4, detail), roles = coalesce($5::text[], roles), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`
@@ -82,7 +82,7 @@ func (s *Store) UpdateServiceAccount(ctx context.Context, customerID, id uuid.UU
 // DeleteServiceAccount deletes a live account of this customer's, whose keys are void from then on, else returns
 // ErrNotFound.
 func (s *Store) DeleteServiceAccount(ctx context.Context, customerID, id uuid.UUID) (ServiceAccount, error) {
-	return one[ServiceAccount](ctx, s, "deleting a service account", `
+	return reviseOne[ServiceAccount](ctx, s, "deleting a service account", `
 		UPDATE service_accounts
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`
@@ -155,7 +155,7 @@ func (s *Store) ServiceAccountKeys(ctx context.Context, accountID uuid.UUID, aft
 
 // DeleteServiceAccountKey deletes a live key of this account's, else returns ErrNotFound.
 func (s *Store) DeleteServiceAccountKey(ctx context.Context, accountID, id uuid.UUID) (ServiceAccountKey, error) {
-	return one[ServiceAccountKey](ctx, s, "deleting a service account's key", `
+	return reviseOne[ServiceAccountKey](ctx, s, "deleting a service account's key", `
 		UPDATE service_account_keys
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND account_id = $2 AND `+live+`
@@ -164,17 +164,18 @@ func (s *Store) DeleteServiceAccountKey(ctx context.Context, accountID, id uuid.
 }
 
 // ServiceAccountCredential is what verifying a token needs that an account has signed: key and account, deleted or not,
-// with the customer's tm_delete and the database's time at the reading.
+// with the customer's tm_delete.
 type ServiceAccountCredential struct {
 	Key              ServiceAccountKey
 	Account          ServiceAccount
 	CustomerTmDelete time.Time
-	Now              time.Time
+	Moment
 }
 
-// ServiceAccountCredential returns the key with this id and its account, deleted ones too, else ErrNotFound. It is not
-// limited to one customer: it is read to find out whose token it is.
-func (s *Store) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID) (ServiceAccountCredential, error) {
+// ServiceAccountCredential returns the key with this id and its account, deleted ones too, else ErrNotFound. It
+// returns ErrOtherLog where the database's log doesn't hold the position known. It is not limited to one customer: it is
+// read to find out whose token it is.
+func (s *Store) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID, known Position) (ServiceAccountCredential, error) {
 	const sql = `
 		SELECT k.id, k.account_id, k.algorithm, k.public_key, k.tm_create, k.tm_update, k.tm_delete,
 		       a.id, a.customer_id, a.name, a.detail, a.roles, a.tm_create, a.tm_update, a.tm_delete,
@@ -185,9 +186,12 @@ func (s *Store) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID) (
 		WHERE k.id = $1`
 	var cred ServiceAccountCredential
 	k, a := &cred.Key, &cred.Account
-	err := s.pool.QueryRow(ctx, sql, keyID).Scan(
-		&k.ID, &k.AccountID, &k.Algorithm, &k.PublicKey, &k.TmCreate, &k.TmUpdate, &k.TmDelete,
-		&a.ID, &a.CustomerID, &a.Name, &a.Detail, &a.Roles, &a.TmCreate, &a.TmUpdate, &a.TmDelete,
-		&cred.CustomerTmDelete, &cred.Now)
+	var err error
+	cred.Head, err = s.readKnown(ctx, known, func(row pgx.Row) error {
+		return row.Scan(
+			&k.ID, &k.AccountID, &k.Algorithm, &k.PublicKey, &k.TmCreate, &k.TmUpdate, &k.TmDelete,
+			&a.ID, &a.CustomerID, &a.Name, &a.Detail, &a.Roles, &a.TmCreate, &a.TmUpdate, &a.TmDelete,
+			&cred.CustomerTmDelete, &cred.Now)
+	}, sql, keyID)
 	return cred, s.failed("reading a service account's credential", err)
 }

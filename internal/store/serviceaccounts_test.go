@@ -137,7 +137,7 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	}
 	check := func(what string, customerGone bool) {
 		t.Helper()
-		got := must(w.store.ServiceAccountCredential(t.Context(), key.ID))(t)
+		got := must(w.store.ServiceAccountCredential(t.Context(), key.ID, store.Position{}))(t)
 		if !reflect.DeepEqual(got.Key, key) || !reflect.DeepEqual(got.Account, account) {
 			t.Errorf("%s: the key reads as\n%+v, want\n%+v of\n%+v", what, got, key, account)
 		}
@@ -156,7 +156,7 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, w.acme.ID)
 	check("of a deleted customer", true)
 	for _, id := range []uuid.UUID{uuid.New(), account.ID, w.acme.ID} {
-		_, err := w.store.ServiceAccountCredential(t.Context(), id)
+		_, err := w.store.ServiceAccountCredential(t.Context(), id, store.Position{})
 		wantError(t, "an id that is no key's", err, store.ErrNotFound)
 	}
 }

@@ -128,12 +128,6 @@ func (s *Store) CompleteSignup(ctx context.Context, tempToken, code TokenHash, k
 	return customer, key, s.failed("completing a sign-up", err)
 }
 
-// underReadCommitted runs do in a transaction in which each statement sees what was committed before it, whatever the
-// database's default.
-func (s *Store) underReadCommitted(ctx context.Context, do func(pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, do)
-}
-
 // lockAddress lets only one transaction at a time decide about an address.
 func lockAddress(ctx context.Context, tx pgx.Tx, email string) error {
 	_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1, hashtext(lower($2)))`, signupLock, email)
@@ -143,14 +137,4 @@ func lockAddress(ctx context.Context, tx pgx.Tx, email string) error {
 // addressIsKnown is the condition that a customer has the address that is the parameter.
 func addressIsKnown(parameter string) string {
 	return `EXISTS (SELECT FROM customers WHERE lower(email) COLLATE "C" = lower(` + parameter + `) AND ` + live + `)`
-}
-
-// oneIn is one within a transaction, whose owner reads the driver's errors.
-func oneIn[T any](ctx context.Context, tx pgx.Tx, sql string, args ...any) (T, error) {
-	rows, err := tx.Query(ctx, sql, args...)
-	if err != nil {
-		var zero T
-		return zero, err
-	}
-	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
 }

@@ -40,7 +40,7 @@ func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 	if err != nil || customer.Name != "ada" || customer.Email != "ada@new.example" || created.CustomerID != customer.ID || created.AgentID != nil {
 		t.Fatalf("customer %+v, key %+v, error %v", customer, created, err)
 	}
-	credential := must(w.store.AccessKeyByHash(t.Context(), key.TokenHash))(t)
+	credential := must(w.store.AccessKeyByHash(t.Context(), key.TokenHash, store.Position{}))(t)
 	if credential.CustomerID != customer.ID || strings.Join(credential.Roles, " ") != "customer_admin" {
 		t.Errorf("credential %+v", credential)
 	}

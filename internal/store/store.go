@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"accesskeys/internal/secret"
@@ -40,7 +41,8 @@ var errAddress = errors.New("the database's address is neither a postgres:// URL
 
 // Store is a pool of connections to one database. It is safe for concurrent use.
 type Store struct {
-	pool *pgxpool.Pool
+	pool    *pgxpool.Pool
+	settler settler
 }
 
 // Open makes a Store over the database at url, a postgres:// URL or a keyword/value string with pgx's pool_* settings.
@@ -56,7 +58,7 @@ func Open(ctx context.Context, url secret.Value) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the pool: %w", err)
 	}
-	return &Store{pool: pool}, nil
+	return &Store{pool: pool, settler: newSettler()}, nil
 }
 
 // CheckURL returns an error where Open would not take the address. The error does not repeat it.
@@ -75,6 +77,7 @@ func withDefaults(cfg *pgx.ConnConfig) {
 	if _, named := cfg.RuntimeParams["application_name"]; !named {
 		cfg.RuntimeParams["application_name"] = "accesskeys"
 	}
+	cfg.OnNotice = noteUnconfirmed
 }
 
 // Close closes every connection, after those in use are given back.
@@ -112,14 +115,12 @@ func (s *Store) PoolStats() PoolStats {
 	}
 }
 
-// one runs a query that gives one row, made into a T by its columns' names.
-func one[T any](ctx context.Context, s *Store, doing, sql string, args ...any) (T, error) {
-	rows, err := s.pool.Query(ctx, sql, args...)
-	if err != nil {
-		var zero T
-		return zero, s.failed(doing, err)
-	}
-	row, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
+// one runs a statement that gives one row, made into a T by its columns' names.
+func one[T any](ctx context.Context, s *Store, doing, sql string, args ...any) (row T, err error) {
+	err = s.confirmed(ctx, func(conn *pgx.Conn) error {
+		row, err = oneIn[T](ctx, conn, sql, args...)
+		return err
+	})
 	return row, s.failed(doing, err)
 }
 
@@ -131,4 +132,65 @@ func many[T any](ctx context.Context, s *Store, doing, sql string, args ...any) 
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByName[T])
 	return all, s.failed(doing, err)
+}
+
+// oneIn is one on a connection or in a transaction, whose owner reads the driver's errors.
+func oneIn[T any](ctx context.Context, q querier, sql string, args ...any) (T, error) {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
+}
+
+// querier is what a connection, a transaction and the pool have in common.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// underReadCommitted runs do in a transaction in which each statement sees what was committed before it, whatever the
+// database's default.
+func (s *Store) underReadCommitted(ctx context.Context, do func(pgx.Tx) error) error {
+	return s.confirmed(ctx, func(conn *pgx.Conn) error {
+		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, do)
+	})
+}
+
+// errUnconfirmed means that a commit did not wait for the standby to the end: somebody cancelled the wait. What was
+// written is visible, and a failover may still lose it.
+var errUnconfirmed = errors.New("the wait for the standby was cancelled, the outcome is not known")
+
+// unconfirmed is the name under which a connection remembers that it was told so.
+const unconfirmed = "accesskeys.unconfirmed"
+
+// confirmed runs do on a connection of the pool, and returns errUnconfirmed where what it committed is not safe.
+func (s *Store) confirmed(ctx context.Context, do func(*pgx.Conn) error) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return onConn(conn.Conn(), do)
+}
+
+func onConn(conn *pgx.Conn, do func(*pgx.Conn) error) error {
+	told := conn.PgConn().CustomData()
+	delete(told, unconfirmed)
+	if err := do(conn); err != nil {
+		return err
+	}
+	if _, bad := told[unconfirmed]; bad {
+		return errUnconfirmed
+	}
+	return nil
+}
+
+// noteUnconfirmed listens to the server's notices. Postgres answers a COMMIT whose wait was cancelled with success, and this
+// warning before it; the code is that of any warning, of which the statements here cause no other.
+func noteUnconfirmed(conn *pgconn.PgConn, notice *pgconn.Notice) {
+	if notice.Code == codeWarning && notice.SeverityUnlocalized == "WARNING" {
+		conn.CustomData()[unconfirmed] = true
+	}
 }

@@ -1,0 +1,33 @@
+package replica
+
+import "time"
+
+// Stats are figures for the metrics.
+type Stats struct {
+	Lease    time.Duration // as configured; 0: nothing is remembered
+	Age      time.Duration // since the lease began
+	Held     bool
+	Position int64         // in the log of changes, applied
+	Behind   time.Duration // since the log was last read
+	Entries  int           // remembered
+	Bytes    uint64        // taken by them, about
+	Hits     int64
+	Misses   int64
+	Evicted  int64
+}
+
+// Stats returns the figures as they stand.
+func (r *Replica) Stats() Stats {
+	s := Stats{Lease: r.lease}
+	if r.lease == 0 {
+		return s
+	}
+	k, clock := r.known.Load(), bootTime()
+	s.Held, s.Position = clock < k.ends, k.applied.Number
+	if k.version > 0 {
+		s.Age, s.Behind = clock-k.began, clock-k.at
+	}
+	s.Entries, s.Bytes = r.rows.EstimatedSize(), r.rows.WeightedSize()
+	s.Hits, s.Misses, s.Evicted = r.hits.Load(), r.misses.Load(), r.evictions.Load()
+	return s
+}

@@ -1,0 +1,235 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/rules"
+)
+
+// Position is a place in the log of changes. The number says how far, the entry which log: a server that was failed over
+// may go on to use the same numbers for other changes.
+type Position struct {
+	Number int64
+	Entry  uuid.UUID
+}
+
+// Noun is a table whose changes are logged.
+type Noun string
+
+// The nouns.
+const (
+	NounAccessKeys         Noun = "accesskeys" // its subjects are token hashes, all others' are ids
+	NounAgents             Noun = "agents"
+	NounCustomers          Noun = "customers"
+	NounServiceAccounts    Noun = "service_accounts"
+	NounServiceAccountKeys Noun = "service_account_keys"
+)
+
+// Change is an entry of the log.
+type Change struct {
+	Position Position
+	Noun     Noun
+	Subjects [][]byte // nil: more than can be named
+}
+
+// ErrOtherLog means that the database doesn't hold a position which was read from it before: it is not the same one any
+// more, or so much has changed since that the position is no longer kept. It is an ErrUnavailable.
+var ErrOtherLog = fmt.Errorf("%w: its log of changes is another one", ErrUnavailable)
+
+// Moment says when something was read.
+type Moment struct {
+	Now  time.Time // the database's time
+	Head Position  // what was read is not older; zero where no position was asked about
+}
+
+// readKnown runs one query after asking, in the same round trip, whether the database holds the position known and what the
+// newest one is. The query's rows are at least as new as the head that is returned.
+//
+// SECURITY: a server that was failed over and still answers, but knows nothing of what was revoked since, gives
+// ErrOtherLog here, and never a row. The zero Position asks nothing.
+func (s *Store) readKnown(ctx context.Context, known Position, scan func(pgx.Row) error, sql string, args ...any) (head Position, err error) {
+	if known == (Position{}) {
+		return head, scan(s.pool.QueryRow(ctx, sql, args...))
+	}
+	var batch pgx.Batch
+	batch.Queue(`
+		SELECT position, entry, EXISTS (SELECT FROM changes WHERE position = $1 AND entry = $2)
+		FROM change_head`, known.Number, known.Entry)
+	batch.Queue(sql, args...)
+	results := s.pool.SendBatch(ctx, &batch)
+	defer func() { err = errors.Join(err, results.Close()) }()
+	var held bool
+	if err := results.QueryRow().Scan(&head.Number, &head.Entry, &held); err != nil {
+		return head, err
+	}
+	if !held {
+		return head, ErrOtherLog
+	}
+	return head, scan(results.QueryRow())
+}
+
+// revision is what a transaction that changes logged rows has appended to the log.
+type revision struct {
+	Position
+	lease time.Duration // no replica's is longer
+}
+
+// revise runs do, which changes logged rows, in a transaction, and returns once no replica goes by the rows as they were
+// before: until then it waits, for as long as a lease at most. Its error is do's, or the driver's, or ErrUnavailable.
+func (s *Store) revise(ctx context.Context, do func(pgx.Tx) error) error {
+	var r revision
+	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+		if err := durably(ctx, tx); err != nil {
+			return err
+		}
+		if !rules.Log {
+			if _, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`); err != nil { // no triggers
+				return err
+			}
+		}
+		if err := do(tx); err != nil {
+			return err
+		}
+		// This transaction has the head locked, since the trigger has moved it.
+		var ms int64
+		err := tx.QueryRow(ctx, `SELECT position, entry, lease_ms FROM change_head`).Scan(&r.Number, &r.Entry, &ms)
+		r.lease = time.Duration(ms) * time.Millisecond
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// Whoever asked may be gone: what has been committed is seen through.
+	s.settle(context.WithoutCancel(ctx), r)
+	return nil
+}
+
+// reviseOne is one, for a statement that changes a logged row.
+func reviseOne[T any](ctx context.Context, s *Store, doing, sql string, args ...any) (row T, err error) {
+	err = s.revise(ctx, func(tx pgx.Tx) error {
+		row, err = oneIn[T](ctx, tx, sql, args...)
+		return err
+	})
+	return row, s.failed(doing, err)
+}
+
+// durably makes the transaction's commit wait for the disk, and for the standby where there is a synchronous one, also where
+// the database's default is not to.
+func durably(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `
+		SELECT set_config('synchronous_commit', 'on', true)
+		WHERE current_setting('synchronous_commit') IN ('off', 'local')`)
+	return err
+}
+
+const (
+	// settlePoll is how often the acknowledgements are looked at, at first and after a while.
+	settlePoll     = 2 * time.Millisecond
+	settlePollSlow = 20 * time.Millisecond
+)
+
+// settler lets all who wait for acknowledgements share the looking.
+type settler struct {
+	turn    chan struct{} // holds one token: who has it looks, for all
+	mu      sync.Mutex
+	waiting map[*waiter]struct{}
+}
+
+type waiter struct {
+	Position
+	settled chan struct{} // closed once every replica has acknowledged
+}
+
+func newSettler() settler {
+	turn := make(chan struct{}, 1)
+	turn <- struct{}{}
+	return settler{turn: turn, waiting: map[*waiter]struct{}{}}
+}
+
+// LeaseEnd is how long after a commit the last lease that was begun before it has ended for certain: clocks may run
+// at rates that differ by up to 2 %.
+func LeaseEnd(lease time.Duration) time.Duration { return lease + lease/50 + 10*time.Millisecond }
+
+// settle returns once every replica has applied the log up to r, or once every lease has ended that began without it. The
+// time is that of this process's monotonic clock, from after the commit: whatever the database's clock does.
+func (s *Store) settle(ctx context.Context, r revision) {
+	if !rules.Wait {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, LeaseEnd(r.lease))
+	defer cancel()
+	w := &waiter{Position: r.Position, settled: make(chan struct{})}
+	s.settler.mu.Lock()
+	s.settler.waiting[w] = struct{}{}
+	s.settler.mu.Unlock()
+	defer func() {
+		s.settler.mu.Lock()
+		delete(s.settler.waiting, w)
+		s.settler.mu.Unlock()
+	}()
+	select {
+	case <-w.settled:
+	case <-ctx.Done():
+	case <-s.settler.turn:
+		defer func() { s.settler.turn <- struct{}{} }()
+		s.lookForAll(ctx, w)
+	}
+}
+
+// lookForAll looks at the acknowledgements until w's are there or ctx ends.
+func (s *Store) lookForAll(ctx context.Context, w *waiter) {
+	for began := time.Now(); ; {
+		s.look(ctx)
+		pause := settlePoll
+		if time.Since(began) > 100*time.Millisecond {
+			pause = settlePollSlow
+		}
+		select {
+		case <-w.settled:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// look ends the waiting of those whose position every replica has acknowledged.
+//
+// SECURITY: an acknowledgement counts only for positions that the database which shows it holds. One that has been failed over
+// may show acknowledgements of other changes under the same numbers. An error counts for nothing: the wait goes on.
+func (s *Store) look(ctx context.Context) {
+	s.settler.mu.Lock()
+	numbers := make([]int64, 0, len(s.settler.waiting))
+	for w := range s.settler.waiting {
+		numbers = append(numbers, w.Number)
+	}
+	s.settler.mu.Unlock()
+	rows, err := s.pool.Query(ctx, `
+		SELECT position, entry
+		FROM changes
+		WHERE position = ANY ($1) AND position <= coalesce((SELECT min(position) FROM replicas), 9223372036854775807)`, numbers)
+	if err != nil {
+		return
+	}
+	acknowledged, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Position])
+	if err != nil {
+		return
+	}
+	s.settler.mu.Lock()
+	defer s.settler.mu.Unlock()
+	for w := range s.settler.waiting {
+		if slices.Contains(acknowledged, w.Position) {
+			delete(s.settler.waiting, w)
+			close(w.settled)
+		}
+	}
+}

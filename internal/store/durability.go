@@ -1,0 +1,18 @@
+package store
+
+import "context"
+
+// Durability is what a commit of this database is worth.
+type Durability struct {
+	Standbys int  // connected, synchronous or not
+	Waits    bool // a commit waits for one of them
+}
+
+// Durability asks the database.
+func (s *Store) Durability(ctx context.Context) (Durability, error) {
+	var d Durability
+	err := s.pool.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM pg_stat_replication), current_setting('synchronous_standby_names') <> ''`,
+	).Scan(&d.Standbys, &d.Waits)
+	return d, s.failed("reading how the database replicates", err)
+}

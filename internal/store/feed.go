@@ -1,0 +1,169 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Feed is a replica's own connection to the log of changes. It is not safe for concurrent use.
+type Feed struct {
+	store *Store
+	conn  *pgx.Conn
+}
+
+// OpenFeed connects, and asks to be told of changes. Being told is a hint: behind a pooler nothing comes.
+func (s *Store) OpenFeed(ctx context.Context) (*Feed, error) {
+	cfg := s.pool.Config().ConnConfig
+	// Works behind every kind of pooler, which may give each transaction another server connection.
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, translate("connecting to the log of changes", err)
+	}
+	f := &Feed{store: s, conn: conn}
+	if _, err := conn.Exec(ctx, `LISTEN accesskeys_changes`); err != nil {
+		f.Close()
+		return nil, translate("listening for changes", err)
+	}
+	return f, nil
+}
+
+// Close closes the connection.
+func (f *Feed) Close() { closeConn(f.conn) }
+
+// Wait returns when a change is notified or ctx ends, with an error only where the connection is lost.
+func (f *Feed) Wait(ctx context.Context) error {
+	if _, err := f.conn.WaitForNotification(ctx); err != nil && !pgconn.Timeout(err) && ctx.Err() == nil {
+		return translate("waiting for changes", err)
+	}
+	if f.conn.IsClosed() {
+		return fmt.Errorf("waiting for changes: the connection was lost: %w", ErrUnavailable)
+	}
+	return nil
+}
+
+// News is what the log says.
+type News struct {
+	// Continues is false where the database doesn't hold the position that was asked from: whatever was known may have
+	// changed. Changes is empty then.
+	Continues bool
+	Changes   []Change // in order, without a gap up to Head
+	Head      Position
+	Now       time.Time // the database's time at the reading
+}
+
+// Since reads what the log holds after a position.
+func (f *Feed) Since(ctx context.Context, known Position) (News, error) {
+	// One statement: behind a pooler, two could be answered by two servers.
+	rows, err := f.conn.Query(ctx, `
+		SELECT h.position, h.entry, now(), k.position IS NOT NULL, c.position, c.entry, c.noun, c.subjects
+		FROM change_head h
+		LEFT JOIN changes k ON k.position = $1 AND k.entry = $2
+		LEFT JOIN changes c ON c.position > k.position
+		ORDER BY c.position`, known.Number, known.Entry)
+	if err != nil {
+		return News{}, translate("reading the log of changes", err)
+	}
+	var news News
+	var number *int64
+	var entry *uuid.UUID
+	var noun *string
+	var subjects [][]byte
+	_, err = pgx.ForEachRow(rows, []any{
+		&news.Head.Number, &news.Head.Entry, &news.Now, &news.Continues, &number, &entry, &noun, &subjects,
+	}, func() error {
+		if number != nil {
+			news.Changes = append(news.Changes, Change{
+				Position: Position{Number: *number, Entry: *entry}, Noun: Noun(*noun), Subjects: subjects,
+			})
+		}
+		subjects = nil
+		return nil
+	})
+	if err == nil && news.Head == (Position{}) {
+		err = pgx.ErrTooManyRows // no head: not a database of ours
+	}
+	if news.Head.Number-known.Number != int64(len(news.Changes)) {
+		news.Continues, news.Changes = false, nil
+	}
+	return news, translate("reading the log of changes", err)
+}
+
+// Heartbeat commits that the replica id lives and has applied the log up to a position, and returns true. It returns false where
+// the database doesn't hold the position: the log has to be read again.
+//
+// Only a primary can commit, and under synchronous replication only one that its standby still follows: whoever was
+// failed over gets no further than ErrUnavailable.
+func (f *Feed) Heartbeat(ctx context.Context, id uuid.UUID, applied Position, lease time.Duration) (held bool, err error) {
+	err = onConn(f.conn, func(conn *pgx.Conn) error {
+		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+			if err := durably(ctx, tx); err != nil {
+				return err
+			}
+			beat, err := tx.Exec(ctx, `
+				UPDATE replicas
+				SET seq = seq + 1, position = $2, tm_heartbeat = now()
+				WHERE id = $1 AND EXISTS (SELECT FROM changes WHERE position = $2 AND entry = $3)`,
+				id, applied.Number, applied.Entry)
+			if err != nil || beat.RowsAffected() == 1 {
+				held = err == nil
+				return err
+			}
+			held, err = register(ctx, tx, id, applied, lease)
+			return err
+		})
+	})
+	return held && err == nil, translate("committing a heartbeat", err)
+}
+
+// register adds a replica that is new, or was taken for dead. It holds the lock on the head, which every change takes: a
+// change that is committed before waits for no longer than the leases of its time, and one after sees this one's.
+func register(ctx context.Context, tx pgx.Tx, id uuid.UUID, applied Position, lease time.Duration) (held bool, err error) {
+	if _, err := tx.Exec(ctx, `SELECT FROM change_head FOR UPDATE`); err != nil {
+		return false, err
+	}
+	added, err := tx.Exec(ctx, `
+		INSERT INTO replicas (id, lease_ms, position)
+		SELECT $1, $2, position FROM changes WHERE position = $3 AND entry = $4
+		ON CONFLICT (id) DO NOTHING`,
+		id, lease.Milliseconds(), applied.Number, applied.Entry)
+	if err != nil || added.RowsAffected() == 0 {
+		return false, err
+	}
+	_, err = tx.Exec(ctx, `UPDATE change_head SET lease_ms = (SELECT max(lease_ms) FROM replicas)`)
+	return true, err
+}
+
+// Registered is a replica in the list.
+type Registered struct {
+	ID    uuid.UUID
+	Seq   int64 // moves with each heartbeat
+	Lease time.Duration
+}
+
+// Replicas returns the list of replicas.
+func (f *Feed) Replicas(ctx context.Context) ([]Registered, error) {
+	rows, err := f.conn.Query(ctx, `SELECT id, seq, lease_ms * interval '1 millisecond' FROM replicas`)
+	if err != nil {
+		return nil, translate("reading the replicas", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Registered])
+	return all, translate("reading the replicas", err)
+}
+
+// Unregister removes a replica whose lease has ended, unless it has had a heartbeat since the one with this number.
+func (f *Feed) Unregister(ctx context.Context, id uuid.UUID, seq int64) error {
+	_, err := f.conn.Exec(ctx, `DELETE FROM replicas WHERE id = $1 AND seq = $2`, id, seq)
+	return translate("removing a replica", err)
+}
+
+// Leave removes a replica that has given up its lease.
+func (f *Feed) Leave(ctx context.Context, id uuid.UUID) error {
+	_, err := f.conn.Exec(ctx, `DELETE FROM replicas WHERE id = $1`, id)
+	return translate("leaving the replicas", err)
+}

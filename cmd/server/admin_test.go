@@ -17,23 +17,27 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 	const (
 		first  = "accesskeys agents customers schema_migrations"
 		second = "accesskeys agents customers schema_migrations service_account_keys service_accounts signups"
+		third  = "accesskey_uses accesskeys agents change_head changes customers replicas schema_migrations service_account_keys service_accounts signups"
 	)
 	database := pgtest.Empty(t)
 	env := map[string]string{"DATABASE_URL": database.Reveal()}
 	for i, step := range []struct{ command, version, tables string }{
 		{"version", "0", ""},
 		{"down", "0", ""},
-		{"up", "2", second},
+		{"up", "3", third},
+		{"version", "3", third},
+		{"up", "3", third},
+		{"down", "2", second},
 		{"version", "2", second},
-		{"up", "2", second},
 		{"down", "1", first},
 		{"version", "1", first},
-		{"up", "2", second},
+		{"up", "3", third},
+		{"down", "2", second},
 		{"down", "1", first},
 		{"down", "0", "schema_migrations"},
 		{"version", "0", "schema_migrations"},
 		{"down", "0", "schema_migrations"},
-		{"up", "2", second},
+		{"up", "3", third},
 	} {
 		out, log, err := cli(t, env, "", "migrate", step.command)
 		if err != nil || out != step.version+"\n" {

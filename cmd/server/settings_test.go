@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // settingCase is what one setting should make of values. Every wrong value of a secret contains "hunter2".
@@ -65,6 +66,18 @@ func settingCases() []settingCase {
 			name: "ACCESSKEY_MIN_EXPIRE", get: func(s *settings) any { return s.accessKeyMinExpire }, unset: int64(1),
 			right: map[string]any{"1": int64(1), "86400": int64(86400), "3153600000": int64(3153600000)},
 			wrong: []string{"0", "-1", "1.5", "1d", "3153600001", "9223372036854775808"},
+		},
+		{
+			name: "CACHE_LEASE", get: func(s *settings) any { return s.cacheLease }, unset: 2 * time.Second,
+			right: map[string]any{
+				"0": time.Duration(0), "0s": time.Duration(0), "100ms": 100 * time.Millisecond, "20s": 20 * time.Second, "3": 3 * time.Second,
+			},
+			wrong: []string{"99ms", "21", "20.1s", "-1s", "1e1", "x"},
+		},
+		{
+			name: "CACHE_SIZE", get: func(s *settings) any { return s.cacheBytes }, unset: uint64(256 << 20),
+			right: map[string]any{"1": uint64(1 << 20), "4096": uint64(4096 << 20)},
+			wrong: []string{"0", "-1", "1.5", "64MB", "99999999999"},
 		},
 		{
 			name: "AUDIENCE", get: func(s *settings) any { return s.audience }, unset: "",

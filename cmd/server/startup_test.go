@@ -35,7 +35,7 @@ func TestManyServersStartAtOnceOnAnEmptyDatabase(t *testing.T) {
 	if got, want := schemaOf(t, database), schemaOf(t, pgtest.Migrated(t)); got != want || !strings.Contains(want, "agents_live_username") {
 		t.Errorf("schema\n%s\nwant\n%s", got, want)
 	}
-	if versions := sql(t, database, `SELECT string_agg(version || ' ' || dirty, ',') FROM schema_migrations`); versions != "2 false" {
+	if versions := sql(t, database, `SELECT string_agg(version || ' ' || dirty, ',') FROM schema_migrations`); versions != "3 false" {
 		t.Errorf("schema_migrations: %s", versions)
 	}
 	for _, p := range programs {

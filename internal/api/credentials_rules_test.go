@@ -225,7 +225,7 @@ func (h *harness) onStoreAt(address string) *harness {
 func TestFailingStoreIsA503AndNeverARefusal(t *testing.T) {
 	t.Parallel()
 	for name, breakIt := range map[string]func(*harness) *harness{
-		"pool closed":       func(h *harness) *harness { h.store.Close(); return h },
+		"pool closed":       func(h *harness) *harness { h.store.Close(); return h }, // which asks it each time
 		"nobody listens":    func(h *harness) *harness { return h.onStoreAt(deadAddress(h.t)) },
 		"somebody is mute":  func(h *harness) *harness { return h.onStoreAt(silentListener(h.t)) },
 		"tables are gone":   func(h *harness) *harness { h.exec(`ALTER SCHEMA public RENAME TO elsewhere`); return h },
@@ -236,6 +236,7 @@ func TestFailingStoreIsA503AndNeverARefusal(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newHarness(t)
+			h.serve(h.uncached())
 			unknownAgent := h.acme.admin
 			unknownAgent.ID = h.acme.customer.ID
 			unknownJWT, err := h.sessions.Issue(unknownAgent, time.Now())

@@ -72,7 +72,7 @@ func (h *harness) cause(query string, authorization ...string) string {
 	h.t.Helper()
 	c, err := auth.Extract(query, authorization)
 	if err == nil {
-		_, err = auth.NewVerifier(newReplica(h.t, h.store), h.sessions, "").Verify(h.t.Context(), c)
+		_, err = auth.NewVerifier(h.rows, h.sessions, "").Verify(h.t.Context(), c)
 	}
 	if err != nil && auth.Cause(err) == "" {
 		h.t.Fatalf("an error that is no refusal: %v", err)
@@ -254,7 +254,7 @@ func TestCredentialExpiresAtExactlyItsTime(t *testing.T) {
 	}
 	// Connections made from here on find that function before Postgres's own.
 	h.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = stopped, public, pg_catalog', current_database()); END $$`)
-	stopped := h.replica()
+	stopped := h.replica((*harness).uncached)
 	for _, c := range []struct {
 		off string
 		ok  bool

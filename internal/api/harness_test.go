@@ -43,6 +43,7 @@ type harness struct {
 	database secret.Value
 	store    *store.Store
 	server   *api.Server
+	rows     *replica.Replica // of the server
 	sessions *auth.Sessions
 	log      *logBuffer
 
@@ -107,11 +108,11 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	rows := newReplica(h.t, h.store)
+	h.rows = newReplica(h.t, h.store, 2*time.Second)
 	cfg := api.Config{
 		Store:         h.store,
-		Replica:       rows,
-		Verifier:      auth.NewVerifier(rows, h.sessions, ""),
+		Replica:       h.rows,
+		Verifier:      auth.NewVerifier(h.rows, h.sessions, ""),
 		Authenticator: auth.NewAuthenticator(h.store, h.sessions, passwords),
 		Passwords:     passwords,
 		KeyPairs:      keyPairs,
@@ -128,10 +129,18 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	h.url = listening.URL
 }
 
+// uncached makes the server ask the database each time.
+func (h *harness) uncached() func(*api.Config) {
+	return func(cfg *api.Config) {
+		cfg.Replica = newReplica(h.t, h.store, 0)
+		cfg.Verifier = auth.NewVerifier(cfg.Replica, h.sessions, "")
+	}
+}
+
 // newReplica runs a replica until the test ends.
-func newReplica(t *testing.T, s *store.Store) *replica.Replica {
+func newReplica(t *testing.T, s *store.Store, lease time.Duration) *replica.Replica {
 	t.Helper()
-	r, err := replica.New(replica.Config{Store: s, Log: slog.New(slog.DiscardHandler), Lease: 2 * time.Second, CacheBytes: 16 << 20})
+	r, err := replica.New(replica.Config{Store: s, Log: slog.New(slog.DiscardHandler), Lease: lease, CacheBytes: 16 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,6 +210,7 @@ func (h *harness) jwtFor(a store.Agent) string {
 }
 
 // exec runs SQL on the harness's database, for what no method of the store does.
+// It returns when every server on the database goes by what it has changed.
 func (h *harness) exec(sql string, args ...any) {
 	h.t.Helper()
 	ctx := h.t.Context()
@@ -211,6 +221,12 @@ func (h *harness) exec(sql string, args ...any) {
 	defer func() { _ = conn.Close(ctx) }()
 	if _, err := conn.Exec(ctx, sql, args...); err != nil {
 		h.t.Fatal(err)
+	}
+	for behind := true; behind; {
+		err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM replicas r, change_head h WHERE r.position < h.position)`).Scan(&behind)
+		if err != nil {
+			return // the schema is not what it was
+		}
 	}
 }
 
@@ -231,7 +247,7 @@ func (h *harness) text(sql string, args ...any) string {
 }
 
 // replica is another server, with its own connections, on the same database.
-func (h *harness) replica() *harness {
+func (h *harness) replica(change ...func(*harness) func(*api.Config)) *harness {
 	h.t.Helper()
 	other := *h
 	other.log = &logBuffer{}
@@ -240,7 +256,11 @@ func (h *harness) replica() *harness {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(other.store.Close)
-	other.serve()
+	var options []func(*api.Config)
+	for _, option := range change {
+		options = append(options, option(&other))
+	}
+	other.serve(options...)
 	return &other
 }
 

@@ -6,8 +6,9 @@ import (
 	"github.com/go-chi/chi/v5"
 )
 
-// routes is the whole surface. TestRoutesAreTheDocuments holds it against api/openapi.yaml.
-func (s *Server) routes(cfg Config) http.Handler {
+// routes is the whole surface, with what lets requests under /v1.0 through. TestRoutesAreTheDocuments holds it against
+// api/openapi.yaml.
+func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler) http.Handler {
 	r := chi.NewRouter()
 	// The client's address comes first: the log line, which observe writes, has it too.
 	r.Use(clientIP(cfg.TrustedProxies), s.observe, s.connectionClose, cors, routedMethod)
@@ -32,7 +33,7 @@ func (s *Server) routes(cfg Config) http.Handler {
 
 	// The credential is asked for before routing: without one, an unknown route is a 401 too (contract, section 3).
 	r.Route("/v1.0", func(r chi.Router) {
-		r.Use(private, s.rateLimit(cfg.V1Limit), deadline, s.authenticate)
+		r.Use(private, s.rateLimit(cfg.V1Limit), deadline, authenticate)
 		r.Get("/me", s.handle(s.me))
 		// It checks a password, so it is as limited as a login.
 		r.With(s.rateLimit(cfg.AuthLimit)).Put("/me/password", s.handle(s.setOwnPassword))

@@ -58,7 +58,14 @@ type Server struct {
 
 // New makes a Server.
 func New(cfg Config) *Server {
-	s := &Server{
+	s := unrouted(cfg)
+	s.router = s.routes(cfg, s.authenticate)
+	return s
+}
+
+// unrouted is a Server without its router.
+func unrouted(cfg Config) *Server {
+	return &Server{
 		store:         cfg.Store,
 		replica:       cfg.Replica,
 		verifier:      cfg.Verifier,
@@ -70,8 +77,6 @@ func New(cfg Config) *Server {
 		minExpire:     cfg.MinExpire,
 		metrics:       newMetrics(cfg.Store, cfg.Replica),
 	}
-	s.router = s.routes(cfg)
-	return s
 }
 
 // ServeHTTP implements http.Handler.

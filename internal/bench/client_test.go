@@ -1,3 +1,5 @@
+//go:build bench
+
 package bench
 
 import (
@@ -46,39 +48,75 @@ func (c *conn) do(b testing.TB, request []byte) (http.Header, []byte) {
 	return res.Header, body
 }
 
-// spin sends a request n times, reading no more of an answer than where it ends.
-func (c *conn) spin(request []byte, n int) error {
-	for range n {
-		if _, err := c.Write(request); err != nil {
-			return err
-		}
-		status, err := c.r.ReadSlice('\n')
+// exchange sends a request and reads no more of its answer than the status, and where it ends.
+func (c *conn) exchange(request []byte) (status int, err error) {
+	if _, err := c.Write(request); err != nil {
+		return 0, err
+	}
+	length := -1
+	for {
+		line, err := c.r.ReadSlice('\n')
 		if err != nil {
-			return err
+			return 0, err
 		}
-		if !bytes.HasPrefix(status, []byte("HTTP/1.1 200")) {
-			return fmt.Errorf("answered %q", status)
-		}
-		length := -1
-		for {
-			line, err := c.r.ReadSlice('\n')
-			if err != nil {
-				return err
+		switch {
+		case status == 0:
+			if status = statusOf(line); status == 0 {
+				return 0, fmt.Errorf("answered %q", line)
 			}
-			if len(line) <= 2 {
-				break
-			}
+		case len(line) > 2:
 			if value, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
 				if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
-					return err
+					return 0, err
 				}
 			}
-		}
-		if _, err := c.r.Discard(length); err != nil {
-			return err
+		default:
+			if length < 0 {
+				return 0, fmt.Errorf("an answer without Content-Length")
+			}
+			_, err := c.r.Discard(length)
+			return status, err
 		}
 	}
-	return nil
+}
+
+// ok sends a request whose answer must be a 200.
+func (c *conn) ok(request []byte) error {
+	status, err := c.exchange(request)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("answered %d", status)
+	}
+	return err
+}
+
+// statusOf reads an answer's first line; 0 where it is none.
+func statusOf(line []byte) int {
+	rest, ok := bytes.CutPrefix(line, []byte("HTTP/1.1 "))
+	if !ok || len(rest) < 3 {
+		return 0
+	}
+	status, _ := strconv.Atoi(string(rest[:3]))
+	return status
+}
+
+// requests are what a client draws from, at random.
+type requests [][]byte
+
+// gets are the same GET by each of the credentials, in one piece of memory.
+func gets(path string, credentials []string) requests {
+	var all []byte
+	ends := make([]int, 0, len(credentials))
+	for _, credential := range credentials {
+		all = append(all, get(path, credential)...)
+		ends = append(ends, len(all))
+	}
+	rs := make(requests, 0, len(ends))
+	start := 0
+	for _, end := range ends {
+		rs = append(rs, all[start:end:end])
+		start = end
+	}
+	return rs
 }
 
 func get(path, bearer string) []byte {

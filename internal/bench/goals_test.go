@@ -1,0 +1,270 @@
+//go:build bench
+
+package bench
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/secret"
+)
+
+// world is a server with a million keys in its database and in its cache.
+type world struct {
+	database secret.Value
+	ours     *server
+	keys     requests // GET /v1.0/me by each of the keys
+}
+
+func newWorld(b *testing.B) *world {
+	b.Helper()
+	w := &world{database: newDatabase(b)}
+	w.ours = startServer(b, w.database, "CACHE_SIZE=2048")
+	w.keys = gets("/v1.0/me", seedKeys(b, w.database, number(b, "BENCH_KEYS", 1_000_000)))
+	warm(b, w.ours.addr, w.keys)
+	return w
+}
+
+// BenchmarkGoals measures what docs/performance.md promises, in requests of keys, and tokens, that are in the cache.
+func BenchmarkGoals(b *testing.B) {
+	w := newWorld(b)
+	b.Run("memory", w.memory)
+	b.Run("me/accesskey", w.meByAccessKey)
+	for _, c := range []struct {
+		name   string
+		tokens int // of each of eight callers
+	}{{"one", 0}, {"many", 1000}} {
+		b.Run("me/HS256/"+c.name, func(b *testing.B) {
+			w.meByToken(b, "HS256, "+c.name, 0.80, some(c.tokens, func(callers, each int) []string {
+				return sessionTokens(b, w.database, callers, each)
+			}))
+		})
+		b.Run("me/RS256/"+c.name, func(b *testing.B) {
+			w.meByToken(b, "RS256, "+c.name, 0.60, some(c.tokens, func(callers, each int) []string {
+				return signedTokens(b, w.ours.addr, auth.RS256, callers, each)
+			}))
+		})
+	}
+	b.Run("latency", w.latencyAtHalfLoad)
+	b.Run("logins", w.latencyBesideLogins)
+	for _, clients := range []int{8, 32} {
+		b.Run(fmt.Sprintf("create/%d", clients), func(b *testing.B) { w.create(b, clients) })
+	}
+}
+
+// some makes one token, or as many of each of eight callers.
+func some(each int, tokens func(callers, each int) []string) []string {
+	if each == 0 {
+		return tokens(1, 1)
+	}
+	return tokens(8, each)
+}
+
+// memory shows what the keys take in the server.
+func (w *world) memory(b *testing.B) {
+	for b.Loop() {
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(w.ours.resident(b), "MiB")
+}
+
+// meByAccessKey: what the check costs beside the router and beside net/http, and what the cache saves.
+func (w *world) meByAccessKey(b *testing.B) {
+	uncached := startServer(b, w.database, "CACHE_LEASE=0")
+	router := startUnchecked(b, w.database, keyToken(0))
+	bare := startBare(b, w.ours.addr, w.keys[0])
+	sameShape(b, w.keys, w.ours.addr, uncached.addr, router, bare)
+	sides := []*side{
+		newSide(b, "ours", w.ours.addr, 8), newSide(b, "router", router, 8),
+		newSide(b, "bare", bare, 8), newSide(b, "uncached", uncached.addr, 8),
+	}
+	reads := w.ours.reads(b)
+	takeTurns(b, w.keys, sides...)
+	ours := sides[0]
+	b.ReportMetric((w.ours.reads(b)-reads)/float64(ours.requests), "reads/req") // in a warm cache none
+	atLeast("me by access key: throughput, of the router's without the check", 0.90, ours.rate()/sides[1].rate())
+	atLeast("me by access key: throughput, of a bare handler's", 0.80, ours.rate()/sides[2].rate())
+	atLeast("me by access key: throughput, of the same without the cache", 2.5, ours.rate()/sides[3].rate())
+}
+
+// meByToken: the same for a JWT, the same one each time or another of many.
+func (w *world) meByToken(b *testing.B, name string, least float64, tokens []string) {
+	all := gets("/v1.0/me", tokens)
+	warm(b, w.ours.addr, all)
+	router := startUnchecked(b, w.database, tokens[0])
+	sameShape(b, all, w.ours.addr, router)
+	ours := newSide(b, "ours", w.ours.addr, 8)
+	beside := newSide(b, "router", router, 8)
+	takeTurns(b, all, ours, beside)
+	atLeast("me by "+name+": throughput, of the router's without the check", least, ours.rate()/beside.rate())
+}
+
+// latencyTurn is how long a server's turn is where latencies are measured.
+const latencyTurn = time.Second
+
+// latencyAtHalfLoad: what the slowest in a hundred wait, at half of what the router without the check can do.
+func (w *world) latencyAtHalfLoad(b *testing.B) {
+	router := startUnchecked(b, w.database, keyToken(0))
+	full := newSide(b, "router", router, 8)
+	for range 8 {
+		full.turn(b, w.keys)
+	}
+	rate := full.rate() / 2
+	addrs := map[string]string{"ours": w.ours.addr, "router": router, "bare": startBare(b, w.ours.addr, w.keys[0])}
+	names := []string{"ours", "router", "bare"} // bare tells how much of the figures is the client and the machine
+	loops := map[string]*openLoop{}
+	for _, name := range names {
+		loops[name] = newOpenLoop(b, addrs[name])
+	}
+	for round := 0; b.Loop(); round++ {
+		for i := range names {
+			loops[names[(round+i)%len(names)]].run(b, w.keys, rate, latencyTurn)
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(rate, "req/s")
+	for _, name := range names {
+		b.ReportMetric(loops[name].quantile(0.50), name+"-p50-us")
+		b.ReportMetric(loops[name].quantile(0.99), name+"-p99-us")
+	}
+	atMost("me by access key: p99 at half load, of the router's", 1.5, loops["ours"].quantile(0.99)/loops["router"].quantile(0.99))
+}
+
+// latencyBesideLogins: what fifty logins at once do to the p99 of everybody else.
+func (w *world) latencyBesideLogins(b *testing.B) {
+	const rate, logins = 2000, 50
+	without, with := newOpenLoop(b, w.ours.addr), newOpenLoop(b, w.ours.addr)
+	answered := 0
+	for b.Loop() {
+		without.run(b, w.keys, rate, 2*latencyTurn)
+		stop := w.logIn(b, logins)
+		with.run(b, w.keys, rate, 2*latencyTurn)
+		answered += stop()
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(rate, "req/s")
+	b.ReportMetric(float64(answered), "logins") // that got a token; the others were told to come back later
+	b.ReportMetric(without.quantile(0.99), "without-p99-us")
+	b.ReportMetric(with.quantile(0.99), "with-p99-us")
+	atMost("me by access key: p99 beside 50 logins at once, of the p99 without", 2, with.quantile(0.99)/without.quantile(0.99))
+}
+
+// logIn keeps logins under way, until stop is called, which returns how many got a token.
+func (w *world) logIn(b *testing.B, atOnce int) (stop func() int) {
+	b.Helper()
+	request := loginRequest()
+	done := make(chan struct{})
+	answered := make([]int, atOnce)
+	var group sync.WaitGroup
+	for i := range atOnce {
+		c := dial(b, w.ours.addr)
+		group.Go(func() {
+			defer c.close()
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				status, err := c.exchange(request)
+				switch {
+				case err != nil || status != 200 && status != 503:
+					b.Errorf("a login: status %d, %v", status, err)
+					return
+				case status == 200:
+					answered[i]++
+				}
+			}
+		})
+	}
+	time.Sleep(200 * time.Millisecond) // all of them are in the queue
+	return func() (total int) {
+		close(done)
+		group.Wait()
+		for _, n := range answered {
+			total += n
+		}
+		return total
+	}
+}
+
+// create: what a new key costs beside the insert itself, by Postgres's own benchmark with as many clients.
+func (w *world) create(b *testing.B, clients int) {
+	ours := newSide(b, "ours", w.ours.addr, clients)
+	insert := newInserts(b, w.database, clients)
+	request := requests{post("/v1.0/accesskeys", accessKey, `{"name":"bench","expire":3600}`)}
+	var inserts []float64 // a second
+	for b.Loop() {
+		for range int(insert.turn / turnTime) {
+			ours.turn(b, request)
+		}
+		inserts = append(inserts, insert.run(b))
+	}
+	rate := 0.0
+	for _, r := range inserts {
+		rate += r / float64(len(inserts))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(ours.rate(), "ours/s")
+	b.ReportMetric(rate, "pgbench/s")
+	atLeast(fmt.Sprintf("create, %d clients: of what pgbench inserts", clients), 0.70, ours.rate()/rate)
+}
+
+// inserts is pgbench with the statement of a POST /v1.0/accesskeys.
+type inserts struct {
+	command []string
+	turn    time.Duration
+}
+
+func newInserts(b *testing.B, database secret.Value, clients int) inserts {
+	b.Helper()
+	pgbench, err := exec.LookPath("pgbench")
+	if err != nil {
+		found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pgbench")
+		if len(found) == 0 {
+			b.Skip("there is no pgbench, which comes with PostgreSQL (apt-get install postgresql)")
+		}
+		pgbench = found[len(found)-1]
+	}
+	// insertAccessKey of internal/store, with values of the database's own making.
+	customerID := ownKey(b, openStore(b, database)).CustomerID
+	script := filepath.Join(b.TempDir(), "insert.sql")
+	err = os.WriteFile(script, []byte(`INSERT INTO accesskeys
+		(id, customer_id, agent_id, roles, name, detail, token_hash, token_prefix, tm_expire)
+		VALUES (gen_random_uuid(), '`+customerID.String()+`', NULL, coalesce(NULL::text[], '{customer_admin}'), 'bench', '',
+			sha256(gen_random_uuid()::text::bytea), 'vb_BenchBen', now() + make_interval(secs => 3600))
+		RETURNING id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete;
+		`), 0o600)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const seconds = 2 // pgbench takes whole ones
+	return inserts{turn: seconds * time.Second, command: []string{
+		pgbench, "-n", "-M", "prepared", "-f", script, "-c", strconv.Itoa(clients), "-j", "2", "-T", strconv.Itoa(seconds),
+		database.Reveal(),
+	}}
+}
+
+// run returns how many rows a second were inserted.
+func (i inserts) run(b *testing.B) float64 {
+	b.Helper()
+	output, err := exec.Command(i.command[0], i.command[1:]...).CombinedOutput()
+	if err != nil {
+		b.Fatalf("pgbench: %v: %s", err, output)
+	}
+	_, rest, _ := strings.Cut(string(output), "\ntps = ")
+	number, _, _ := strings.Cut(rest, " ")
+	tps, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		b.Fatalf("pgbench says no tps: %s", output)
+	}
+	return tps
+}

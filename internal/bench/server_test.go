@@ -1,0 +1,146 @@
+//go:build bench
+
+package bench
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"accesskeys/internal/privatepg"
+	"accesskeys/internal/secret"
+)
+
+// binary is the server under test, built by `make bench`.
+const binary = "../../bin/server"
+
+const (
+	customer  = "Bench"
+	username  = "admin@bench.example"
+	password  = "bench-password"
+	accessKey = "vb_BenchBenchBenchBenchBenchBenchBe"
+)
+
+// jwtSecret is that of every server here.
+var jwtSecret = secret.New(strings.Repeat("bench-secret", 4))
+
+// newDatabase starts a Postgres with real durability and returns its address.
+func newDatabase(b *testing.B) secret.Value {
+	b.Helper()
+	postgres, err := privatepg.Start(b.Context(), privatepg.Config{Getenv: os.Getenv})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = postgres.Close() })
+	return secret.New(postgres.URL("postgres"))
+}
+
+// server is one of ours: the binary, with the customer, the admin and the key of the constants above.
+type server struct {
+	addr  string
+	ready time.Duration // from its start to its first answer at /readyz
+	cmd   *exec.Cmd
+	log   *os.File
+}
+
+// startServer runs the binary until the benchmark ends or stop is called. env has further settings.
+func startServer(b *testing.B, database secret.Value, env ...string) *server {
+	b.Helper()
+	s := &server{addr: freeAddr(b), log: logFile(b)}
+	s.cmd = exec.Command(binary, "serve")
+	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+database.Reveal(), "LISTEN_ADDR="+s.addr,
+		"JWT_SECRET="+jwtSecret.Reveal(), "RATE_LIMIT_AUTH_RPS=0", "BOOTSTRAP_CUSTOMER="+customer,
+		"BOOTSTRAP_USERNAME="+username, "BOOTSTRAP_PASSWORD="+password, "BOOTSTRAP_ACCESSKEY="+accessKey)
+	s.cmd.Env = append(s.cmd.Env, env...)
+	s.cmd.Stderr = s.log
+	started := time.Now()
+	if err := s.cmd.Start(); err != nil {
+		b.Fatalf("%v (make bench builds the binary)", err)
+	}
+	b.Cleanup(s.stop)
+	for !ready(s.addr) {
+		if time.Since(started) > 30*time.Second {
+			b.Fatal("the server is not ready after 30 s")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	s.ready = time.Since(started)
+	return s
+}
+
+func (s *server) stop() {
+	_ = s.cmd.Process.Signal(os.Interrupt)
+	_ = s.cmd.Wait()
+	_ = s.log.Close()
+}
+
+// logFile is where a server's log goes, as it would: writing it is part of what a request costs.
+func logFile(b *testing.B) *os.File {
+	b.Helper()
+	log, err := os.CreateTemp(b.TempDir(), "log")
+	if err != nil {
+		b.Fatal(err)
+	}
+	return log
+}
+
+func ready(addr string) bool {
+	res, err := http.Get("http://" + addr + "/readyz")
+	if err != nil {
+		return false
+	}
+	_ = res.Body.Close()
+	return res.StatusCode == http.StatusOK
+}
+
+func freeAddr(b *testing.B) string {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+// resident reads the server's resident memory in MiB.
+func (s *server) resident(b *testing.B) float64 {
+	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return lineOf(b, status, "VmRSS:") / 1024
+}
+
+// reads returns how often the server has asked its pool for a connection.
+func (s *server) reads(b *testing.B) float64 {
+	b.Helper()
+	c := dial(b, s.addr)
+	defer c.close()
+	_, metrics := c.do(b, get("/metrics", ""))
+	return lineOf(b, metrics, "accesskeys_db_pool_acquires_total")
+}
+
+// lineOf returns the number that follows name at the start of a line.
+func lineOf(b *testing.B, text []byte, name string) float64 {
+	b.Helper()
+	for line := range bytes.Lines(text) {
+		if rest, ok := bytes.CutPrefix(line, []byte(name)); ok {
+			n, err := strconv.ParseFloat(strings.Fields(string(rest))[0], 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return n
+		}
+	}
+	b.Fatalf("there is no %s", name)
+	return 0
+}

@@ -1,0 +1,84 @@
+//go:build bench
+
+package bench
+
+import (
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+)
+
+// turnTime is how long a server answers before the next has its turn: long enough for caches to be warm again, and for most
+// of what a garbage collection does beside the requests to fall into the turn that caused it; short enough for whatever
+// else the machine is doing to hit all of them.
+const turnTime = 250 * time.Millisecond
+
+// side is one of the servers that take turns.
+type side struct {
+	name     string
+	conns    []*conn
+	requests int
+	took     time.Duration
+}
+
+// newSide connects to a server for the time of the benchmark.
+func newSide(b *testing.B, name, addr string, conns int) *side {
+	b.Helper()
+	s := &side{name: name}
+	for range conns {
+		c := dial(b, addr)
+		b.Cleanup(c.close)
+		s.conns = append(s.conns, c)
+	}
+	return s
+}
+
+// takeTurns sends each side requests drawn at random, as fast as it answers, for a turn after the other until the
+// benchmark's time is over, and reports what a request costs on each, in µs of the time that passed.
+func takeTurns(b *testing.B, requests requests, sides ...*side) {
+	b.Helper()
+	for _, s := range sides { // warms them up
+		s.turn(b, requests)
+		s.requests, s.took = 0, 0
+	}
+	for round := 0; b.Loop(); round++ {
+		for i := range sides {
+			sides[(round+i)%len(sides)].turn(b, requests) // nobody always follows the same one
+		}
+	}
+	b.ReportMetric(0, "ns/op") // an iteration is a turn of each and says nothing
+	for _, s := range sides {
+		b.ReportMetric(1e6/s.rate(), s.name+"-us/req")
+	}
+}
+
+func (s *side) turn(b *testing.B, requests requests) {
+	b.Helper()
+	started := time.Now()
+	counts := make([]int, len(s.conns))
+	var group sync.WaitGroup
+	for i, c := range s.conns {
+		group.Go(func() {
+			random := rand.New(rand.NewPCG(rand.Uint64(), uint64(i)))
+			for time.Since(started) < turnTime {
+				if err := c.ok(requests[random.IntN(len(requests))]); err != nil {
+					b.Errorf("%s: %v", s.name, err)
+					return
+				}
+				counts[i]++
+			}
+		})
+	}
+	group.Wait()
+	if b.Failed() {
+		b.FailNow()
+	}
+	s.took += time.Since(started)
+	for _, n := range counts {
+		s.requests += n
+	}
+}
+
+// rate is in requests a second.
+func (s *side) rate() float64 { return float64(s.requests) / s.took.Seconds() }

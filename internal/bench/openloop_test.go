@@ -27,10 +27,13 @@ const openConns = 32
 // It is one thread on bare sockets: Go's own timers are late by up to a millisecond on an idle machine, which is more than
 // what there is to measure.
 type openLoop struct {
+	name  string
 	conns []*rawConn
 	polls []pollFD
-	free  []int // the connections that nobody waits on
-	took  []time.Duration
+	free  []int           // the connections that nobody waits on
+	took  []time.Duration // of the turn under way
+
+	p50s, p99s []float64 // of each turn, in µs
 }
 
 type rawConn struct {
@@ -48,10 +51,10 @@ type pollFD struct {
 
 const pollIn = 1
 
-func newOpenLoop(b *testing.B, addr string) *openLoop {
+func newOpenLoop(b *testing.B, name, addr string) *openLoop {
 	b.Helper()
 	to := netip.MustParseAddrPort(addr)
-	l := &openLoop{}
+	l := &openLoop{name: name}
 	for i := range openConns {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -74,9 +77,9 @@ func newOpenLoop(b *testing.B, addr string) *openLoop {
 	return l
 }
 
-// run sends requests drawn at random, rate of them a second, for a time, and waits for the answers. Every one must be a
-// 200. How long each took, counted from when it was due, is added to l.took.
-func (l *openLoop) run(b *testing.B, requests requests, rate float64, d time.Duration) {
+// turn sends requests drawn at random for latencyTurn, rate of them a second, and waits for the answers. Every one must
+// be a 200. How long it took is counted from when it was due.
+func (l *openLoop) turn(b *testing.B, requests requests, rate float64) {
 	b.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -84,15 +87,15 @@ func (l *openLoop) run(b *testing.B, requests requests, rate float64, d time.Dur
 	const prSetTimerSlack = 29
 	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, prSetTimerSlack, 1, 0)
 
-	total := int(rate * d.Seconds())
-	l.took = slices.Grow(l.took, total)
+	total := int(rate * latencyTurn.Seconds())
+	l.took = slices.Grow(l.took[:0], total)
 	started := time.Now()
 	due := func(i int) time.Time { return started.Add(time.Duration(float64(i) / rate * float64(time.Second))) }
 	for sent := 0; sent < total || len(l.free) < len(l.conns); {
 		now := time.Now()
 		for sent < total && len(l.free) > 0 && !due(sent).After(now) {
 			if err := l.send(requests[rand.IntN(len(requests))], due(sent)); err != nil {
-				b.Fatal(err)
+				b.Fatalf("%s: %v", l.name, err)
 			}
 			sent++
 		}
@@ -101,12 +104,18 @@ func (l *openLoop) run(b *testing.B, requests requests, rate float64, d time.Dur
 			wait = time.Until(due(sent))
 		}
 		if err := l.receive(max(wait, 0)); err != nil {
-			b.Fatal(err)
+			b.Fatalf("%s: %v", l.name, err)
 		}
 		if time.Since(now) > 10*time.Second {
-			b.Fatal("no answer for 10 s")
+			b.Fatalf("%s: no answer for 10 s", l.name)
 		}
 	}
+	slices.Sort(l.took)
+	quantile := func(share float64) float64 {
+		return float64(l.took[int(share*float64(len(l.took)-1))].Nanoseconds()) / 1000
+	}
+	l.p50s = append(l.p50s, quantile(0.50))
+	l.p99s = append(l.p99s, quantile(0.99))
 }
 
 // send sends a request, which fits into a socket's buffer, on the connection that has been free for longest.
@@ -175,8 +184,7 @@ func complete(got []byte) (bool, error) {
 	return len(body) == length, nil
 }
 
-// quantile returns what this share of the requests took at most, in µs.
-func (l *openLoop) quantile(share float64) float64 {
-	slices.Sort(l.took)
-	return float64(l.took[int(share*float64(len(l.took)-1))].Nanoseconds()) / 1000
+func median(of []float64) float64 {
+	sorted := slices.Sorted(slices.Values(of))
+	return sorted[len(sorted)/2]
 }

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -256,29 +257,49 @@ func TestFailingStoreIsA503AndNeverARefusal(t *testing.T) {
 				h.get("/v1.0/me", c.value).wants(c.code)
 			}
 			h = breakIt(h)
-			t.Run("answers", func(t *testing.T) { // side by side: some take seconds
-				unavailable := func(t *testing.T, ask func(*harness) response) {
-					t.Helper()
-					t.Parallel()
+			asks := map[string]request{"login": {
+				method: http.MethodPost, path: "/auth/login",
+				body: map[string]any{"username": h.acme.admin.Username, "password": tenantPassword},
+			}}
+			for _, c := range credentials {
+				asks[c.name] = request{method: http.MethodGet, path: "/v1.0/me", header: bearing(c.value)}
+			}
+			type answer struct {
+				r    *http.Request
+				sent []byte
+				got  response
+				err  error
+				took time.Duration
+			}
+			// Side by side, and all in the turn of one test: some take seconds, and only wait.
+			answers := map[string]*answer{}
+			var asking sync.WaitGroup
+			for what, req := range asks {
+				a := &answer{}
+				answers[what] = a
+				asking.Go(func() {
 					started := time.Now()
-					got := ask(h.on(t)).refuses(http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE")
-					if took := time.Since(started); took > 5*time.Second {
-						t.Errorf("answered after %s", took)
-					}
-					if !slices.Equal(got.header["Retry-After"], []string{"2"}) || got.header.Get("WWW-Authenticate") != "" {
-						t.Errorf("header %v", got.header)
-					}
-				}
-				for _, c := range credentials {
-					t.Run(c.name, func(t *testing.T) {
-						unavailable(t, func(h *harness) response { return h.get("/v1.0/me", c.value) })
-					})
-				}
-				t.Run("login", func(t *testing.T) {
-					login := map[string]any{"username": h.acme.admin.Username, "password": tenantPassword}
-					unavailable(t, func(h *harness) response { return h.post("/auth/login", "", login) })
+					a.r, a.sent, a.got, a.err = h.do(req)
+					a.took = time.Since(started)
 				})
-			})
+			}
+			asking.Wait()
+			for what, a := range answers {
+				t.Run(what, func(t *testing.T) {
+					if a.err != nil {
+						t.Fatal(a.err)
+					}
+					a.got.t = t
+					conforms(t, a.r, a.sent, a.got)
+					a.got.refuses(http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE")
+					if a.took > 5*time.Second {
+						t.Errorf("answered after %s", a.took)
+					}
+					if !slices.Equal(a.got.header["Retry-After"], []string{"2"}) || a.got.header.Get("WWW-Authenticate") != "" {
+						t.Errorf("header %v", a.got.header)
+					}
+				})
+			}
 			h.get("/v1.0/me", "nonsense").wantsChallenge("INVALID_CREDENTIALS")
 			h.get("/v1.0/me", "").wantsChallenge("AUTHENTICATION_REQUIRED")
 		})

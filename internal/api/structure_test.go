@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -24,15 +26,21 @@ import (
 // openAPI is api/openapi.yaml, checked.
 func openAPI(t *testing.T) *openapi3.T {
 	t.Helper()
-	doc, err := openapi3.NewLoader().LoadFromData(document.OpenAPI)
-	if err == nil {
-		err = doc.Validate(t.Context())
-	}
+	doc, err := checkedDocument()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return doc
 }
+
+// checkedDocument reads and checks it once for all tests: that is slow, and they only read it.
+var checkedDocument = sync.OnceValues(func() (*openapi3.T, error) {
+	doc, err := openapi3.NewLoader().LoadFromData(document.OpenAPI)
+	if err == nil {
+		err = doc.Validate(context.Background())
+	}
+	return doc, err
+})
 
 // documented are the document's operations as "GET /path".
 func documented(t *testing.T) (operations []string) {

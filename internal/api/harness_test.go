@@ -19,6 +19,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	document "accesskeys/api"
 	"accesskeys/internal/api"
@@ -41,6 +42,7 @@ type harness struct {
 	t        *testing.T
 	url      string // of the server
 	database secret.Value
+	sql      *pgxpool.Pool // for exec and text
 	store    *store.Store
 	server   *api.Server
 	rows     *replica.Replica // of the server
@@ -87,6 +89,7 @@ func newHarness(t *testing.T, options ...func(*api.Config)) *harness {
 		t.Fatal(err)
 	}
 	t.Cleanup(h.store.Close)
+	h.connect()
 	if h.sessions, err = auth.NewSessions(secret.New(jwtSecret), secret.New(jwtSecretPrevious)); err != nil {
 		t.Fatal(err)
 	}
@@ -209,21 +212,32 @@ func (h *harness) jwtFor(a store.Agent) string {
 	return token.Reveal()
 }
 
+// connect makes ready the connection of exec and text: one for all calls of a test, which may be hundreds, and opened at
+// the first.
+func (h *harness) connect() {
+	h.t.Helper()
+	cfg, err := pgxpool.ParseConfig(h.database.Reveal())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	cfg.MaxConns = 1
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec // nothing is kept that a changed schema spoils
+	if h.sql, err = pgxpool.NewWithConfig(h.t.Context(), cfg); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(h.sql.Close)
+}
+
 // exec runs SQL on the harness's database, for what no method of the store does.
 // It returns when every server on the database goes by what it has changed.
 func (h *harness) exec(sql string, args ...any) {
 	h.t.Helper()
 	ctx := h.t.Context()
-	conn, err := pgx.Connect(ctx, h.database.Reveal())
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	defer func() { _ = conn.Close(ctx) }()
-	if _, err := conn.Exec(ctx, sql, args...); err != nil {
+	if _, err := h.sql.Exec(ctx, sql, args...); err != nil {
 		h.t.Fatal(err)
 	}
 	for behind := true; behind; {
-		err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM replicas r, change_head h WHERE r.position < h.position)`).Scan(&behind)
+		err := h.sql.QueryRow(ctx, `SELECT EXISTS (SELECT FROM replicas r, change_head h WHERE r.position < h.position)`).Scan(&behind)
 		if err != nil {
 			return // the schema is not what it was
 		}
@@ -233,14 +247,8 @@ func (h *harness) exec(sql string, args ...any) {
 // text reads one value of the harness's database, as Postgres writes it.
 func (h *harness) text(sql string, args ...any) string {
 	h.t.Helper()
-	ctx := h.t.Context()
-	conn, err := pgx.Connect(ctx, h.database.Reveal())
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	defer func() { _ = conn.Close(ctx) }()
 	var value string
-	if err := conn.QueryRow(ctx, `SELECT (`+sql+`)::text`, args...).Scan(&value); err != nil {
+	if err := h.sql.QueryRow(h.t.Context(), `SELECT (`+sql+`)::text`, args...).Scan(&value); err != nil {
 		h.t.Fatalf("%s: %v", sql, err)
 	}
 	return value

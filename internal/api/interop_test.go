@@ -34,11 +34,13 @@ const signature = sign(digest, Buffer.from(input), { key, dsaEncoding: 'ieee-p13
 process.stdout.write(input + '.' + signature.toString('base64url'));
 `
 
-// run runs a program of this machine's. A missing one is a failure: the promise would be shown by nothing.
+const missing = "%s is missing on this machine (Debian: apt-get install openssl jq nodejs): %v"
+
+// runTool runs a program of this machine's. A missing one is a failure: the promise would be shown by nothing.
 func runTool(t *testing.T, stdin string, args ...string) (string, error) {
 	t.Helper()
 	if _, err := exec.LookPath(args[0]); err != nil {
-		t.Fatalf("%s is missing on this machine (Debian: apt-get install openssl jq nodejs): %v", args[0], err)
+		t.Fatalf(missing, args[0], err)
 	}
 	var out, failed bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
@@ -120,8 +122,8 @@ func byOpenSSL(t *testing.T, file, header, claims string) string {
 func openSSL(t *testing.T, script, file, seconds string) string {
 	t.Helper()
 	for _, needed := range []string{"openssl", "jq"} {
-		if _, err := runTool(t, "", needed, map[string]string{"openssl": "version", "jq": "--version"}[needed]); err != nil {
-			t.Fatal(err)
+		if _, err := exec.LookPath(needed); err != nil {
+			t.Fatalf(missing, needed, err)
 		}
 	}
 	dir := t.TempDir()

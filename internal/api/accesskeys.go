@@ -18,12 +18,12 @@ const (
 
 // accessKeyJSON is an access key on the wire, its fields in the contract's order.
 type accessKeyJSON struct {
-	ID         uuid.UUID `json:"id"`
-	CustomerID uuid.UUID `json:"customer_id"`
+	ID         wireID `json:"id"`
+	CustomerID wireID `json:"customer_id"`
 	// AgentID is null for a customer-wide key.
-	AgentID *uuid.UUID `json:"agent_id"`
-	Name    string     `json:"name"`
-	Detail  string     `json:"detail"`
+	AgentID *wireID `json:"agent_id"`
+	Name    string  `json:"name"`
+	Detail  string  `json:"detail"`
 	// Token is set in the answer to POST alone.
 	Token       string    `json:"token,omitzero"`
 	TokenPrefix string    `json:"token_prefix"`
@@ -37,9 +37,9 @@ type accessKeyJSON struct {
 
 func wireAccessKey(k store.AccessKey) accessKeyJSON {
 	return accessKeyJSON{
-		ID:          k.ID,
-		CustomerID:  k.CustomerID,
-		AgentID:     k.AgentID,
+		ID:          wireID(k.ID),
+		CustomerID:  wireID(k.CustomerID),
+		AgentID:     (*wireID)(k.AgentID),
 		Name:        k.Name,
 		Detail:      k.Detail,
 		TokenPrefix: k.TokenPrefix,

@@ -12,8 +12,8 @@ import (
 )
 
 type agentJSON struct {
-	ID         uuid.UUID       `json:"id"`
-	CustomerID uuid.UUID       `json:"customer_id"`
+	ID         wireID          `json:"id"`
+	CustomerID wireID          `json:"customer_id"`
 	Username   string          `json:"username"`
 	Name       string          `json:"name"`
 	Detail     string          `json:"detail"`
@@ -25,8 +25,8 @@ type agentJSON struct {
 
 func wireAgent(a store.Agent) agentJSON {
 	return agentJSON{
-		ID:         a.ID,
-		CustomerID: a.CustomerID,
+		ID:         wireID(a.ID),
+		CustomerID: wireID(a.CustomerID),
 		Username:   a.Username,
 		Name:       a.Name,
 		Detail:     a.Detail,

@@ -11,7 +11,7 @@ import (
 )
 
 type customerJSON struct {
-	ID       uuid.UUID `json:"id"`
+	ID       wireID    `json:"id"`
 	Name     string    `json:"name"`
 	Detail   string    `json:"detail"`
 	Email    string    `json:"email"`
@@ -22,7 +22,7 @@ type customerJSON struct {
 
 func wireCustomer(c store.Customer) customerJSON {
 	return customerJSON{
-		ID:       c.ID,
+		ID:       wireID(c.ID),
 		Name:     c.Name,
 		Detail:   c.Detail,
 		Email:    c.Email,

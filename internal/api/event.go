@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -18,28 +20,89 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// event is what is known of one request. It is filled on the way and logged once, at the end.
+// event is what is known of one request. It is filled on the way and logged once, at the end. It is one piece of memory, the
+// request's context too: most requests wait for nothing, and are answered in less time than it would take to prepare for it.
 type event struct {
+	requestContext
+	recorder  recorder
 	requestID string
-	principal *auth.Principal
-	reason    string // the error's, "" where there was none
-	cause     string // why a credential was refused; never told to the client
-	err       error  // of a 5xx
+	ids       [1]string // requestID as the header's value
+	caller    auth.Principal
+	principal *auth.Principal // nil until the credential is found good
+	reason    string          // the error's, "" where there was none
+	cause     string          // why a credential was refused; never told to the client
+	err       error           // of a 5xx
 }
 
 type eventKey struct{}
 
 func eventOf(r *http.Request) *event { return r.Context().Value(eventKey{}).(*event) }
 
+// Value implements context.Context.
+func (ev *event) Value(key any) any {
+	if key == (eventKey{}) {
+		return ev
+	}
+	return ev.requestContext.Value(key)
+}
+
+// requestContext is a context that ends at a deadline. Its timer is made for the first that waits.
+type requestContext struct {
+	parent   context.Context //nolint:containedctx // this is a context itself
+	deadline time.Time
+	once     sync.Once
+	timed    atomic.Pointer[timedContext]
+}
+
+type timedContext struct {
+	context.Context //nolint:containedctx // a part of requestContext
+	cancel          context.CancelFunc
+}
+
+func (c *requestContext) wait() *timedContext {
+	c.once.Do(func() {
+		ctx, cancel := context.WithDeadline(c.parent, c.deadline)
+		c.timed.Store(&timedContext{Context: ctx, cancel: cancel})
+	})
+	return c.timed.Load()
+}
+
+// end gives the timer back.
+func (c *requestContext) end() {
+	if timed := c.timed.Load(); timed != nil {
+		timed.cancel()
+	}
+}
+
+// Deadline implements context.Context.
+func (c *requestContext) Deadline() (time.Time, bool) { return c.deadline, true }
+
+// Done implements context.Context.
+func (c *requestContext) Done() <-chan struct{} { return c.wait().Done() }
+
+// Err implements context.Context.
+func (c *requestContext) Err() error { return c.wait().Err() }
+
+// Value implements context.Context.
+func (c *requestContext) Value(key any) any {
+	if timed := c.timed.Load(); timed != nil {
+		return timed.Value(key) // lets package context find its own in it
+	}
+	return c.parent.Value(key)
+}
+
 // observe surrounds every request: it gives it an id, turns a panic into a 500, and in the end counts it and writes its
 // one log line.
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()
-		ev := &event{requestID: requestID(r)}
-		r = r.WithContext(context.WithValue(r.Context(), eventKey{}, ev))
-		rec := &recorder{ResponseWriter: w}
-		rec.Header().Set("X-Request-Id", ev.requestID)
+		ev := &event{requestID: requestID(r), recorder: recorder{ResponseWriter: w}}
+		ev.parent, ev.deadline = r.Context(), started.Add(requestTimeout)
+		defer ev.end()
+		r = r.WithContext(ev)
+		rec := &ev.recorder
+		ev.ids[0] = ev.requestID
+		rec.Header()["X-Request-Id"] = ev.ids[:]
 		defer func() {
 			panicked := recover()
 			if panicked != nil {
@@ -76,7 +139,7 @@ func (s *Server) finish(r *http.Request, ev *event, code int, took time.Duration
 
 	level := slog.LevelInfo
 	switch {
-	case ev.err != nil && r.Context().Err() == nil:
+	case ev.err != nil && ev.parent.Err() == nil: // else the client has left
 		level = slog.LevelError
 	case isProbe(route):
 		level = slog.LevelDebug
@@ -167,9 +230,21 @@ func requestID(r *http.Request) string {
 	id := r.Header.Get("X-Request-Id")
 	if id == "" || len(id) > maxRequestID || strings.Trim(id, requestIDChars) != "" || holdsToken(id, auth.TokenPrefix) ||
 		holdsToken(id, auth.SignupTokenPrefix) {
-		return "req_" + rand.Text()
+		return freshRequestID()
 	}
 	return id
+}
+
+// freshRequestID is "req_" and 26 characters of base32, 130 random bits.
+func freshRequestID() string {
+	const alphabet, length = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", 26
+	var random [length]byte
+	_, _ = rand.Read(random[:]) // never fails: it ends the program instead
+	id := append(make([]byte, 0, 4+length), "req_"...)
+	for _, b := range random {
+		id = append(id, alphabet[b%32])
+	}
+	return string(id)
 }
 
 // holdsToken reports whether s has room for a token after its prefix. All of ours have the same length.
@@ -184,6 +259,9 @@ func holdsToken(s, prefix string) bool {
 // SECURITY: this is a list of what may be shown, not of what must not: a credential under a misspelt name, or pasted
 // into the path, is as secret as one in its place.
 func redactedURI(u *url.URL) string {
+	if u.RawQuery == "" {
+		return redactedPath(u.EscapedPath())
+	}
 	var b strings.Builder
 	b.WriteString(redactedPath(u.EscapedPath()))
 	for i, pair := range strings.Split(u.RawQuery, "&") {

@@ -9,10 +9,10 @@ import (
 )
 
 type principalJSON struct {
-	ID         uuid.UUID          `json:"id"`
-	CustomerID uuid.UUID          `json:"customer_id"`
+	ID         wireID             `json:"id"`
+	CustomerID wireID             `json:"customer_id"`
 	Type       auth.PrincipalType `json:"type"`
-	AgentID    *uuid.UUID         `json:"agent_id,omitzero"` // of a key that is bound to an agent
+	AgentID    *wireID            `json:"agent_id,omitzero"` // of a key that is bound to an agent
 	Username   string             `json:"username"`
 	Name       string             `json:"name"`
 	Detail     string             `json:"detail"`
@@ -27,8 +27,8 @@ type principalJSON struct {
 func (s *Server) me(w http.ResponseWriter, r *http.Request) error {
 	p := principalOf(r)
 	me := principalJSON{
-		ID:         p.ID,
-		CustomerID: p.CustomerID,
+		ID:         wireID(p.ID),
+		CustomerID: wireID(p.CustomerID),
 		Type:       p.Type,
 		Username:   p.Username,
 		Name:       p.Name,
@@ -39,7 +39,8 @@ func (s *Server) me(w http.ResponseWriter, r *http.Request) error {
 		TmDelete:   timestamp(p.TmDelete),
 	}
 	if p.Type == auth.TypeAccessKey && p.AgentID != uuid.Nil {
-		me.AgentID = &p.AgentID
+		id := wireID(p.AgentID)
+		me.AgentID = &id
 	}
 	if p.Type == auth.TypeServiceAccount {
 		me.Roles = p.Roles

@@ -23,7 +23,7 @@ func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler
 	r.Get("/openapi.json", s.handle(s.openapiJSON))
 
 	r.Route("/auth", func(r chi.Router) {
-		r.Use(private, s.rateLimit(cfg.AuthLimit), deadline)
+		r.Use(private, s.rateLimit(cfg.AuthLimit))
 		r.Post("/login", s.handle(s.login))
 		if s.mailer != nil { // else there is no signing up
 			r.Post("/signup", s.handle(s.signup))
@@ -33,7 +33,7 @@ func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler
 
 	// The credential is asked for before routing: without one, an unknown route is a 401 too (contract, section 3).
 	r.Route("/v1.0", func(r chi.Router) {
-		r.Use(private, s.rateLimit(cfg.V1Limit), deadline, authenticate)
+		r.Use(private, s.rateLimit(cfg.V1Limit), authenticate)
 		r.Get("/me", s.handle(s.me))
 		// It checks a password, so it is as limited as a login.
 		r.With(s.rateLimit(cfg.AuthLimit)).Put("/me/password", s.handle(s.setOwnPassword))

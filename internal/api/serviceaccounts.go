@@ -13,8 +13,8 @@ import (
 )
 
 type serviceAccountJSON struct {
-	ID         uuid.UUID `json:"id"`
-	CustomerID uuid.UUID `json:"customer_id"`
+	ID         wireID    `json:"id"`
+	CustomerID wireID    `json:"customer_id"`
 	Name       string    `json:"name"`
 	Detail     string    `json:"detail"`
 	Roles      []string  `json:"roles"`
@@ -25,8 +25,8 @@ type serviceAccountJSON struct {
 
 func wireServiceAccount(a store.ServiceAccount) serviceAccountJSON {
 	return serviceAccountJSON{
-		ID:         a.ID,
-		CustomerID: a.CustomerID,
+		ID:         wireID(a.ID),
+		CustomerID: wireID(a.CustomerID),
 		Name:       a.Name,
 		Detail:     a.Detail,
 		Roles:      a.Roles,
@@ -42,8 +42,8 @@ func serviceAccountCursor(a store.ServiceAccount) store.Cursor {
 
 // serviceAccountKeyJSON is the public half of a key pair.
 type serviceAccountKeyJSON struct {
-	ID        uuid.UUID      `json:"id"`
-	AccountID uuid.UUID      `json:"account_id"`
+	ID        wireID         `json:"id"`
+	AccountID wireID         `json:"account_id"`
 	Algorithm auth.Algorithm `json:"algorithm"`
 	PublicKey string         `json:"public_key"`
 	TmCreate  timestamp      `json:"tm_create"`
@@ -53,8 +53,8 @@ type serviceAccountKeyJSON struct {
 
 func wireServiceAccountKey(k store.ServiceAccountKey) serviceAccountKeyJSON {
 	return serviceAccountKeyJSON{
-		ID:        k.ID,
-		AccountID: k.AccountID,
+		ID:        wireID(k.ID),
+		AccountID: wireID(k.AccountID),
 		Algorithm: auth.Algorithm(k.Algorithm),
 		PublicKey: auth.PublicKey{DER: k.PublicKey}.PEM(),
 		TmCreate:  timestamp(k.TmCreate),
@@ -69,9 +69,9 @@ func serviceAccountKeyCursor(k store.ServiceAccountKey) store.Cursor {
 
 // credentialsJSON is the file that the owner of a new key pair gets, once. Voximplant's users know it.
 type credentialsJSON struct {
-	AccountID  uuid.UUID `json:"account_id"`
-	KeyID      uuid.UUID `json:"key_id"`
-	PrivateKey string    `json:"private_key"`
+	AccountID  wireID `json:"account_id"`
+	KeyID      wireID `json:"key_id"`
+	PrivateKey string `json:"private_key"`
 }
 
 // createServiceAccount makes an account of the caller's customer.
@@ -221,7 +221,7 @@ func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request)
 	if err != nil {
 		return serviceAccountError(err)
 	}
-	writeJSON(w, http.StatusOK, credentialsJSON{AccountID: account.ID, KeyID: key.ID, PrivateKey: private.Reveal()})
+	writeJSON(w, http.StatusOK, credentialsJSON{AccountID: wireID(account.ID), KeyID: wireID(key.ID), PrivateKey: private.Reveal()})
 	return nil
 }
 

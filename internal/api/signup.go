@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/google/uuid"
-
 	"accesskeys/internal/auth"
 	"accesskeys/internal/mail"
 	"accesskeys/internal/secret"
@@ -114,9 +112,9 @@ func (s *Server) completeSignup(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	writeJSON(w, http.StatusOK, struct {
-		CustomerID uuid.UUID     `json:"customer_id"`
+		CustomerID wireID        `json:"customer_id"`
 		AccessKey  accessKeyJSON `json:"accesskey"`
-	}{customer.ID, wireCreatedAccessKey(key, token)})
+	}{wireID(customer.ID), wireCreatedAccessKey(key, token)})
 	return nil
 }
 

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 
 	"github.com/google/uuid"
@@ -89,7 +88,7 @@ func (v *Verifier) session(ctx context.Context, token string) (Principal, error)
 
 // sessionClaims reads a login token, which it does once for each: what the bytes say and that we signed them stays true.
 func (v *Verifier) sessionClaims(token string) (*sessionClaims, error) {
-	sum := sha256.Sum256([]byte(token))
+	sum := sumOf(token)
 	if remembered, ok := v.rows.Recall(sum); ok {
 		if claims, ok := remembered.(*sessionClaims); ok {
 			return claims, nil
@@ -103,7 +102,7 @@ func (v *Verifier) sessionClaims(token string) (*sessionClaims, error) {
 }
 
 func (v *Verifier) serviceAccount(ctx context.Context, token string) (Principal, error) {
-	sum := sha256.Sum256([]byte(token))
+	sum := sumOf(token)
 	remembered, _ := v.rows.Recall(sum)
 	if signed, ok := remembered.(*signedAssertion); ok {
 		credential, err := v.serviceAccountCredential(ctx, signed.keyID)

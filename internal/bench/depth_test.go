@@ -33,7 +33,7 @@ func BenchmarkDepth(b *testing.B) {
 	}
 	sameLength(b, s.addr, first[0], deep[0])
 	b.Run("list", func(b *testing.B) {
-		shallow, down := newSide(b, "first", s.addr, 4), newSide(b, "deep", s.addr, 4)
+		shallow, down := newSide(b, "first", s.process, 4), newSide(b, "deep", s.process, 4)
 		for b.Loop() {
 			shallow.turn(b, first)
 			down.turn(b, deep)

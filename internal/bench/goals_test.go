@@ -24,12 +24,17 @@ type world struct {
 	keys     requests // GET /v1.0/me by each of the keys
 }
 
+// usesWritten is how long it takes until the server has written down when each of the keys was used.
+const usesWritten = 30 * time.Second
+
 func newWorld(b *testing.B) *world {
 	b.Helper()
 	w := &world{database: newDatabase(b)}
 	w.ours = startServer(b, w.database, "CACHE_SIZE=2048")
 	w.keys = gets("/v1.0/me", seedKeys(b, w.database, number(b, "BENCH_KEYS", 1_000_000)))
 	warm(b, w.ours.addr, w.keys)
+	time.Sleep(usesWritten)
+	settle(b, connect(b, w.database))
 	return w
 }
 
@@ -74,22 +79,24 @@ func (w *world) memory(b *testing.B) {
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(w.ours.resident(b), "MiB")
+	b.ReportMetric(w.ours.figure(b, "accesskeys_cache_entries"), "entries")
+	b.ReportMetric(w.ours.figure(b, "accesskeys_cache_evictions_total"), "evictions")
 }
 
 // meByAccessKey: what the check costs beside the router and beside net/http, and what the cache saves.
 func (w *world) meByAccessKey(b *testing.B) {
 	uncached := startServer(b, w.database, "CACHE_LEASE=0")
 	router := startUnchecked(b, w.database, keyToken(0))
-	bare := startBare(b, w.ours.addr, w.keys[0])
-	sameShape(b, w.keys, w.ours.addr, uncached.addr, router, bare)
+	bare := startBare(b, w.ours.process, w.keys[0])
+	sameShape(b, w.keys, w.ours.process, uncached.process, router, bare)
 	sides := []*side{
-		newSide(b, "ours", w.ours.addr, 8), newSide(b, "router", router, 8),
-		newSide(b, "bare", bare, 8), newSide(b, "uncached", uncached.addr, 8),
+		newSide(b, "ours", w.ours.process, 8), newSide(b, "router", router, 8),
+		newSide(b, "bare", bare, 8), newSide(b, "uncached", uncached.process, 8),
 	}
-	reads := w.ours.reads(b)
+	misses := w.ours.figure(b, "accesskeys_cache_misses_total")
 	takeTurns(b, w.keys, sides...)
 	ours := sides[0]
-	b.ReportMetric((w.ours.reads(b)-reads)/float64(ours.requests), "reads/req") // in a warm cache none
+	b.ReportMetric(w.ours.figure(b, "accesskeys_cache_misses_total")-misses, "misses") // a warm cache has none
 	atLeast("me by access key: throughput, of the router's without the check", 0.90, ours.rate()/sides[1].rate())
 	atLeast("me by access key: throughput, of a bare handler's", 0.80, ours.rate()/sides[2].rate())
 	atLeast("me by access key: throughput, of the same without the cache", 2.5, ours.rate()/sides[3].rate())
@@ -100,8 +107,8 @@ func (w *world) meByToken(b *testing.B, name string, least float64, tokens []str
 	all := gets("/v1.0/me", tokens)
 	warm(b, w.ours.addr, all)
 	router := startUnchecked(b, w.database, tokens[0])
-	sameShape(b, all, w.ours.addr, router)
-	ours := newSide(b, "ours", w.ours.addr, 8)
+	sameShape(b, all, w.ours.process, router)
+	ours := newSide(b, "ours", w.ours.process, 8)
 	beside := newSide(b, "router", router, 8)
 	takeTurns(b, all, ours, beside)
 	atLeast("me by "+name+": throughput, of the router's without the check", least, ours.rate()/beside.rate())
@@ -125,9 +132,9 @@ func (w *world) latencyAtHalfLoad(b *testing.B) {
 	}
 	rate := full.rate() / 2
 	sides := []*openLoop{
-		newOpenLoop(b, "ours", w.ours.addr),
+		newOpenLoop(b, "ours", w.ours.process),
 		newOpenLoop(b, "router", router),
-		newOpenLoop(b, "bare", startBare(b, w.ours.addr, w.keys[0])), // how much of it is the client and the machine
+		newOpenLoop(b, "bare", startBare(b, w.ours.process, w.keys[0])), // how much of it is the client and the machine
 	}
 	for b.Loop() {
 		for turn := range latencyTurns {
@@ -148,7 +155,7 @@ func (w *world) latencyAtHalfLoad(b *testing.B) {
 // latencyBesideLogins: what fifty logins at once do to the p99 of everybody else.
 func (w *world) latencyBesideLogins(b *testing.B) {
 	const rate, logins = 2000, 50
-	without, with := newOpenLoop(b, "without", w.ours.addr), newOpenLoop(b, "with", w.ours.addr)
+	without, with := newOpenLoop(b, "without", w.ours.process), newOpenLoop(b, "with", w.ours.process)
 	answered := 0
 	for b.Loop() {
 		for range latencyTurns {
@@ -207,7 +214,7 @@ func (w *world) logIn(b *testing.B, atOnce int) (stop func() int) {
 
 // create: what a new key costs beside the insert itself, by Postgres's own benchmark with as many clients.
 func (w *world) create(b *testing.B, clients int) {
-	ours := newSide(b, "ours", w.ours.addr, clients)
+	ours := newSide(b, "ours", w.ours.process, clients)
 	insert := newInserts(b, w.database, clients)
 	request := requests{create(accessKey)}
 	var inserts []float64 // a second
@@ -250,7 +257,8 @@ func newInserts(b *testing.B, database secret.Value, clients int) inserts {
 		(id, customer_id, agent_id, roles, name, detail, token_hash, token_prefix, tm_expire)
 		VALUES (gen_random_uuid(), '`+customerID.String()+`', NULL, coalesce(NULL::text[], '{customer_admin}'), 'bench', '',
 			sha256(gen_random_uuid()::text::bytea), 'vb_BenchBen', now() + make_interval(secs => 3600))
-		RETURNING id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete;
+		RETURNING id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete,
+			(SELECT u.tm_last_used FROM accesskey_uses u WHERE u.accesskey_id = accesskeys.id);
 		`), 0o600)
 	if err != nil {
 		b.Fatal(err)

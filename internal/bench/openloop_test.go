@@ -51,9 +51,9 @@ type pollFD struct {
 
 const pollIn = 1
 
-func newOpenLoop(b *testing.B, name, addr string) *openLoop {
+func newOpenLoop(b *testing.B, name string, p process) *openLoop {
 	b.Helper()
-	to := netip.MustParseAddrPort(addr)
+	to := netip.MustParseAddrPort(p.addr)
 	l := &openLoop{name: name}
 	for i := range openConns {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

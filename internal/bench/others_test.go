@@ -19,6 +19,7 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -30,7 +31,7 @@ const (
 	payloadVariable = "BENCH_PAYLOAD"
 
 	roleBare      = "bare"      // a net/http handler; its payload is an answer
-	roleUnchecked = "unchecked" // our router without the check; its payload is whoIs
+	roleUnchecked = "unchecked" // our router without the check; its payload is a caller
 )
 
 // answer is one of ours, as the bare server repeats it.
@@ -84,11 +85,13 @@ func serveUnchecked(payload []byte, listener net.Listener) error {
 	must(err)
 	credential, err := auth.Extract("", []string{"Bearer " + c.Credential})
 	must(err)
-	principal, err := auth.NewVerifier(db, sessions, "").Verify(ctx, credential)
-	must(err)
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	rows, err := replica.New(replica.Config{Store: db, Log: log}) // asked once, so that it need remember nothing
+	must(err)
+	principal, err := auth.NewVerifier(rows, sessions, "").Verify(ctx, credential)
+	must(err)
 	server := &http.Server{
-		Handler:           api.NewUnchecked(api.Config{Store: db, Log: log, MinExpire: 1}, principal),
+		Handler:           api.NewUnchecked(api.Config{Store: db, Replica: rows, Log: log, MinExpire: 1}, principal),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -100,22 +103,22 @@ func serveUnchecked(payload []byte, listener net.Listener) error {
 }
 
 // startUnchecked starts our router without the check, where everybody is whose credential it is.
-func startUnchecked(b *testing.B, database secret.Value, credential string) (addr string) {
+func startUnchecked(b *testing.B, database secret.Value, credential string) process {
 	b.Helper()
 	return startOther(b, roleUnchecked, caller{Database: database.Reveal(), Credential: credential})
 }
 
-// startBare starts a bare server that answers with what the server at addr answers to the request.
-func startBare(b *testing.B, addr string, request []byte) (bare string) {
+// startBare starts a bare server that answers with what ours answers to the request.
+func startBare(b *testing.B, ours process, request []byte) process {
 	b.Helper()
-	c := dial(b, addr)
+	c := dial(b, ours.addr)
 	defer c.close()
 	header, body := c.do(b, request)
 	header.Del("Date") // net/http adds it
 	return startOther(b, roleBare, answer{Header: header, Body: body})
 }
 
-func startOther(b *testing.B, role string, payload any) (addr string) {
+func startOther(b *testing.B, role string, payload any) process {
 	b.Helper()
 	encoded, err := json.Marshal(payload)
 	if err != nil {
@@ -145,19 +148,20 @@ func startOther(b *testing.B, role string, payload any) (addr string) {
 		_ = cmd.Wait()
 		_ = log.Close()
 	})
-	if _, err := fmt.Fscanln(stdout, &addr); err != nil {
+	p := process{pid: cmd.Process.Pid}
+	if _, err := fmt.Fscanln(stdout, &p.addr); err != nil {
 		b.Fatal(err)
 	}
-	return addr
+	return p
 }
 
-// sameShape fails unless every address answers the requests with the same header fields and as many bytes as the first:
+// sameShape fails unless every server answers the requests with the same header fields and as many bytes as the first:
 // what is compared must differ in nothing but what it costs.
-func sameShape(b *testing.B, requests requests, addrs ...string) {
+func sameShape(b *testing.B, requests requests, servers ...process) {
 	b.Helper()
 	var want string
-	for _, addr := range addrs {
-		c := dial(b, addr)
+	for _, s := range servers {
+		c := dial(b, s.addr)
 		for i := range min(10, len(requests)) {
 			header, body := c.do(b, requests[i*len(requests)/min(10, len(requests))])
 			got := fmt.Sprintf("%d bytes", len(body))

@@ -42,8 +42,8 @@ func BenchmarkRequests(b *testing.B) {
 			}
 			request := requests{c.request(credential)}
 			sides := []*side{
-				newSide(b, "ours", s.addr, c.conns),
-				newSide(b, "bare", startBare(b, s.addr, request[0]), c.conns),
+				newSide(b, "ours", s.process, c.conns),
+				newSide(b, "bare", startBare(b, s.process, request[0]), c.conns),
 			}
 			if c.caller != nil {
 				sides = append(sides, newSide(b, "router", startUnchecked(b, database, credential), c.conns))
@@ -82,7 +82,7 @@ func BenchmarkFootprint(b *testing.B) {
 	}
 	slices.Sort(starts)
 	idle := s.resident(b)
-	load := newSide(b, "ours", s.addr, 64)
+	load := newSide(b, "ours", s.process, 64)
 	mix := requests{
 		me(accessKey), me(login(b, s.addr)), get("/v1.0/accesskeys?page_size=100", accessKey), create(accessKey),
 	}

@@ -133,7 +133,7 @@ func seedOwnKeys(b *testing.B, database secret.Value) string {
 func ownKey(b *testing.B, db *store.Store) store.AccessKeyCredential {
 	b.Helper()
 	token, _ := auth.ParseAccessToken(accessKey)
-	own, err := db.AccessKeyByHash(b.Context(), token.Hash())
+	own, err := db.AccessKeyByHash(b.Context(), token.Hash(), store.Position{})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -42,9 +42,36 @@ func newDatabase(b *testing.B) secret.Value {
 	return secret.New(postgres.URL("postgres"))
 }
 
+// process is a server that runs somewhere.
+type process struct {
+	addr string
+	pid  int
+}
+
+// cpu returns how much time of the processor's it has used.
+func (p process) cpu(b *testing.B) time.Duration {
+	b.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := bytes.Cut(stat, []byte(") ")) // after the name, which can hold anything
+	fields := strings.Fields(string(rest))
+	user, err := strconv.Atoi(fields[11])
+	if err != nil {
+		b.Fatal(err)
+	}
+	system, err := strconv.Atoi(fields[12])
+	if err != nil {
+		b.Fatal(err)
+	}
+	const tick = 10 * time.Millisecond // USER_HZ is 100 everywhere
+	return time.Duration(user+system) * tick
+}
+
 // server is one of ours: the binary, with the customer, the admin and the key of the constants above.
 type server struct {
-	addr  string
+	process
 	ready time.Duration // from its start to its first answer at /readyz
 	cmd   *exec.Cmd
 	log   *os.File
@@ -53,7 +80,7 @@ type server struct {
 // startServer runs the binary until the benchmark ends or stop is called. env has further settings.
 func startServer(b *testing.B, database secret.Value, env ...string) *server {
 	b.Helper()
-	s := &server{addr: freeAddr(b), log: logFile(b)}
+	s := &server{process: process{addr: freeAddr(b)}, log: logFile(b)}
 	s.cmd = exec.Command(binary, "serve")
 	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+database.Reveal(), "LISTEN_ADDR="+s.addr,
 		"JWT_SECRET="+jwtSecret.Reveal(), "RATE_LIMIT_AUTH_RPS=0", "BOOTSTRAP_CUSTOMER="+customer,
@@ -64,6 +91,7 @@ func startServer(b *testing.B, database secret.Value, env ...string) *server {
 	if err := s.cmd.Start(); err != nil {
 		b.Fatalf("%v (make bench builds the binary)", err)
 	}
+	s.pid = s.cmd.Process.Pid
 	b.Cleanup(s.stop)
 	for !ready(s.addr) {
 		if time.Since(started) > 30*time.Second {
@@ -113,20 +141,20 @@ func freeAddr(b *testing.B) string {
 // resident reads the server's resident memory in MiB.
 func (s *server) resident(b *testing.B) float64 {
 	b.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
 	if err != nil {
 		b.Fatal(err)
 	}
 	return lineOf(b, status, "VmRSS:") / 1024
 }
 
-// reads returns how often the server has asked its pool for a connection.
-func (s *server) reads(b *testing.B) float64 {
+// figure reads one of the server's metrics.
+func (s *server) figure(b *testing.B, name string) float64 {
 	b.Helper()
 	c := dial(b, s.addr)
 	defer c.close()
 	_, metrics := c.do(b, get("/metrics", ""))
-	return lineOf(b, metrics, "accesskeys_db_pool_acquires_total")
+	return lineOf(b, metrics, name+" ")
 }
 
 // lineOf returns the number that follows name at the start of a line.

@@ -21,10 +21,13 @@ func BenchmarkTails(b *testing.B) {
 	}
 	const rounds, seconds = 3, 10
 	w := newWorld(b)
-	sides := []struct{ name, addr string }{
-		{"ours", w.ours.addr},
+	sides := []struct {
+		name string
+		process
+	}{
+		{"ours", w.ours.process},
 		{"router without the check", startUnchecked(b, w.database, keyToken(0))},
-		{"bare handler", startBare(b, w.ours.addr, w.keys[0])},
+		{"bare handler", startBare(b, w.ours.process, w.keys[0])},
 	}
 	// They are all of one length, so that the script finds each without an index.
 	drawn := filepath.Join(b.TempDir(), "requests")

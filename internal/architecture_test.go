@@ -25,13 +25,14 @@ const module = "accesskeys/"
 var allowed = map[string][]string{
 	"api":        {},
 	"migrations": {},
-	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/mail", "internal/replica"},
+	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/replica"},
 
 	"internal/api":       {"internal/auth", "internal/mail", "internal/replica", "internal/store", "internal/secret", "api"},
 	"internal/auth":      {"internal/replica", "internal/store", "internal/secret"},
 	"internal/replica":   {"internal/rules", "internal/store"},
 	"internal/store":     {"internal/rules", "internal/secret", "migrations"},
 	"internal/rules":     {},
+	"internal/logging":   {},
 	"internal/mail":      {"internal/secret"},
 	"internal/privatepg": {},
 	"internal/secret":    {},

@@ -22,13 +22,17 @@ import (
 
 func migrateUp(ctx context.Context, inv invocation) error {
 	return migrateTo(ctx, inv, "migrate up", func(ctx context.Context, cfg *settings) (int, error) {
-		return store.MigrateUp(ctx, cfg.databaseURL, newLogger(inv.stderr, cfg))
+		log, flush := newLogger(inv.stderr, cfg)
+		defer flush()
+		return store.MigrateUp(ctx, cfg.databaseURL, log)
 	})
 }
 
 func migrateDown(ctx context.Context, inv invocation) error {
 	return migrateTo(ctx, inv, "migrate down", func(ctx context.Context, cfg *settings) (int, error) {
-		return store.MigrateDown(ctx, cfg.databaseURL, newLogger(inv.stderr, cfg))
+		log, flush := newLogger(inv.stderr, cfg)
+		defer flush()
+		return store.MigrateDown(ctx, cfg.databaseURL, log)
 	})
 }
 

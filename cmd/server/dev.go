@@ -53,7 +53,8 @@ func dev(ctx context.Context, inv invocation) error {
 		return err
 	}
 	cfg.signupLog = true
-	log := newLogger(inv.stderr, cfg)
+	log, flush := newLogger(inv.stderr, cfg)
+	defer flush()
 	folder, err := filepath.Abs(*dir)
 	if err != nil {
 		return fmt.Errorf("--dir: %w", err)

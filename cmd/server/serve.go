@@ -14,6 +14,7 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/logging"
 	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -42,7 +43,9 @@ func serve(ctx context.Context, inv invocation) error {
 	if err != nil {
 		return err
 	}
-	a, err := newApp(ctx, cfg, newLogger(inv.stderr, cfg))
+	log, flush := newLogger(inv.stderr, cfg)
+	defer flush()
+	a, err := newApp(ctx, cfg, log)
 	if ctx.Err() != nil {
 		if err == nil {
 			a.close()
@@ -56,12 +59,9 @@ func serve(ctx context.Context, inv invocation) error {
 	return a.run(ctx)
 }
 
-func newLogger(w io.Writer, cfg *settings) *slog.Logger {
-	options := &slog.HandlerOptions{Level: cfg.logLevel}
-	if cfg.logFormat == "text" {
-		return slog.New(slog.NewTextHandler(w, options))
-	}
-	return slog.New(slog.NewJSONHandler(w, options))
+// newLogger makes the program's logger, to be flushed at the end.
+func newLogger(w io.Writer, cfg *settings) (log *slog.Logger, flush func()) {
+	return logging.New(w, cfg.logLevel, cfg.logFormat == "text")
 }
 
 // app is the whole program, wired. A test runs the same one on port 0.

@@ -201,7 +201,9 @@ func startApp(t *testing.T, change func(*app)) (base string, log *buffer, stop f
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := newApp(ctx, cfg, newLogger(log, cfg))
+	logger, flush := newLogger(log, cfg)
+	t.Cleanup(flush)
+	a, err := newApp(ctx, cfg, logger)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ type event struct {
 	requestContext
 	recorder  recorder
 	requestID string
+	route     string
 	ids       [1]string // requestID as the header's value
 	caller    auth.Principal
 	principal *auth.Principal // nil until the credential is found good
@@ -130,7 +131,10 @@ func (s *Server) finish(r *http.Request, ev *event, code int, took time.Duration
 	if code == 0 {
 		code = http.StatusOK // a handler that writes nothing has said so
 	}
-	route := chi.RouteContext(r.Context()).RoutePattern()
+	route := ev.route
+	if route == "" { // no handler of ours was reached
+		route = chi.RouteContext(r.Context()).RoutePattern()
+	}
 	if route == "" {
 		route = "unmatched"
 	}

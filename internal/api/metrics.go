@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +23,7 @@ type metrics struct {
 	durations     *prometheus.HistogramVec
 	credentials   *prometheus.CounterVec
 	loginRefusals *prometheus.CounterVec
+	found         sync.Map // of requestLabels to requestMetrics
 }
 
 func newMetrics(s *store.Store, r *replica.Replica) *metrics {
@@ -51,9 +53,30 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.PanicOnError})
 }
 
+// requestLabels are those of a request's metrics. There are as many as routes, methods and statuses.
+type requestLabels struct {
+	method, route string
+	code          int
+}
+
+// requestMetrics are a request's metrics, found once for its labels.
+type requestMetrics struct {
+	count    prometheus.Counter
+	duration prometheus.Observer
+}
+
 func (m *metrics) observeRequest(method, route string, code int, took time.Duration) {
-	m.requests.WithLabelValues(method, route, strconv.Itoa(code)).Inc()
-	m.durations.WithLabelValues(method, route).Observe(took.Seconds())
+	labels := requestLabels{method, route, code}
+	found, ok := m.found.Load(labels)
+	if !ok {
+		found, _ = m.found.LoadOrStore(labels, requestMetrics{
+			count:    m.requests.WithLabelValues(method, route, strconv.Itoa(code)),
+			duration: m.durations.WithLabelValues(method, route),
+		})
+	}
+	of := found.(requestMetrics)
+	of.count.Inc()
+	of.duration.Observe(took.Seconds())
 }
 
 func (m *metrics) observeCredential(kind auth.CredentialKind, err error) {

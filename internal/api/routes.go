@@ -76,6 +76,7 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 
 func (s *Server) handle(h handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		eventOf(r).route = r.Pattern // chi's
 		if err := h(w, r); err != nil {
 			s.fail(w, r, err)
 		}

@@ -19,6 +19,7 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/logging"
 	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -85,7 +86,7 @@ func serveUnchecked(payload []byte, listener net.Listener) error {
 	must(err)
 	credential, err := auth.Extract("", []string{"Bearer " + c.Credential})
 	must(err)
-	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	log, _ := logging.New(os.Stderr, slog.LevelInfo, false)
 	rows, err := replica.New(replica.Config{Store: db, Log: log}) // asked once, so that it need remember nothing
 	must(err)
 	principal, err := auth.NewVerifier(rows, sessions, "").Verify(ctx, credential)

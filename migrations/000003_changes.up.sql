@@ -26,7 +26,7 @@ INSERT INTO change_head (position, entry) SELECT position, entry FROM changes;
 -- The processes that answer from memory, and how much of the log each has applied.
 CREATE TABLE replicas (
     id           uuid        PRIMARY KEY, -- of the process, made at its start
-    seq          bigint      NOT NULL DEFAULT 0, -- moves with each heartbeat
+    seq          bigint      NOT NULL, -- another one with each heartbeat
     lease_ms     bigint      NOT NULL,
     position     bigint      NOT NULL,
     tm_heartbeat timestamptz NOT NULL DEFAULT now() -- for people; nothing is decided by it

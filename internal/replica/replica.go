@@ -54,6 +54,7 @@ type Replica struct {
 	log   *slog.Logger
 	lease time.Duration
 	id    uuid.UUID
+	beats int64 // heartbeats tried; of runLease alone
 	uses  uses
 
 	rows    *otter.Cache[key, any]
@@ -78,8 +79,8 @@ type known struct {
 	applied store.Position
 	began   time.Duration // of the lease, in boot time
 	ends    time.Duration // of the lease, in boot time; 0 for none
-	now     time.Time     // the database's time at at, or earlier
-	at      time.Duration // in boot time
+	now     time.Time     // the database's time at read, or later
+	read    time.Duration // when the log was read last, in boot time
 }
 
 // renewal is a round that somebody waits for.
@@ -134,17 +135,17 @@ func (r *Replica) Ready(ctx context.Context) error {
 	if r.lease == 0 {
 		return nil
 	}
-	if _, held := r.now(); held {
+	if _, held := r.known.Load().at(); held {
 		return nil
 	}
 	return r.renew(ctx)
 }
 
-// now returns the database's time, and whether the lease is held. The time is never behind the database's by more than
-// its clock and ours drift apart in a lease.
-func (r *Replica) now() (time.Time, bool) {
-	k, clock := r.known.Load(), bootTime()
-	return k.now.Add(clock - k.at), clock < k.ends || !rules.Lease
+// at returns the database's time, and whether the lease is held. The time is never behind the database's by more than its
+// clock and ours drift apart in a lease.
+func (k *known) at() (time.Time, bool) {
+	clock := bootTime()
+	return k.now.Add(clock - k.read), clock < k.ends || !rules.Lease
 }
 
 // renew asks for a round that begins now, and returns its error.
@@ -209,12 +210,17 @@ func (r *Replica) follow(ctx context.Context, held func()) (err error) {
 	}()
 	var others census
 	for {
-		if err := r.round(ctx, feed, &others); err != nil {
+		again, err := r.round(ctx, feed, &others)
+		if err != nil {
 			return err
 		}
 		held()
 		r.answer(asked, nil)
 		asked = nil
+		if again && ctx.Err() == nil {
+			asked = r.takeAsked()
+			continue
+		}
 		if asked, err = r.idle(ctx, feed); err != nil {
 			return err
 		}
@@ -282,32 +288,31 @@ func (*Replica) answer(asked *renewal, err error) {
 }
 
 // round applies the log, commits a heartbeat that acknowledges it, applies what has come since, and so has a lease that began
-// before the heartbeat was sent. The order of these steps is what the proof rests on.
-func (r *Replica) round(ctx context.Context, feed *store.Feed, others *census) error {
+// before the heartbeat was sent. The order of these steps is what the proof rests on. It reports whether something has
+// come since, which another round would acknowledge.
+func (r *Replica) round(ctx context.Context, feed *store.Feed, others *census) (again bool, err error) {
 	// A round that has begun is ended: what is broken off costs the connection.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	if _, err := r.read(ctx, feed); err != nil {
-		return err
+		return false, err
 	}
 	for {
 		began := bootTime()
-		held, err := feed.Heartbeat(ctx, r.id, r.known.Load().applied, r.lease)
+		r.beats++
+		held, err := feed.Heartbeat(ctx, store.Beat{ID: r.id, Seq: r.beats, Lease: r.lease, Applied: r.known.Load().applied})
 		if err != nil {
-			return err
+			return false, err
 		}
 		moved, err := r.read(ctx, feed)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if held {
 			r.extend(began)
-		}
-		if held && !moved {
-			break
+			return moved, others.sweep(ctx, feed, r.id)
 		}
 	}
-	return others.sweep(ctx, feed, r.id)
 }
 
 // extend lets the lease run from began.
@@ -331,10 +336,12 @@ func (r *Replica) read(ctx context.Context, feed *store.Feed) (moved bool, err e
 	r.applying.Lock()
 	defer r.applying.Unlock()
 	k := *r.known.Load()
-	k.now, k.at = news.Now, at
+	k.now, k.read = news.Now, at
 	if !news.Continues {
-		// Another log than the one we knew, or too much has happened since.
+		// Another log than the one we knew, or too much has happened since. What gave us the lease is another database, perhaps:
+		// readings of this one are not under it.
 		r.rows.InvalidateAll()
+		k.ends = 0
 	}
 	for _, change := range news.Changes {
 		r.forget(change)

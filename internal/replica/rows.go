@@ -136,8 +136,9 @@ type AccessKeyCredential struct {
 // AccessKeyByHash is store.AccessKeyByHash, from memory where that is as good.
 func (r *Replica) AccessKeyByHash(ctx context.Context, hash store.TokenHash) (AccessKeyCredential, error) {
 	k := key{kind: kindAccessKey, sum: hash}
+	before := r.known.Load()
 	if c, ok := recallAccessKey(r, k); ok {
-		if now, held := r.now(); held {
+		if now, held := r.still(before); held {
 			r.hits.Add(1)
 			c.Now = now
 			return c, nil
@@ -175,8 +176,9 @@ func recallAccessKey(r *Replica, k key) (c AccessKeyCredential, ok bool) {
 // AgentCredential is store.AgentCredential, from memory where that is as good.
 func (r *Replica) AgentCredential(ctx context.Context, id uuid.UUID) (store.AgentCredential, error) {
 	k := idKey(kindAgent, id)
+	before := r.known.Load()
 	if c, ok := recallAgent(r, k); ok {
-		if now, held := r.now(); held {
+		if now, held := r.still(before); held {
 			r.hits.Add(1)
 			c.Now = now
 			return c, nil
@@ -214,8 +216,9 @@ func recallAgent(r *Replica, k key) (c store.AgentCredential, ok bool) {
 // ServiceAccountCredential is store.ServiceAccountCredential, from memory where that is as good.
 func (r *Replica) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID) (store.ServiceAccountCredential, error) {
 	k := idKey(kindServiceAccountKey, keyID)
+	before := r.known.Load()
 	if c, ok := recallServiceAccountKey(r, k); ok {
-		if now, held := r.now(); held {
+		if now, held := r.still(before); held {
 			r.hits.Add(1)
 			c.Now = now
 			return c, nil
@@ -274,8 +277,18 @@ type reading[T any] struct {
 	at func(*T, time.Time)
 }
 
-// attempts bounds how often a request begins anew because the log has moved under it.
-const attempts = 4
+// still returns the database's time, and whether the replica may go by what it has looked up since it knew before: the lease
+// is held, and nothing has been applied meanwhile. SECURITY: it is asked after the look-up. A row that is found while no
+// lease is held may have been revoked long ago; that a round then applies the revocation, and renews the lease, doesn't
+// make it good.
+func (r *Replica) still(before *known) (time.Time, bool) {
+	k := r.known.Load()
+	now, held := k.at()
+	return now, held && k.version == before.version
+}
+
+// attempts is how often a request reads the database while changes are being applied, before it keeps them waiting.
+const attempts = 3
 
 // do returns the rows as the database has them at some moment after the call. It returns store.ErrNotFound, or
 // store.ErrUnavailable where it can't tell.
@@ -284,62 +297,79 @@ func (q reading[T]) do(ctx context.Context, r *Replica) (rows T, err error) {
 		rows, _, err = q.read(ctx, store.Position{})
 		return rows, err
 	}
-	for range attempts {
-		rows, ok := q.recall(r, q.key)
-		// The lease is tested after the look-up: what was found before it ended may be what was revoked since.
-		now, held := r.now()
-		if !held {
+	for attempt := 0; ctx.Err() == nil; {
+		before := r.known.Load()
+		if _, held := before.at(); !held {
 			if err := r.renew(ctx); err != nil {
 				return rows, err
 			}
 			continue
 		}
-		if ok {
+		rows, ok := q.recall(r, q.key)
+		if now, held := r.still(before); ok && held {
 			r.hits.Add(1)
 			q.at(&rows, now)
 			return rows, nil
 		}
-		r.misses.Add(1)
-		rows, fresh, err := q.fetch(ctx, r)
-		if errors.Is(err, store.ErrOtherLog) {
+		var good bool
+		if attempt++; attempt <= attempts {
+			rows, good, err = q.fetch(ctx, r)
+		} else {
+			rows, good, err = q.fetchAlone(ctx, r)
+		}
+		switch {
+		case errors.Is(err, store.ErrOtherLog):
 			if err := r.renew(ctx); err != nil { // which finds out what there is
 				return rows, err
 			}
-			continue
-		}
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
+		case err != nil && !errors.Is(err, store.ErrNotFound):
 			return rows, err
-		}
-		// What was read counts only under a lease as well: it proves that the database which answered was the primary.
-		if _, held := r.now(); fresh && held {
+		case good:
+			// The time of this caller's answer, not of a reading that it may have joined.
+			now, _ := r.known.Load().at()
+			q.at(&rows, now)
 			return rows, err
 		}
 	}
-	return rows, fmt.Errorf("the lease ends faster than the database answers: %w", store.ErrUnavailable)
+	return rows, fmt.Errorf("asking the database: %w: %w", store.ErrUnavailable, ctx.Err())
 }
 
 // fetched is what a reading of the database gave.
 type fetched[T any] struct {
-	rows    T
-	err     error
-	version uint64 // of the replica's knowledge when the reading began
+	rows T
+	err  error
+	// known is what the replica knew when the reading began, and head what the database's log then held.
+	known *known
+	head  store.Position
 }
 
-// fetch reads the database once for all who ask for the same thing at the same time. It reports whether the reading is fresh:
-// not older than what the replica knew when this caller asked. One that was under way already may not be.
-func (q reading[T]) fetch(ctx context.Context, r *Replica) (rows T, fresh bool, err error) {
-	asked := r.known.Load().version
+// good reports whether the reading may be gone by: a lease is held, which proves that the database is the primary, and nothing
+// has been applied since that it doesn't know. SECURITY: the lease alone proves nothing. It may have been renewed by another
+// server while this one, which had been failed over, was still reading.
+func (f fetched[T]) good(r *Replica) bool {
+	k := r.known.Load()
+	_, held := k.at()
+	return held && (k.version == f.known.version || k.applied == f.head)
+}
+
+// fetch reads the database, once for all who ask for the same thing at the same time. It reports whether what was read is good
+// for this caller: also not from before it asked, which a reading that was under way already may be. What is new is not in
+// the log, so that only who began a reading may find that there is nothing.
+func (q reading[T]) fetch(ctx context.Context, r *Replica) (rows T, good bool, err error) {
+	asked, began := r.known.Load().version, false
 	// One caller's going away must not fail the others.
 	reading := context.WithoutCancel(ctx)
 	flight := r.flights.DoChan(string(append(q.key.sum[:], byte(q.key.kind))), func() (any, error) {
 		ctx, cancel := context.WithTimeout(reading, roundTimeout)
 		defer cancel()
+		r.misses.Add(1)
+		began = true
 		k := r.known.Load()
 		rows, moment, err := q.read(ctx, k.applied)
 		if err == nil {
 			r.fill(k, moment.Head, func() { q.remember(rows) })
 		}
-		return fetched[T]{rows: rows, err: err, version: k.version}, nil
+		return fetched[T]{rows: rows, err: err, known: k, head: moment.Head}, nil
 	})
 	select {
 	case done := <-flight:
@@ -347,10 +377,23 @@ func (q reading[T]) fetch(ctx context.Context, r *Replica) (rows T, fresh bool, 
 		if !ok {
 			return rows, false, fmt.Errorf("a reading was broken off: %w", store.ErrUnavailable)
 		}
-		return got.rows, got.version >= asked, got.err
+		good = got.known.version >= asked && (began || got.err == nil) && got.good(r)
+		return got.rows, good, got.err
 	case <-ctx.Done():
 		return rows, false, fmt.Errorf("waiting for a reading: %w: %w", store.ErrUnavailable, ctx.Err())
 	}
+}
+
+// fetchAlone reads the database while no changes are applied.
+func (q reading[T]) fetchAlone(ctx context.Context, r *Replica) (rows T, good bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
+	defer cancel()
+	r.misses.Add(1)
+	r.applying.RLock()
+	defer r.applying.RUnlock()
+	got := fetched[T]{known: r.known.Load()}
+	rows, _, err = q.read(ctx, got.known.applied)
+	return rows, got.good(r), err
 }
 
 // fill remembers what was read when the replica knew k and the log's newest position was head, unless changes have been

@@ -25,7 +25,7 @@ func (r *Replica) Stats() Stats {
 	k, clock := r.known.Load(), bootTime()
 	s.Held, s.Position = clock < k.ends, k.applied.Number
 	if k.version > 0 {
-		s.Age, s.Behind = clock-k.began, clock-k.at
+		s.Age, s.Behind = clock-k.began, clock-k.read
 	}
 	s.Entries, s.Bytes = r.rows.EstimatedSize(), r.rows.WeightedSize()
 	s.Hits, s.Misses, s.Evicted = r.hits.Load(), r.misses.Load(), r.evictions.Load()

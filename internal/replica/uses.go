@@ -21,7 +21,7 @@ const (
 	usesBatch = 50_000
 	// usesMax bounds how many are kept while the database is away or slow.
 	usesMax = 500_000
-	// usesTimeout bounds a write.
+	// usesTimeout bounds the writing, which the end of the program waits for.
 	usesTimeout = 10 * time.Second
 
 	usesShards = 32
@@ -113,15 +113,20 @@ func (r *Replica) runUses(ctx context.Context) error {
 }
 
 func (r *Replica) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, usesTimeout)
+	defer cancel()
+	var failed error
 	for batch := range slices.Chunk(r.uses.take(), usesBatch) {
-		writing, cancel := context.WithTimeout(ctx, usesTimeout)
-		err := r.store.RecordUses(writing, batch)
-		cancel()
-		if err != nil {
-			r.log.Warn("when keys were last used could not be written down; it is tried again", "keys", len(batch), "error", err.Error())
+		if failed == nil {
+			failed = r.store.RecordUses(ctx, batch)
+		}
+		if failed != nil {
 			for _, use := range batch {
 				r.uses.add(use.AccessKeyID, use.TmLastUsed)
 			}
 		}
+	}
+	if failed != nil {
+		r.log.Warn("when keys were last used could not be written down; it is tried again", "error", failed.Error())
 	}
 }

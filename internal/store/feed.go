@@ -94,12 +94,20 @@ func (f *Feed) Since(ctx context.Context, known Position) (News, error) {
 	return news, translate("reading the log of changes", err)
 }
 
-// Heartbeat commits that the replica id lives and has applied the log up to a position, and returns true. It returns false where
+// Beat is what a replica says of itself.
+type Beat struct {
+	ID      uuid.UUID     // of the process
+	Seq     int64         // no two beats of a process have the same
+	Lease   time.Duration // as configured
+	Applied Position
+}
+
+// Heartbeat commits that a replica lives and has applied the log up to a position, and returns true. It returns false where
 // the database doesn't hold the position: the log has to be read again.
 //
 // Only a primary can commit, and under synchronous replication only one that its standby still follows: whoever was
 // failed over gets no further than ErrUnavailable.
-func (f *Feed) Heartbeat(ctx context.Context, id uuid.UUID, applied Position, lease time.Duration) (held bool, err error) {
+func (f *Feed) Heartbeat(ctx context.Context, b Beat) (held bool, err error) {
 	err = onConn(f.conn, func(conn *pgx.Conn) error {
 		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 			if err := durably(ctx, tx); err != nil {
@@ -107,14 +115,14 @@ func (f *Feed) Heartbeat(ctx context.Context, id uuid.UUID, applied Position, le
 			}
 			beat, err := tx.Exec(ctx, `
 				UPDATE replicas
-				SET seq = seq + 1, position = $2, tm_heartbeat = now()
+				SET seq = $4, position = $2, tm_heartbeat = now()
 				WHERE id = $1 AND EXISTS (SELECT FROM changes WHERE position = $2 AND entry = $3)`,
-				id, applied.Number, applied.Entry)
+				b.ID, b.Applied.Number, b.Applied.Entry, b.Seq)
 			if err != nil || beat.RowsAffected() == 1 {
 				held = err == nil
 				return err
 			}
-			held, err = register(ctx, tx, id, applied, lease)
+			held, err = register(ctx, tx, b)
 			return err
 		})
 	})
@@ -123,15 +131,16 @@ func (f *Feed) Heartbeat(ctx context.Context, id uuid.UUID, applied Position, le
 
 // register adds a replica that is new, or was taken for dead. It holds the lock on the head, which every change takes: a
 // change that is committed before waits for no longer than the leases of its time, and one after sees this one's.
-func register(ctx context.Context, tx pgx.Tx, id uuid.UUID, applied Position, lease time.Duration) (held bool, err error) {
+// The number of the beat goes on where it was: who saw an earlier one, and was slow to remove the row, doesn't remove this.
+func register(ctx context.Context, tx pgx.Tx, b Beat) (held bool, err error) {
 	if _, err := tx.Exec(ctx, `SELECT FROM change_head FOR UPDATE`); err != nil {
 		return false, err
 	}
 	added, err := tx.Exec(ctx, `
-		INSERT INTO replicas (id, lease_ms, position)
-		SELECT $1, $2, position FROM changes WHERE position = $3 AND entry = $4
+		INSERT INTO replicas (id, seq, lease_ms, position)
+		SELECT $1, $5, $2, position FROM changes WHERE position = $3 AND entry = $4
 		ON CONFLICT (id) DO NOTHING`,
-		id, lease.Milliseconds(), applied.Number, applied.Entry)
+		b.ID, b.Lease.Milliseconds(), b.Applied.Number, b.Applied.Entry, b.Seq)
 	if err != nil || added.RowsAffected() == 0 {
 		return false, err
 	}

@@ -70,6 +70,10 @@ $(GOLANGCI_LINT):
 smoke: build ## make run as a new user would: the printed curl lines, the README's tour, Ctrl-C, nothing left behind
 	scripts/smoke
 
+.PHONY: model
+model: ## search the model of revocation for a way around it (spin, gcc)
+	scripts/model
+
 .env: ## secrets for docker compose, made once
 	@umask 077 && { \
 		echo "JWT_SECRET=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; \

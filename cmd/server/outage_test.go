@@ -24,7 +24,7 @@ import (
 
 // Contract 5: "The database away: 503 `SERVICE_UNAVAILABLE` with `Retry-After` within 5 s, and recovery without a
 // restart."; style: "A store failure is a 503, never a 401." Under load, the database is stopped, killed and silenced, in
-// turns; what was acknowledged before holds after.
+// turns; what was acknowledged before holds after. A credential alone may be verified from memory for a lease, and no longer.
 func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 	t.Parallel()
 	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Dir: filepath.Join(newFolder(t), "postgres"), Getenv: os.Getenv})
@@ -39,7 +39,7 @@ func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 	if err := store.CreateDatabase(t.Context(), secret.New(postgres.URL("postgres")), "accesskeys"); err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, environment(secret.New(postgres.URL("accesskeys")), map[string]string{"LOG_LEVEL": "info"}), "serve")
+	p := launch(t, environment(secret.New(postgres.URL("accesskeys")), map[string]string{"LOG_LEVEL": "info", "CACHE_LEASE": lease.String()}), "serve")
 	base := p.base()
 
 	tr := newTraffic(t, base, testKey)
@@ -63,12 +63,13 @@ func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 		if err := outage.down(); err != nil {
 			t.Fatal(err)
 		}
-		tr.phase(away)
+		tr.phase(away) // whatever lease there is began before
 		before := tr.counts()
 		call(t, "GET", base+"/healthz", "", "").wants(t, 200)
 		call(t, "GET", base+"/readyz", "", "").refuses(t, 503, "SERVICE_UNAVAILABLE")
 		tr.everyClient(2, "is told that the database is "+outage.name, func(c counts) int { return c.refused })
-		refused := tr.counts().refused - before.refused
+		tr.everyClient(2, "can't verify once the lease has ended", func(c counts) int { return c.unverified })
+		refused, remembered := tr.counts().refused-before.refused, tr.counts().remembered-before.remembered
 		tr.phase(changing)
 		gone := time.Since(began)
 		if err := outage.up(); err != nil {
@@ -79,8 +80,8 @@ func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 		recovered := time.Since(returned)
 		tr.everyClient(2, "verifies again", func(c counts) int { return c.verified })
 		tr.phase(there)
-		t.Logf("%s for %v: %d answers of 503; ready %v after its return", outage.name, gone.Round(time.Millisecond), refused,
-			recovered.Round(time.Millisecond))
+		t.Logf("%s for %v: %d verifications from memory, %d answers of 503; ready %v after its return", outage.name,
+			gone.Round(time.Millisecond), remembered, refused, recovered.Round(time.Millisecond))
 	}
 	tr.everyClient(2, "creates and verifies at the end", func(c counts) int { return min(c.created, c.verified) })
 	tr.stop()
@@ -89,6 +90,9 @@ func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 		c.created, len(tr.deleted), c.verified, c.refused, c.slowest.Round(time.Millisecond))
 	if len(tr.deleted) == 0 {
 		t.Error("nothing was deleted")
+	}
+	if c.remembered == 0 {
+		t.Error("nothing was verified from memory")
 	}
 	tr.verifyAll(tr.live, 200)
 	tr.verifyAll(tr.deleted, 401)
@@ -150,9 +154,14 @@ const (
 
 const clientCount = 8
 
+// lease is the server's, and so the longest that it may go by memory without a database.
+const lease = 2 * time.Second
+
 // counts are what clients have seen.
 type counts struct {
 	created, verified, refused int
+	remembered                 int // verified without a database
+	unverified                 int // refused without a database and without a lease
 	slowest                    time.Duration
 }
 
@@ -166,7 +175,8 @@ type traffic struct {
 
 	mu      sync.Mutex
 	now     state
-	changes int // how often now has changed
+	since   time.Time // of now
+	changes int       // how often now has changed
 	seen    [clientCount]counts
 	live    map[string]string // token to id of the keys whose creation was acknowledged, and whose deletion nobody asked for
 	deleted map[string]string // of those whose deletion was acknowledged
@@ -241,7 +251,7 @@ func (tr *traffic) decoded(body string, to any) bool {
 // send sends a request, judges the answer and returns the body of a success.
 func (tr *traffic) send(ctx context.Context, n int, method, path, bearer string) (string, bool) {
 	tr.mu.Lock()
-	before, changes := tr.now, tr.changes
+	before, since, changes := tr.now, tr.since, tr.changes
 	tr.mu.Unlock()
 	started := time.Now()
 	got, err := ask(ctx, tr.client, method, tr.base+path, bearer, "")
@@ -254,6 +264,19 @@ func (tr *traffic) send(ctx context.Context, n int, method, path, bearer string)
 	expected := before
 	if tr.changes != changes {
 		expected = changing
+	}
+	verifies := method == "GET" && path == "/v1.0/me"
+	switch {
+	case expected != away || !verifies || err != nil:
+	case started.Sub(since) > lease:
+		if got.code == 503 {
+			tr.seen[n].unverified++
+		}
+	default:
+		expected = changing // until the lease ends
+		if got.code == 200 {
+			tr.seen[n].remembered++
+		}
 	}
 	switch {
 	case err != nil:
@@ -319,7 +342,7 @@ func TestTrafficJudgesAnswers(t *testing.T) {
 func (tr *traffic) phase(s state) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	tr.now, tr.changes = s, tr.changes+1
+	tr.now, tr.since, tr.changes = s, time.Now(), tr.changes+1
 }
 
 // everyClient waits until a count of every client has grown by so much. From the second on, what was counted began after
@@ -350,6 +373,8 @@ func (tr *traffic) counts() counts {
 		sum.created += c.created
 		sum.verified += c.verified
 		sum.refused += c.refused
+		sum.remembered += c.remembered
+		sum.unverified += c.unverified
 		sum.slowest = max(sum.slowest, c.slowest)
 	}
 	return sum

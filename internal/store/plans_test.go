@@ -49,6 +49,10 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 		}
 		return err
 	})
+	holder := sent(func() error {
+		_, err := traced.AgentCredential(t.Context(), busiest(w, "accesskeys", "agent_id"), store.Position{})
+		return err
+	})
 	pair := sent(func() error {
 		_, err := traced.ServiceAccountCredential(t.Context(), value[uuid.UUID](w, `SELECT id FROM service_account_keys ORDER BY id LIMIT 1`), store.Position{})
 		return err
@@ -109,7 +113,7 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 		{"a deep page", deepPage, "accesskeys_live_newest", `DROP INDEX accesskeys_live_newest`},
 		{"the agent of a username", login, "agents_live_username", `DROP INDEX agents_live_username`},
 		{"the user key of a hash", userKey, "accesskeys_token_hash_key", dropHash},
-		{"the agent of a user key", userKey, "agents_pkey", `ALTER TABLE agents DROP CONSTRAINT agents_pkey`},
+		{"the agent of a user key", holder, "agents_pkey", `ALTER TABLE agents DROP CONSTRAINT agents_pkey`},
 		{"the pair of an id", pair, "service_account_keys_pkey", `ALTER TABLE service_account_keys DROP CONSTRAINT service_account_keys_pkey`},
 		{"an agent's first page", firstOfAgent, "accesskeys_live_newest_of_agent", `DROP INDEX accesskeys_live_newest_of_agent`},
 		{"an agent's deep page", deepOfAgent, "accesskeys_live_newest_of_agent", `DROP INDEX accesskeys_live_newest_of_agent`},
@@ -134,8 +138,9 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 			}
 		}
 		for name, most := range map[string]int{
-			"the key of a hash": 12, "the agent of a username": 12, "the user key of a hash": 16, "the pair of an id": 12,
-			"a deep page": buffers["the first page"] + 10, "an agent's deep page": buffers["an agent's first page"] + 10,
+			"the key of a hash": 12, "the agent of a username": 12, "the user key of a hash": 12, "the agent of a user key": 12,
+			"the pair of an id": 12,
+			"a deep page":       buffers["the first page"] + 10, "an agent's deep page": buffers["an agent's first page"] + 10,
 			"the agents' deep page": buffers["the agents' first page"] + 10, "the accounts' deep page": buffers["the accounts' first page"] + 10,
 			"the pairs' deep page": buffers["the pairs' first page"] + 10,
 		} {
@@ -143,10 +148,11 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 				t.Errorf("%s, %s: %s reads %d buffers, want at most %d", name, mode, name, buffers[name], most)
 			}
 		}
-		// Control: counting them does tell a good plan for a deep page from a bad one.
+		// Control: counting them does tell a good plan for a deep page from a bad one. Most of a good one's are the look-ups of
+		// when each key was last used, which the bad one goes without.
 		offset := statement{`SELECT id, name FROM accesskeys WHERE customer_id = $1 AND ` + notDeleted + `
 			ORDER BY tm_create DESC, id DESC OFFSET $2 LIMIT 100`, []any{w.acme.ID, 15000}}
-		if got, keyset := w.explain(mode, offset, "").buffers(), buffers["a deep page"]; got < 10*keyset {
+		if got, keyset := w.explain(mode, offset, "").buffers(), buffers["a deep page"]; got < 3*keyset {
 			t.Errorf("%s: OFFSET reads %d buffers, the keyset %d: the count shows nothing", mode, got, keyset)
 		}
 	}
@@ -162,7 +168,8 @@ func busiest(w *world, table, column string) uuid.UUID {
 }
 
 // crowd makes 20,000 agents, 4,000 of acme's, and 50,000 keys, 20,000 of acme's and 2,000 of one agent's, among 1,000
-// customers, and of service accounts and their keys as many; some are deleted, and some share a tm_create.
+// customers, and of service accounts and their keys as many; some are deleted, some share a tm_create, and most keys have
+// been used.
 func crowd(w *world) {
 	w.t.Helper()
 	w.exec(`INSERT INTO customers (id, name) SELECT gen_random_uuid(), 'customer ' || i FROM generate_series(1, 998) i`)
@@ -192,6 +199,7 @@ func crowd(w *world) {
 		       CASE WHEN i % 11 = 0 THEN at + interval '1 day' ELSE '9999-01-01 00:00:00+00' END
 		FROM c, (SELECT i, timestamptz '2026-01-01 00:00:00+00' + (i / 7) * interval '1 s' AS at FROM generate_series(1, 50000) i) k`,
 		w.acme.ID, w.globex.ID)
+	w.exec(`INSERT INTO accesskey_uses (accesskey_id, tm_last_used) SELECT id, tm_create + interval '1 hour' FROM accesskeys WHERE name NOT LIKE '%3'`)
 	w.exec(`VACUUM ANALYZE`)
 }
 

@@ -36,6 +36,24 @@ func goodRows(customer, account uuid.UUID) map[string]row {
 			"id": uuid.New(), "temp_token_hash": make([]byte, 32), "code_hash": make([]byte, 32), "email": "e@x",
 			"name": "n", "known": false, "tm_expire": time.Unix(4e9, 0),
 		},
+		"changes":        {"position": 7, "entry": uuid.New(), "noun": "agents", "subjects": [][]byte{{1}}},
+		"change_head":    {"single": true, "position": 7, "entry": uuid.New()},
+		"replicas":       {"id": uuid.New(), "lease_ms": 2000, "position": 7},
+		"accesskey_uses": {"accesskey_id": uuid.New(), "tm_last_used": time.Unix(1e9, 0)}, // of no key: it has no foreign key
+	}
+}
+
+// keyOf is the column that tells a table's rows apart.
+func keyOf(table string) string {
+	switch table {
+	case "changes":
+		return "position"
+	case "change_head":
+		return "single"
+	case "accesskey_uses":
+		return "accesskey_id"
+	default:
+		return "id"
 	}
 }
 
@@ -157,6 +175,14 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"signups", nil, row{"name": long(256)}, "signups_name_check"},
 		{"signups", nil, row{"detail": long(4097)}, "signups_detail_check"},
 		{"signups", nil, row{"email": long(255), "name": long(255), "detail": long(4096)}, ""},
+
+		{"changes", row{}, row{}, "changes_pkey"},
+		{"changes", row{"position": 8}, row{}, ""},
+		{"changes", nil, row{"subjects": nil}, ""},
+		{"change_head", nil, row{}, "change_head_pkey"}, // there is one
+		{"change_head", nil, row{"single": false}, "change_head_single_check"},
+		{"replicas", row{"id": id}, row{"id": id}, "replicas_pkey"},
+		{"accesskey_uses", row{}, row{}, "accesskey_uses_pkey"},
 	}
 	for _, algorithm := range auth.Algorithms() {
 		tests = append(tests, schemaCase{"service_account_keys", nil, row{"algorithm": string(algorithm)}, ""})
@@ -172,7 +198,9 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 			good := goodRows(w.acme.ID, account.ID)[test.table]
 			if test.first != nil {
 				first := maps.Clone(good)
-				first["id"] = uuid.New()
+				if keyOf(test.table) == "id" {
+					first["id"] = uuid.New()
+				}
 				maps.Copy(first, test.first)
 				if err := insert(t, tx, test.table, first); err != nil {
 					t.Fatalf("the first row: %v", err)
@@ -226,7 +254,7 @@ func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 }
 
 // Contract 1: "It is stored as such in Postgres too (timestamptz, not null)"; issue 3: "agent_id (null for
-// customer-wide)", and that alone.
+// customer-wide)", and beside it only a change's subjects, null for more than can be named.
 func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -241,7 +269,7 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	times := map[string]int{}
 	for _, c := range columns {
 		refused := w.refusesNull(c.Table, c.Name, account.ID)
-		if customerWide := c.Table == "accesskeys" && c.Name == "agent_id"; refused == customerWide {
+		if mayBeNull := c.Table == "accesskeys" && c.Name == "agent_id" || c.Table == "changes" && c.Name == "subjects"; refused == mayBeNull {
 			t.Errorf("%s.%s refuses NULL: %v", c.Table, c.Name, refused)
 		}
 		if strings.HasPrefix(c.Name, "tm_") {
@@ -253,6 +281,7 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	}
 	if want := map[string]int{
 		"customers": 3, "agents": 4, "accesskeys": 4, "service_accounts": 3, "service_account_keys": 3, "signups": 2,
+		"replicas": 1, "accesskey_uses": 1,
 	}; !maps.Equal(times, want) {
 		t.Errorf("the tables have %v points in time, want %v", times, want)
 	}
@@ -282,10 +311,10 @@ func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
 	w := newWorld(t)
 	account := w.createAccount(w.acme)
 	tx := w.begin() // within one, now() stands still
-	for table, values := range goodRows(w.acme.ID, account.ID) {
-		if table == "signups" {
-			continue // they are removed, not deleted
-		}
+	good := goodRows(w.acme.ID, account.ID)
+	// Rows of the others are removed, not deleted.
+	for _, table := range []string{"customers", "agents", "accesskeys", "service_accounts", "service_account_keys"} {
+		values := good[table]
 		delete(values, "tm_create")
 		if table == "accesskeys" {
 			values["tm_expire"] = time.Unix(4e9, 0)
@@ -316,7 +345,10 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 	w := newWorld(t)
 	account := w.createAccount(w.acme)
 	tx := w.begin()
-	const times = `- 'tm_create' - 'tm_update' - 'tm_delete' - 'tm_expire' - 'tm_password'`
+	if _, err := tx.Exec(t.Context(), `DELETE FROM change_head`); err != nil { // it has its one row
+		t.Fatal(err)
+	}
+	const times = `- 'tm_create' - 'tm_update' - 'tm_delete' - 'tm_expire' - 'tm_password' - 'tm_heartbeat'`
 	defaults := map[string]string{
 		"customers":            `{"email": "", "detail": ""}`,
 		"agents":               `{"name": "", "detail": "", "permission": 0}`,
@@ -324,14 +356,18 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 		"service_accounts":     `{"name": "", "roles": [], "detail": ""}`,
 		"service_account_keys": `{}`,
 		"signups":              `{"tries": 0, "detail": ""}`,
+		"changes":              `{}`,
+		"change_head":          `{"lease_ms": 0}`,
+		"replicas":             `{"seq": 0}`,
+		"accesskey_uses":       `{}`,
 	}
 	for table, values := range goodRows(w.acme.ID, account.ID) {
 		if err := insert(t, tx, table, values); err != nil {
 			t.Fatal(err)
 		}
 		var left string
-		err := tx.QueryRow(t.Context(), `SELECT (to_jsonb(t) - $2::text[] `+times+`)::text FROM `+table+` t WHERE id = $1`,
-			values["id"], slices.Collect(maps.Keys(values))).Scan(&left)
+		err := tx.QueryRow(t.Context(), `SELECT (to_jsonb(t) - $2::text[] `+times+`)::text FROM `+table+` t WHERE `+keyOf(table)+` = $1`,
+			values[keyOf(table)], slices.Collect(maps.Keys(values))).Scan(&left)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -339,10 +375,11 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 			t.Errorf("%s: by default %s, want %s", table, left, defaults[table])
 		}
 	}
-	// A sign-up is timed by the database too.
-	var create, now time.Time
-	if err := tx.QueryRow(t.Context(), `SELECT tm_create, now() FROM signups`).Scan(&create, &now); err != nil || !create.Equal(now) {
-		t.Errorf("at %v a sign-up has tm_create %v (%v)", now, create, err)
+	// A sign-up is timed by the database too, and so is a heartbeat.
+	var create, beat, now time.Time
+	err := tx.QueryRow(t.Context(), `SELECT s.tm_create, r.tm_heartbeat, now() FROM signups s, replicas r`).Scan(&create, &beat, &now)
+	if err != nil || !create.Equal(now) || !beat.Equal(now) {
+		t.Errorf("at %v a sign-up has tm_create %v, and a replica tm_heartbeat %v (%v)", now, create, beat, err)
 	}
 }
 

@@ -113,13 +113,13 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	if err != nil {
 		return nil, err
 	}
-	if err := a.warnOfFailover(ctx); err != nil {
-		return nil, err
-	}
 	if cfg.bootstrap.customer != "" {
 		if _, err := a.bootstrap(ctx, cfg.bootstrap); err != nil {
 			return nil, err
 		}
+	}
+	if err := a.warnOfFailover(ctx); err != nil {
+		return nil, err
 	}
 	a.replica, err = replica.New(replica.Config{Store: a.store, Log: log, Lease: cfg.cacheLease, CacheBytes: cfg.cacheBytes})
 	if err != nil {

@@ -54,7 +54,8 @@ type Replica struct {
 	log   *slog.Logger
 	lease time.Duration
 	id    uuid.UUID
-	beats int64 // heartbeats tried; of runLease alone
+	beats int64                // heartbeats tried; of runLease alone
+	clock func() time.Duration // bootTime
 	uses  uses
 
 	rows    *otter.Cache[key, any]
@@ -97,8 +98,8 @@ func New(cfg Config) (*Replica, error) {
 		return nil, fmt.Errorf("a lease is 0, or from %s to %s", MinLease, MaxLease)
 	}
 	r := &Replica{
-		store: cfg.Store, log: cfg.Log, lease: cfg.Lease, id: uuid.New(), uses: newUses(),
-		asked: newRenewal(),
+		store: cfg.Store, log: cfg.Log, lease: cfg.Lease, id: uuid.New(), clock: bootTime,
+		uses: newUses(), asked: newRenewal(),
 	}
 	r.known.Store(&known{})
 	if r.lease > 0 {
@@ -135,16 +136,15 @@ func (r *Replica) Ready(ctx context.Context) error {
 	if r.lease == 0 {
 		return nil
 	}
-	if _, held := r.known.Load().at(); held {
+	if _, held := r.known.Load().at(r.clock()); held {
 		return nil
 	}
 	return r.renew(ctx)
 }
 
-// at returns the database's time, and whether the lease is held. The time is never behind the database's by more than its
-// clock and ours drift apart in a lease.
-func (k *known) at() (time.Time, bool) {
-	clock := bootTime()
+// at returns the database's time at a reading of the replica's clock, and whether the lease is held then. The time is never behind
+// the database's by more than its clock and ours drift apart in a lease.
+func (k *known) at(clock time.Duration) (time.Time, bool) {
 	return k.now.Add(clock - k.read), clock < k.ends || !rules.Lease
 }
 
@@ -242,7 +242,7 @@ func (r *Replica) idle(ctx context.Context, feed *store.Feed) (*renewal, error) 
 		if err != nil {
 			return nil, err
 		}
-		if moved || r.isWanted() || bootTime()-r.known.Load().began > r.lease/4 {
+		if moved || r.isWanted() || r.clock()-r.known.Load().began > r.lease/4 {
 			return r.takeAsked(), nil
 		}
 	}
@@ -298,7 +298,7 @@ func (r *Replica) round(ctx context.Context, feed *store.Feed, others *census) (
 		return false, err
 	}
 	for {
-		began := bootTime()
+		began := r.clock()
 		r.beats++
 		held, err := feed.Heartbeat(ctx, store.Beat{ID: r.id, Seq: r.beats, Lease: r.lease, Applied: r.known.Load().applied})
 		if err != nil {
@@ -328,7 +328,7 @@ func (r *Replica) extend(began time.Duration) {
 func (r *Replica) read(ctx context.Context, feed *store.Feed) (moved bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
-	at := bootTime()
+	at := r.clock()
 	news, err := feed.Since(ctx, r.known.Load().applied)
 	if err != nil {
 		return false, err

@@ -144,6 +144,11 @@ func (r *Replica) AccessKeyByHash(ctx context.Context, hash store.TokenHash) (Ac
 			return c, nil
 		}
 	}
+	return r.accessKeyReading(hash).do(ctx, r)
+}
+
+func (r *Replica) accessKeyReading(hash store.TokenHash) reading[AccessKeyCredential] {
+	k := key{kind: kindAccessKey, sum: hash}
 	return reading[AccessKeyCredential]{
 		key:    k,
 		recall: recallAccessKey,
@@ -156,7 +161,7 @@ func (r *Replica) AccessKeyByHash(ctx context.Context, hash store.TokenHash) (Ac
 			r.rememberCustomer(c.CustomerID, c.CustomerTmDelete)
 		},
 		at: func(c *AccessKeyCredential, now time.Time) { c.Now = now },
-	}.do(ctx, r)
+	}
 }
 
 func recallAccessKey(r *Replica, k key) (c AccessKeyCredential, ok bool) {
@@ -283,7 +288,7 @@ type reading[T any] struct {
 // make it good.
 func (r *Replica) still(before *known) (time.Time, bool) {
 	k := r.known.Load()
-	now, held := k.at()
+	now, held := k.at(r.clock())
 	return now, held && k.version == before.version
 }
 
@@ -299,7 +304,7 @@ func (q reading[T]) do(ctx context.Context, r *Replica) (rows T, err error) {
 	}
 	for attempt := 0; ctx.Err() == nil; {
 		before := r.known.Load()
-		if _, held := before.at(); !held {
+		if _, held := before.at(r.clock()); !held {
 			if err := r.renew(ctx); err != nil {
 				return rows, err
 			}
@@ -326,7 +331,7 @@ func (q reading[T]) do(ctx context.Context, r *Replica) (rows T, err error) {
 			return rows, err
 		case good:
 			// The time of this caller's answer, not of a reading that it may have joined.
-			now, _ := r.known.Load().at()
+			now, _ := r.known.Load().at(r.clock())
 			q.at(&rows, now)
 			return rows, err
 		}
@@ -348,7 +353,7 @@ type fetched[T any] struct {
 // server while this one, which had been failed over, was still reading.
 func (f fetched[T]) good(r *Replica) bool {
 	k := r.known.Load()
-	_, held := k.at()
+	_, held := k.at(r.clock())
 	return held && (k.version == f.known.version || k.applied == f.head)
 }
 

@@ -22,7 +22,7 @@ func (r *Replica) Stats() Stats {
 	if r.lease == 0 {
 		return s
 	}
-	k, clock := r.known.Load(), bootTime()
+	k, clock := r.known.Load(), r.clock()
 	s.Held, s.Position = clock < k.ends, k.applied.Number
 	if k.version > 0 {
 		s.Age, s.Behind = clock-k.began, clock-k.read

@@ -136,16 +136,23 @@ func (w *world) latencyAtHalfLoad(b *testing.B) {
 		newOpenLoop(b, "router", router),
 		newOpenLoop(b, "bare", startBare(b, w.ours.process, w.keys[0])), // how much of it is the client and the machine
 	}
+	for _, s := range sides {
+		s.process.pause()
+	}
 	for b.Loop() {
 		for turn := range latencyTurns {
 			for i := range sides {
-				sides[(turn+i)%len(sides)].turn(b, w.keys, rate)
+				s := sides[(turn+i)%len(sides)]
+				s.process.resume()
+				s.turn(b, w.keys, rate)
+				s.process.pause()
 			}
 		}
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(rate, "req/s")
 	for _, s := range sides {
+		s.process.resume()
 		b.ReportMetric(median(s.p50s), s.name+"-p50-us")
 		b.ReportMetric(median(s.p99s), s.name+"-p99-us")
 	}
@@ -222,7 +229,9 @@ func (w *world) create(b *testing.B, clients int) {
 		for range int(insert.turn / turnTime) {
 			ours.turn(b, request)
 		}
+		w.ours.pause()
 		inserts = append(inserts, insert.run(b))
+		w.ours.resume()
 	}
 	rate := 0.0
 	for _, r := range inserts {

@@ -27,11 +27,12 @@ const openConns = 32
 // It is one thread on bare sockets: Go's own timers are late by up to a millisecond on an idle machine, which is more than
 // what there is to measure.
 type openLoop struct {
-	name  string
-	conns []*rawConn
-	polls []pollFD
-	free  []int           // the connections that nobody waits on
-	took  []time.Duration // of the turn under way
+	name    string
+	process process
+	conns   []*rawConn
+	polls   []pollFD
+	free    []int           // the connections that nobody waits on
+	took    []time.Duration // of the turn under way
 
 	p50s, p99s []float64 // of each turn, in µs
 }
@@ -54,7 +55,7 @@ const pollIn = 1
 func newOpenLoop(b *testing.B, name string, p process) *openLoop {
 	b.Helper()
 	to := netip.MustParseAddrPort(p.addr)
-	l := &openLoop{name: name}
+	l := &openLoop{name: name, process: p}
 	for i := range openConns {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 		if err != nil {

@@ -132,7 +132,7 @@ func startOther(b *testing.B, role string, payload any) process {
 	log := logFile(b)
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), roleVariable+"="+role, payloadVariable+"="+string(encoded))
-	cmd.Stderr = log
+	cmd.Stderr, cmd.SysProcAttr = log, untilWeEnd()
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		b.Fatal(err)
@@ -144,12 +144,13 @@ func startOther(b *testing.B, role string, payload any) process {
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
+	p := process{pid: cmd.Process.Pid}
 	b.Cleanup(func() {
+		p.resume()
 		_ = stdin.Close()
 		_ = cmd.Wait()
 		_ = log.Close()
 	})
-	p := process{pid: cmd.Process.Pid}
 	if _, err := fmt.Fscanln(stdout, &p.addr); err != nil {
 		b.Fatal(err)
 	}

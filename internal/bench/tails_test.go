@@ -34,6 +34,9 @@ func BenchmarkTails(b *testing.B) {
 	if err := os.WriteFile(drawn, bytes.Join(w.keys, nil), 0o600); err != nil {
 		b.Fatal(err)
 	}
+	for _, s := range sides {
+		s.pause()
+	}
 	for b.Loop() {
 		for round := range rounds {
 			for i := range sides {
@@ -42,9 +45,11 @@ func BenchmarkTails(b *testing.B) {
 				cmd := exec.Command("wrk", "--latency", "-t1", "-c16", "-d"+strconv.Itoa(seconds)+"s", "-s", script, "http://"+s.addr)
 				cmd.Env = append(os.Environ(), "REQUESTS="+drawn, "REQUEST_LENGTH="+strconv.Itoa(len(w.keys[0])))
 				cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+				s.resume()
 				if err := cmd.Run(); err != nil {
 					b.Fatal(err)
 				}
+				s.pause()
 			}
 		}
 	}

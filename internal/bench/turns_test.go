@@ -9,9 +9,8 @@ import (
 	"time"
 )
 
-// turnTime is how long a server answers before the next has its turn: long enough for caches to be warm again, and for most
-// of what a garbage collection does beside the requests to fall into the turn that caused it; short enough for whatever
-// else the machine is doing to hit all of them.
+// turnTime is how long a server answers before the next has its turn: long enough for its caches to be warm again, short
+// enough for whatever else the machine is doing to hit all of them.
 const turnTime = 250 * time.Millisecond
 
 // side is one of the servers that take turns.
@@ -45,14 +44,19 @@ func takeTurns(b *testing.B, requests requests, sides ...*side) {
 		s.turn(b, requests) // warms it up
 		s.requests, s.took = 0, 0
 		cpu[i] = s.process.cpu(b)
+		s.process.pause()
 	}
 	for round := 0; b.Loop(); round++ {
 		for i := range sides {
-			sides[(round+i)%len(sides)].turn(b, requests) // nobody always follows the same one
+			s := sides[(round+i)%len(sides)] // nobody always follows the same one
+			s.process.resume()
+			s.turn(b, requests)
+			s.process.pause()
 		}
 	}
 	b.ReportMetric(0, "ns/op") // an iteration is a turn of each and says nothing
 	for i, s := range sides {
+		s.process.resume()
 		b.ReportMetric(1e6/s.rate(), s.name+"-us/req")
 		b.ReportMetric(float64((s.process.cpu(b)-cpu[i]).Microseconds())/float64(s.requests), s.name+"-cpu-us/req")
 	}

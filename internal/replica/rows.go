@@ -63,10 +63,6 @@ func subjectKey(noun store.Noun, subject []byte) (key, bool) {
 // The rows as they are remembered: each by itself, so that a change to one is one thing to forget. Of a row that was read
 // together with another's columns, the other's count for nothing here.
 type (
-	accessKeyRow struct {
-		store.AccessKeyCredential
-		noted atomic.Int64 // the last use that Used has noted, in microseconds since 1970
-	}
 	agentRow             store.AgentCredential
 	customerRow          struct{ tmDelete time.Time }
 	serviceAccountRow    store.ServiceAccount
@@ -78,14 +74,14 @@ type (
 )
 
 // overhead is about what an entry costs beside what it holds: key, pointers, and its place in the cache's lists.
-const overhead = 250
+const overhead = 200
 
 // weigh returns about how many bytes an entry takes.
 func weigh(_ key, value any) uint32 {
 	n := overhead
 	switch v := value.(type) {
 	case *accessKeyRow:
-		n += 350 + len(v.Name) + len(v.Detail) + 40*len(v.Roles)
+		n += v.bytes()
 	case *agentRow:
 		n += 350 + len(v.Username) + len(v.Name) + len(v.Detail)
 	case *serviceAccountRow:
@@ -157,7 +153,7 @@ func (r *Replica) accessKeyReading(hash store.TokenHash) reading[AccessKeyCreden
 			return c, c.Moment, err
 		},
 		remember: func(c AccessKeyCredential) {
-			r.rows.Set(k, &accessKeyRow{AccessKeyCredential: c.AccessKeyCredential})
+			r.rows.Set(k, newAccessKeyRow(c.AccessKeyCredential))
 			r.rememberCustomer(c.CustomerID, c.CustomerTmDelete)
 		},
 		at: func(c *AccessKeyCredential, now time.Time) { c.Now = now },
@@ -169,11 +165,11 @@ func recallAccessKey(r *Replica, k key) (c AccessKeyCredential, ok bool) {
 	if !ok {
 		return c, false
 	}
-	customer, ok := recall[customerRow](r, idKey(kindCustomer, row.CustomerID))
+	customer, ok := recall[customerRow](r, idKey(kindCustomer, row.customerID))
 	if !ok {
 		return c, false
 	}
-	c.AccessKeyCredential, c.noted = row.AccessKeyCredential, &row.noted
+	c = row.credential()
 	c.CustomerTmDelete = customer.tmDelete
 	return c, true
 }

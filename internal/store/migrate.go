@@ -186,12 +186,11 @@ func newestMigration(steps fs.FS) (int, error) {
 }
 
 func connect(ctx context.Context, url secret.Value) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(url.Reveal())
+	cfg, err := poolConfig(url)
 	if err != nil {
-		return nil, errAddress
+		return nil, err
 	}
-	withDefaults(cfg)
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	conn, err := pgx.ConnectConfig(ctx, cfg.ConnConfig)
 	return conn, translate("connecting to the database", err)
 }
 

@@ -38,7 +38,7 @@ func goodRows(customer, account uuid.UUID) map[string]row {
 		},
 		"changes":        {"position": 7, "entry": uuid.New(), "noun": "agents", "subjects": [][]byte{{1}}},
 		"change_head":    {"single": true, "position": 7, "entry": uuid.New()},
-		"replicas":       {"id": uuid.New(), "lease_ms": 2000, "position": 7},
+		"replicas":       {"id": uuid.New(), "seq": 1, "lease_ms": 2000, "position": 7},
 		"accesskey_uses": {"accesskey_id": uuid.New(), "tm_last_used": time.Unix(1e9, 0)}, // of no key: it has no foreign key
 	}
 }

@@ -30,6 +30,9 @@ const (
 	// connectTimeout bounds one attempt to reach the database where DATABASE_URL has no connect_timeout of its own. It
 	// must leave a request time for its 503 (contract, section 5: within 5 s).
 	connectTimeout = 3 * time.Second
+	// maxConns is the size of the pool where DATABASE_URL has no pool_max_conns. Commits that wait for the disk together cost
+	// little more than one: with the library's four connections, half of the writes a disk could take are left undone.
+	maxConns = 16
 	// pingTimeout bounds the check of a connection that was idle, which a silent network would stretch for minutes.
 	pingTimeout = time.Second
 )
@@ -48,12 +51,10 @@ type Store struct {
 // Open makes a Store over the database at url, a postgres:// URL or a keyword/value string with pgx's pool_* settings.
 // It does not connect: a database that is away at the start is the business of Ready.
 func Open(ctx context.Context, url secret.Value) (*Store, error) {
-	cfg, err := pgxpool.ParseConfig(url.Reveal())
+	cfg, err := poolConfig(url)
 	if err != nil {
-		return nil, errAddress
+		return nil, err
 	}
-	withDefaults(cfg.ConnConfig)
-	cfg.PingTimeout = pingTimeout
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("opening the pool: %w", err)
@@ -63,21 +64,32 @@ func Open(ctx context.Context, url secret.Value) (*Store, error) {
 
 // CheckURL returns an error where Open would not take the address. The error does not repeat it.
 func CheckURL(url secret.Value) error {
-	if _, err := pgxpool.ParseConfig(url.Reveal()); err != nil {
-		return errAddress
-	}
-	return nil
+	_, err := poolConfig(url)
+	return err
 }
 
-// withDefaults sets what every connection of ours has, pooled or not.
-func withDefaults(cfg *pgx.ConnConfig) {
-	if cfg.ConnectTimeout == 0 {
-		cfg.ConnectTimeout = connectTimeout
+// poolConfig reads an address, and adds what every connection of ours has, pooled or not.
+func poolConfig(url secret.Value) (*pgxpool.Config, error) {
+	cfg, err := pgxpool.ParseConfig(url.Reveal())
+	if err != nil {
+		return nil, errAddress
 	}
-	if _, named := cfg.RuntimeParams["application_name"]; !named {
-		cfg.RuntimeParams["application_name"] = "accesskeys"
+	cfg.PingTimeout = pingTimeout
+	// The pool takes its own settings out of the connection's, so that only without it they can be seen.
+	if all, err := pgx.ParseConfig(url.Reveal()); err == nil {
+		if _, chosen := all.RuntimeParams["pool_max_conns"]; !chosen {
+			cfg.MaxConns = maxConns
+		}
 	}
-	cfg.OnNotice = noteUnconfirmed
+	conn := cfg.ConnConfig
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = connectTimeout
+	}
+	if _, named := conn.RuntimeParams["application_name"]; !named {
+		conn.RuntimeParams["application_name"] = "accesskeys"
+	}
+	conn.OnNotice = noteUnconfirmed
+	return cfg, nil
 }
 
 // Close closes every connection, after those in use are given back.

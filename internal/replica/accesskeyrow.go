@@ -1,0 +1,66 @@
+package replica
+
+import (
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/store"
+)
+
+// accessKeyRow is an access key as it is remembered, of which there may be millions: in a third of the memory, and with two
+// pointers for the garbage collector to follow instead of ten.
+type accessKeyRow struct {
+	id, customerID, agentID          uuid.UUID
+	bound                            bool   // to agentID
+	text                             string // name, detail and token prefix
+	name, detail                     int    // their lengths
+	roles                            []string
+	expire, create, update, deletion int64        // microseconds since 1970
+	noted                            atomic.Int64 // the last use that Used has noted, likewise
+}
+
+// adminRoles are those of nearly every key, shared.
+var adminRoles = []string{"customer_admin"}
+
+func newAccessKeyRow(c store.AccessKeyCredential) *accessKeyRow {
+	row := &accessKeyRow{
+		id: c.ID, customerID: c.CustomerID, bound: c.AgentID != nil,
+		text: c.Name + c.Detail + c.TokenPrefix, name: len(c.Name), detail: len(c.Detail), roles: c.Roles,
+		expire: c.TmExpire.UnixMicro(), create: c.TmCreate.UnixMicro(), update: c.TmUpdate.UnixMicro(), deletion: c.TmDelete.UnixMicro(),
+	}
+	if row.bound {
+		row.agentID = *c.AgentID
+	}
+	if slices.Equal(row.roles, adminRoles) {
+		row.roles = adminRoles
+	}
+	return row
+}
+
+// credential is what the row was made of, but for the customer's tm_delete and the time.
+func (row *accessKeyRow) credential() (c AccessKeyCredential) {
+	c.ID, c.CustomerID = row.id, row.customerID
+	if row.bound {
+		c.AgentID = &row.agentID
+	}
+	c.Name, c.Detail, c.TokenPrefix = row.text[:row.name], row.text[row.name:row.name+row.detail], row.text[row.name+row.detail:]
+	c.TmExpire, c.TmCreate = time.UnixMicro(row.expire), time.UnixMicro(row.create)
+	c.TmUpdate, c.TmDelete = time.UnixMicro(row.update), time.UnixMicro(row.deletion)
+	c.Roles, c.noted = row.roles, &row.noted
+	return c
+}
+
+// bytes is about what the row takes.
+func (row *accessKeyRow) bytes() int {
+	n := 200 + len(row.text)
+	if len(row.roles) > 0 && &row.roles[0] != &adminRoles[0] {
+		n += 16 * len(row.roles) // the names themselves are a few, but each row has its own
+		for _, role := range row.roles {
+			n += len(role)
+		}
+	}
+	return n
+}

@@ -358,7 +358,7 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 		"signups":              `{"tries": 0, "detail": ""}`,
 		"changes":              `{}`,
 		"change_head":          `{"lease_ms": 0}`,
-		"replicas":             `{"seq": 0}`,
+		"replicas":             `{}`,
 		"accesskey_uses":       `{}`,
 	}
 	for table, values := range goodRows(w.acme.ID, account.ID) {

@@ -238,11 +238,12 @@ func (r *Replica) idle(ctx context.Context, feed *store.Feed) (*renewal, error) 
 		if err != nil {
 			return nil, err
 		}
-		moved, err := r.read(ctx, feed)
+		before := r.known.Load().applied
+		news, err := r.read(ctx, feed)
 		if err != nil {
 			return nil, err
 		}
-		if moved || r.isWanted() || r.clock()-r.known.Load().began > r.lease/4 {
+		if news.Head != before || r.isWanted() || r.clock()-r.known.Load().began > r.lease/4 {
 			return r.takeAsked(), nil
 		}
 	}
@@ -304,13 +305,15 @@ func (r *Replica) round(ctx context.Context, feed *store.Feed, others *census) (
 		if err != nil {
 			return false, err
 		}
-		moved, err := r.read(ctx, feed)
+		before := r.known.Load().applied
+		news, err := r.read(ctx, feed)
 		if err != nil {
 			return false, err
 		}
-		if held {
+		// The server that was read has to know of the heartbeat: behind a pooler it could be another than the one that took it.
+		if held && news.Continues && news.Seq == r.beats {
 			r.extend(began)
-			return moved, others.sweep(ctx, feed, r.id)
+			return news.Head != before, others.sweep(ctx, feed, r.id)
 		}
 	}
 }
@@ -324,14 +327,14 @@ func (r *Replica) extend(began time.Duration) {
 	r.known.Store(&k)
 }
 
-// read applies what the log holds and reports whether that moved the replica's position.
-func (r *Replica) read(ctx context.Context, feed *store.Feed) (moved bool, err error) {
+// read reads what the log holds, and applies it.
+func (r *Replica) read(ctx context.Context, feed *store.Feed) (store.News, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	at := r.clock()
-	news, err := feed.Since(ctx, r.known.Load().applied)
+	news, err := feed.Since(ctx, r.id, r.known.Load().applied)
 	if err != nil {
-		return false, err
+		return news, err
 	}
 	r.applying.Lock()
 	defer r.applying.Unlock()
@@ -346,12 +349,12 @@ func (r *Replica) read(ctx context.Context, feed *store.Feed) (moved bool, err e
 	for _, change := range news.Changes {
 		r.forget(change)
 	}
-	if moved = k.applied != news.Head; moved {
+	if k.applied != news.Head {
 		k.version++
 		k.applied = news.Head
 	}
 	r.known.Store(&k)
-	return moved, nil
+	return news, nil
 }
 
 // leave ends the lease and takes the replica out of the list of those that revocations wait for.

@@ -55,17 +55,19 @@ type News struct {
 	Changes   []Change // in order, without a gap up to Head
 	Head      Position
 	Now       time.Time // the database's time at the reading
+	Seq       int64     // of the reader's newest heartbeat that the database knows of, 0 for none
 }
 
-// Since reads what the log holds after a position.
-func (f *Feed) Since(ctx context.Context, known Position) (News, error) {
+// Since reads what the log holds after a position, for the replica with this id.
+func (f *Feed) Since(ctx context.Context, id uuid.UUID, known Position) (News, error) {
 	// One statement: behind a pooler, two could be answered by two servers.
 	rows, err := f.conn.Query(ctx, `
-		SELECT h.position, h.entry, now(), k.position IS NOT NULL, c.position, c.entry, c.noun, c.subjects
+		SELECT h.position, h.entry, now(), coalesce((SELECT seq FROM replicas WHERE id = $3), 0), k.position IS NOT NULL,
+		       c.position, c.entry, c.noun, c.subjects
 		FROM change_head h
 		LEFT JOIN changes k ON k.position = $1 AND k.entry = $2
 		LEFT JOIN changes c ON c.position > k.position
-		ORDER BY c.position`, known.Number, known.Entry)
+		ORDER BY c.position`, known.Number, known.Entry, id)
 	if err != nil {
 		return News{}, translate("reading the log of changes", err)
 	}
@@ -75,7 +77,7 @@ func (f *Feed) Since(ctx context.Context, known Position) (News, error) {
 	var noun *string
 	var subjects [][]byte
 	_, err = pgx.ForEachRow(rows, []any{
-		&news.Head.Number, &news.Head.Entry, &news.Now, &news.Continues, &number, &entry, &noun, &subjects,
+		&news.Head.Number, &news.Head.Entry, &news.Now, &news.Seq, &news.Continues, &number, &entry, &noun, &subjects,
 	}, func() error {
 		if number != nil {
 			news.Changes = append(news.Changes, Change{

@@ -27,8 +27,11 @@ type AccessKey struct {
 	TmLastUsed  *time.Time // nil for never; up to a minute behind
 }
 
-const accessKeyColumns = `id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete,
-	(SELECT u.tm_last_used FROM accesskey_uses u WHERE u.accesskey_id = accesskeys.id) AS tm_last_used`
+const (
+	accessKeyOwnColumns = `id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete`
+	accessKeyColumns    = accessKeyOwnColumns +
+		`, (SELECT u.tm_last_used FROM accesskey_uses u WHERE u.accesskey_id = accesskeys.id) AS tm_last_used`
+)
 
 // NewAccessKey is what a caller chooses of an AccessKey.
 type NewAccessKey struct {
@@ -54,7 +57,7 @@ type AccessKeyCredential struct {
 const insertAccessKey = `
 	INSERT INTO accesskeys (id, customer_id, agent_id, roles, name, detail, token_hash, token_prefix, tm_expire)
 	VALUES ($1, $2, $3, coalesce($4::text[], '{customer_admin}'), $5, $6, $7, $8, now() + make_interval(secs => $9))
-	RETURNING ` + accessKeyColumns
+	RETURNING ` + accessKeyOwnColumns + `, NULL::timestamptz AS tm_last_used`
 
 // CreateAccessKey stores a key under a fresh id. It returns ErrTokenTaken and ErrNoCustomer, and ErrNoAgent where the
 // customer has no such agent.
@@ -62,10 +65,10 @@ func (s *Store) CreateAccessKey(ctx context.Context, k NewAccessKey) (AccessKey,
 	return one[AccessKey](ctx, s, "creating an access key", insertAccessKey, k.values()...)
 }
 
-// values are what insertAccessKey takes.
+// values are what insertAccessKey takes. Ids go as plain bytes, which the driver takes as they are.
 func (k NewAccessKey) values() []any {
 	return []any{
-		uuid.New(), k.CustomerID, k.AgentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
+		[16]byte(uuid.New()), [16]byte(k.CustomerID), (*[16]byte)(k.AgentID), k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
 	}
 }
 

@@ -62,7 +62,7 @@ func (s *Store) readKnown(ctx context.Context, known Position, scan func(pgx.Row
 	var batch pgx.Batch
 	batch.Queue(`
 		SELECT position, entry, EXISTS (SELECT FROM changes WHERE position = $1 AND entry = $2)
-		FROM change_head`, known.Number, known.Entry)
+		FROM change_head`, known.Number, [16]byte(known.Entry))
 	batch.Queue(sql, args...)
 	results := s.pool.SendBatch(ctx, &batch)
 	defer func() { err = errors.Join(err, results.Close()) }()

@@ -108,13 +108,14 @@ func (s *Store) AgentByUsername(ctx context.Context, username string) (AgentLogi
 // where the password has been changed since, and leaves tm_password alone: tokens stay good.
 func (s *Store) RenewPasswordHash(ctx context.Context, id uuid.UUID, old, renewed secret.Value) error {
 	// Logged as any change is, and waited for by nobody: what verification reads is the same as before.
-	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
-			UPDATE agents
-			SET password_hash = $3
-			WHERE id = $1 AND password_hash = $2 AND `+live,
-			id, old.Reveal(), renewed.Reveal())
-		return err
+	err := s.confirmed(ctx, func(conn *pgx.Conn) error {
+		return atOnce(ctx, conn, func(b *pgx.Batch) {
+			b.Queue(`
+				UPDATE agents
+				SET password_hash = $3
+				WHERE id = $1 AND password_hash = $2 AND `+live,
+				id, old.Reveal(), renewed.Reveal())
+		})
 	})
 	return s.failed("renewing a password's hash", err)
 }
@@ -171,69 +172,59 @@ func (s *Store) UpdateAgent(ctx context.Context, customerID, id uuid.UUID, chang
 // ErrLastAdmin means that a customer would be left without an admin.
 var ErrLastAdmin = errors.New("the customer's last admin")
 
-// adminBit is the permission that makes an agent its customer's admin (package auth names it).
+// adminBit is the permission that makes an agent its customer's admin (package auth names it); SQL has it as a literal.
 const adminBit = 32
 
-// SetPermission gives a live agent of this customer's another permission, else returns ErrNotFound; ErrLastAdmin where
-// that would leave the customer without an admin.
+// lastAdmin is the condition that the agent $1 is the last admin of its customer $2.
+const lastAdmin = `(
+	SELECT coalesce(bool_or(id = $1), false) AND count(*) = 1
+	FROM agents
+	WHERE customer_id = $2 AND permission & 32 <> 0 AND ` + live + `)`
+
+// SetPermission gives a live agent of this customer's another permission, everywhere at once, else returns ErrNotFound;
+// ErrLastAdmin where that would leave the customer without an admin.
 func (s *Store) SetPermission(ctx context.Context, customerID, id uuid.UUID, permission int64) (Agent, error) {
 	return s.changeAdmin(ctx, "setting an agent's permission", customerID, id, permission&adminBit == 0, `
 		UPDATE agents
 		SET permission = $3, tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		WHERE id = $1 AND customer_id = $2 AND `+live+` AND ($3 & 32 <> 0 OR NOT `+lastAdmin+`)
 		RETURNING `+agentColumns,
 		id, customerID, permission)
 }
 
 // DeleteAgent deletes a live agent of this customer's together with the keys that are bound to it, whose tokens are void
-// from then on; else it returns ErrNotFound, or ErrLastAdmin where that would leave the customer without an admin.
+// from then on, everywhere; else it returns ErrNotFound, or ErrLastAdmin where that would leave the customer without an
+// admin.
 func (s *Store) DeleteAgent(ctx context.Context, customerID, id uuid.UUID) (Agent, error) {
 	return s.changeAdmin(ctx, "deleting an agent", customerID, id, true, `
-		WITH gone AS (
+		WITH spared AS (
+			SELECT `+lastAdmin+` AS last
+		), gone AS (
 			UPDATE accesskeys
 			SET tm_delete = now(), tm_update = now()
-			WHERE agent_id = $1 AND customer_id = $2 AND `+live+`
+			WHERE agent_id = $1 AND customer_id = $2 AND `+live+` AND NOT (SELECT last FROM spared)
 		)
 		UPDATE agents
 		SET tm_delete = now(), tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		WHERE id = $1 AND customer_id = $2 AND `+live+` AND NOT (SELECT last FROM spared)
 		RETURNING `+agentColumns,
 		id, customerID)
 }
 
-// changeAdmin runs a change to one agent. Where it ends that agent's being an admin, another one has to be left: such
-// changes to one customer wait for each other, or two admins could remove one another.
+// changeAdmin runs a change to one agent, which spares the last admin. Where it ends that agent's being an admin, another one has
+// to be left: such changes to one customer wait for each other, or two admins could remove one another.
 func (s *Store) changeAdmin(
 	ctx context.Context, doing string, customerID, id uuid.UUID, ends bool, sql string, args ...any,
 ) (Agent, error) {
 	var agent Agent
-	err := s.revise(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT FROM customers WHERE id = $1 FOR UPDATE`, customerID); err != nil {
-			return err
-		}
-		if ends {
-			var last bool
-			err := tx.QueryRow(ctx, `
-				SELECT coalesce(bool_or(id = $2), false) AND count(*) = 1
-				FROM agents
-				WHERE customer_id = $1 AND permission & $3 <> 0 AND `+live,
-				customerID, id, adminBit).Scan(&last)
-			if err != nil {
-				return err
-			}
-			if last {
-				return ErrLastAdmin
-			}
-		}
-		rows, err := tx.Query(ctx, sql, args...)
-		if err != nil {
-			return err
-		}
-		agent, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Agent])
-		return err
+	var last bool
+	err := s.revise(ctx, func(b *pgx.Batch) {
+		b.Queue(`SELECT FROM customers WHERE id = $1 FOR UPDATE`, customerID)
+		b.Queue(`SELECT `+lastAdmin, id, customerID).QueryRow(func(row pgx.Row) error { return row.Scan(&last) })
+		queueOne(b, &agent, sql, args...)
 	})
-	if errors.Is(err, ErrLastAdmin) {
-		return Agent{}, err
+	if errors.Is(err, pgx.ErrNoRows) && ends && last {
+		return Agent{}, ErrLastAdmin
 	}
 	return agent, s.failed(doing, err)
 }

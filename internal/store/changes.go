@@ -82,27 +82,24 @@ type revision struct {
 	lease time.Duration // no replica's is longer
 }
 
-// revise runs do, which changes logged rows, in a transaction, and returns once no replica goes by the rows as they were
-// before: until then it waits, for as long as a lease at most. Its error is do's, or the driver's, or ErrUnavailable.
-func (s *Store) revise(ctx context.Context, do func(pgx.Tx) error) error {
+// revise runs statements that change logged rows in a transaction, and returns once no replica goes by the rows as they were
+// before: until then it waits, for as long as a lease at most. Its error is a statement's, or the driver's.
+func (s *Store) revise(ctx context.Context, queue func(*pgx.Batch)) error {
 	var r revision
-	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
-		if err := durably(ctx, tx); err != nil {
-			return err
-		}
-		if !rules.Log {
-			if _, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`); err != nil { // no triggers
-				return err
+	err := s.confirmed(ctx, func(conn *pgx.Conn) error {
+		return atOnce(ctx, conn, func(b *pgx.Batch) {
+			if !rules.Log {
+				b.Queue(`SET LOCAL session_replication_role = replica`) // no triggers
 			}
-		}
-		if err := do(tx); err != nil {
-			return err
-		}
-		// This transaction has the head locked, since the trigger has moved it.
-		var ms int64
-		err := tx.QueryRow(ctx, `SELECT position, entry, lease_ms FROM change_head`).Scan(&r.Number, &r.Entry, &ms)
-		r.lease = time.Duration(ms) * time.Millisecond
-		return err
+			queue(b)
+			// The head is locked by this transaction, since a trigger has moved it.
+			b.Queue(`SELECT position, entry, lease_ms FROM change_head`).QueryRow(func(row pgx.Row) error {
+				var ms int64
+				err := row.Scan(&r.Number, &r.Entry, &ms)
+				r.lease = time.Duration(ms) * time.Millisecond
+				return err
+			})
+		})
 	})
 	if err != nil {
 		return err
@@ -114,19 +111,34 @@ func (s *Store) revise(ctx context.Context, do func(pgx.Tx) error) error {
 
 // reviseOne is one, for a statement that changes a logged row.
 func reviseOne[T any](ctx context.Context, s *Store, doing, sql string, args ...any) (row T, err error) {
-	err = s.revise(ctx, func(tx pgx.Tx) error {
-		row, err = oneIn[T](ctx, tx, sql, args...)
-		return err
-	})
+	err = s.revise(ctx, func(b *pgx.Batch) { queueOne(b, &row, sql, args...) })
 	return row, s.failed(doing, err)
 }
 
-// durably makes the transaction's commit wait for the disk, and for the standby where there is a synchronous one, also where
-// the database's default is not to.
-func durably(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `
+// queueOne queues a statement that gives one row.
+func queueOne[T any](b *pgx.Batch, into *T, sql string, args ...any) {
+	b.Queue(sql, args...).Query(func(rows pgx.Rows) (err error) {
+		*into, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
+		return err
+	})
+}
+
+// atOnce runs statements in a transaction of which the server has everything, its COMMIT too, before it begins. Every change
+// locks the head of the log: were the server to wait for its client in between, a client that is stopped, or cut off, would
+// keep everybody else from changing anything. Each statement sees what was committed before it, whatever the database's
+// default, and the commit waits for the disk, and for the standby where there is a synchronous one.
+func atOnce(ctx context.Context, conn *pgx.Conn, queue func(*pgx.Batch)) error {
+	var b pgx.Batch
+	b.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
+	b.Queue(`
 		SELECT set_config('synchronous_commit', 'on', true)
 		WHERE current_setting('synchronous_commit') IN ('off', 'local')`)
+	queue(&b)
+	b.Queue(`COMMIT`)
+	err := conn.SendBatch(ctx, &b).Close()
+	if err != nil && conn.PgConn().TxStatus() != 'I' && !conn.IsClosed() {
+		_, _ = conn.Exec(ctx, `ROLLBACK`) // where that fails, the connection is not used again
+	}
 	return err
 }
 

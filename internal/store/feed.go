@@ -111,22 +111,21 @@ type Beat struct {
 // failed over gets no further than ErrUnavailable.
 func (f *Feed) Heartbeat(ctx context.Context, b Beat) (held bool, err error) {
 	err = onConn(f.conn, func(conn *pgx.Conn) error {
-		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-			if err := durably(ctx, tx); err != nil {
-				return err
-			}
-			beat, err := tx.Exec(ctx, `
+		err := atOnce(ctx, conn, func(batch *pgx.Batch) {
+			batch.Queue(`
 				UPDATE replicas
 				SET seq = $4, position = $2, tm_heartbeat = now()
 				WHERE id = $1 AND EXISTS (SELECT FROM changes WHERE position = $2 AND entry = $3)`,
-				b.ID, b.Applied.Number, b.Applied.Entry, b.Seq)
-			if err != nil || beat.RowsAffected() == 1 {
-				held = err == nil
-				return err
-			}
-			held, err = register(ctx, tx, b)
-			return err
+				b.ID, b.Applied.Number, b.Applied.Entry, b.Seq).Exec(func(tag pgconn.CommandTag) error {
+				held = tag.RowsAffected() == 1
+				return nil
+			})
 		})
+		if err != nil || held {
+			return err
+		}
+		held, err = register(ctx, conn, b)
+		return err
 	})
 	return held && err == nil, translate("committing a heartbeat", err)
 }
@@ -134,20 +133,20 @@ func (f *Feed) Heartbeat(ctx context.Context, b Beat) (held bool, err error) {
 // register adds a replica that is new, or was taken for dead. It holds the lock on the head, which every change takes: a
 // change that is committed before waits for no longer than the leases of its time, and one after sees this one's.
 // The number of the beat goes on where it was: who saw an earlier one, and was slow to remove the row, doesn't remove this.
-func register(ctx context.Context, tx pgx.Tx, b Beat) (held bool, err error) {
-	if _, err := tx.Exec(ctx, `SELECT FROM change_head FOR UPDATE`); err != nil {
-		return false, err
-	}
-	added, err := tx.Exec(ctx, `
-		INSERT INTO replicas (id, seq, lease_ms, position)
-		SELECT $1, $5, $2, position FROM changes WHERE position = $3 AND entry = $4
-		ON CONFLICT (id) DO NOTHING`,
-		b.ID, b.Lease.Milliseconds(), b.Applied.Number, b.Applied.Entry, b.Seq)
-	if err != nil || added.RowsAffected() == 0 {
-		return false, err
-	}
-	_, err = tx.Exec(ctx, `UPDATE change_head SET lease_ms = (SELECT max(lease_ms) FROM replicas)`)
-	return true, err
+func register(ctx context.Context, conn *pgx.Conn, b Beat) (held bool, err error) {
+	err = atOnce(ctx, conn, func(batch *pgx.Batch) {
+		batch.Queue(`SELECT FROM change_head FOR UPDATE`)
+		batch.Queue(`
+			INSERT INTO replicas (id, seq, lease_ms, position)
+			SELECT $1, $5, $2, position FROM changes WHERE position = $3 AND entry = $4
+			ON CONFLICT (id) DO NOTHING`,
+			b.ID, b.Lease.Milliseconds(), b.Applied.Number, b.Applied.Entry, b.Seq).Exec(func(tag pgconn.CommandTag) error {
+			held = tag.RowsAffected() == 1
+			return nil
+		})
+		batch.Queue(`UPDATE change_head SET lease_ms = coalesce((SELECT max(lease_ms) FROM replicas), 0)`)
+	})
+	return held, err
 }
 
 // Registered is a replica in the list.

@@ -34,7 +34,13 @@ test: ## every test, on a real Postgres (TEST_DATABASE_URL, or one of its own)
 ifeq ($(RACE),)
 	@echo "No C compiler was found: these tests run WITHOUT the race detector (apt-get install gcc libc6-dev)."
 endif
-	$(GO) test $(RACE) -shuffle=on -count=1 ./...
+	@mkdir -p bin && rm -f bin/chaos.txt
+	@# go test shows what a passing test prints only with -v, which would show everything.
+	CHAOS_REPORT=$(CURDIR)/bin/chaos.txt $(GO) test $(RACE) -shuffle=on -count=1 ./...; status=$$?; cat bin/chaos.txt 2>/dev/null; exit $$status
+
+.PHONY: chaos
+chaos: ## what was revoked is refused, whatever breaks: every scenario and every control, 10 minutes or more
+	CHAOS=long $(GO) test -count=1 -v -timeout 40m -run '^TestRevokedIsRefusedEverywhere$$' ./internal/chaos
 
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME each (60s)

@@ -39,10 +39,11 @@ var allowed = map[string][]string{
 	"internal/pgtest":    {"internal/privatepg", "internal/secret", "internal/store", "migrations"},
 	"internal/mailtest":  {},
 	"internal/bench":     {}, // nothing but benchmarks
+	"internal/chaos":     {}, // nothing but a test
 }
 
 // testSupport are the rooms that no program contains.
-var testSupport = []string{"internal/pgtest", "internal/mailtest", "internal/bench"}
+var testSupport = []string{"internal/pgtest", "internal/mailtest", "internal/bench", "internal/chaos"}
 
 // pkg is what go list tells of a package.
 type pkg struct {

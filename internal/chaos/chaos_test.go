@@ -1,0 +1,365 @@
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+// scenario is what goes wrong, and what is expected all the same.
+type scenario struct {
+	name   string
+	ground func(testing.TB) *ground
+	lease  time.Duration
+	setup  func(testing.TB, *fleet)
+	faults func(context.Context, *fleet) // until the context ends; all is well when it returns
+	skewed bool                          // one replica's wall clock is ahead
+	delay  time.Duration                 // replies of the database take a random time up to this
+
+	rounds     int           // each on a ground of its own; 0 is one
+	revoke     int           // so many revocations, at least, in each round
+	cycles     int           // so many faults, at least, in each round
+	within     time.Duration // a round; 0 is five minutes
+	workers    int
+	pace       time.Duration // the mean time between two uses of a credential on a replica
+	coldWindow time.Duration // when the first use on a cold replica comes
+
+	strict      bool          // what is asked of a replica that nothing is done to is answered
+	mayMissNew  bool          // a replica may be left with a database that new credentials are not in
+	fromMemory  bool          // a replica that is out of reach must have answered from memory, or nothing was shown
+	median      time.Duration // of a revocation; 0 is any
+	grace       time.Duration // what a revocation may take beyond the lease; 0 is usualGrace
+	shortcoming string        // in a control, the tag of the build
+}
+
+const (
+	shortLease = 500 * time.Millisecond
+	longLease  = 2 * time.Second
+	// usualGrace is what a revocation may take beyond the lease.
+	usualGrace = time.Second
+	// shortGrace leaves room for the tests of other packages, which run at the same time.
+	shortGrace = 3 * time.Second
+)
+
+func shortForm() []scenario {
+	return []scenario{
+		{name: "healthy", ground: shared, lease: shortLease, revoke: 100, workers: 8, pace: 10 * time.Millisecond,
+			coldWindow: 20 * time.Millisecond, strict: true, grace: shortGrace},
+		{name: "replica stopped", ground: shared, lease: shortLease, faults: stopReplicas, revoke: 80, cycles: 2, workers: 24,
+			pace: 40 * time.Millisecond, coldWindow: 30 * time.Millisecond, grace: shortGrace},
+		{name: "replica cut off", ground: shared, lease: shortLease, faults: cutOffReplicas, revoke: 80, cycles: 2, workers: 24,
+			pace: 40 * time.Millisecond, coldWindow: 30 * time.Millisecond, fromMemory: true, grace: shortGrace},
+	}
+}
+
+// shortControl must show violations.
+func shortControl() scenario {
+	return scenario{name: "replica cut off", ground: shared, lease: shortLease, faults: cutOffReplicas, revoke: 1000, workers: 12,
+		pace: 10 * time.Millisecond, coldWindow: 30 * time.Millisecond, within: 30 * time.Second, shortcoming: "without_rule_wait"}
+}
+
+func longForm() []scenario {
+	return []scenario{
+		{name: "healthy", ground: own, lease: longLease, revoke: 2000, workers: 2, pace: 15 * time.Millisecond,
+			coldWindow: 20 * time.Millisecond, strict: true, median: 20 * time.Millisecond},
+		{name: "slow replies", ground: own, lease: longLease, delay: 50 * time.Millisecond, revoke: 1000, workers: 8,
+			pace: 20 * time.Millisecond, coldWindow: 150 * time.Millisecond, strict: true},
+		{name: "NOTIFY lost", ground: own, lease: longLease, setup: func(t testing.TB, f *fleet) { f.ground.silenceNotify(t) },
+			revoke: 1200, workers: 12, pace: 30 * time.Millisecond, coldWindow: 100 * time.Millisecond, strict: true},
+		{name: "listeners killed", ground: own, lease: longLease, faults: killListeners, revoke: 1000, cycles: 50, workers: 6,
+			pace: 30 * time.Millisecond, coldWindow: 50 * time.Millisecond},
+		{name: "replica cut off", ground: own, lease: longLease, faults: cutOffReplicas, revoke: 1000, cycles: 8, workers: 40,
+			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, fromMemory: true},
+		{name: "replica lost", ground: own, lease: longLease, faults: loseReplicas, revoke: 500, cycles: 2, workers: 30,
+			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, strict: true, fromMemory: true},
+		{name: "replica stopped", ground: own, lease: longLease, faults: stopReplicas, revoke: 1000, cycles: 8, workers: 40,
+			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond},
+		{name: "replica killed", ground: own, lease: longLease, faults: killReplicas, revoke: 700, cycles: 8, workers: 40,
+			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond},
+		{name: "Postgres restarted", ground: own, lease: longLease, faults: restartPostgres, revoke: 500, cycles: 8, workers: 30,
+			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond},
+		{name: "Postgres killed", ground: own, lease: longLease, faults: crashPostgres, revoke: 500, cycles: 8, workers: 30,
+			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond},
+		{name: "standby promoted", ground: withStandby, lease: longLease, faults: promoteStandby, rounds: 4, revoke: 150, cycles: 1,
+			workers: 30, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissNew: true, fromMemory: true},
+		{name: "clock an hour off", ground: own, lease: longLease, faults: cutOffReplicas, skewed: true, revoke: 700, cycles: 5, workers: 40,
+			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, fromMemory: true},
+		{name: "everything at once", ground: own, lease: longLease, faults: everything, delay: 50 * time.Millisecond, revoke: 500, cycles: 8,
+			workers: 20, pace: 60 * time.Millisecond, coldWindow: 150 * time.Millisecond, fromMemory: true, grace: 3 * time.Second},
+	}
+}
+
+// longControls must each show violations.
+func longControls() []scenario {
+	return []scenario{
+		{name: "healthy", ground: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
+			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_log"},
+		{name: "replica cut off", ground: own, lease: longLease, faults: cutOffReplicas, revoke: 2000, workers: 40,
+			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_lease"},
+		{name: "slow replies", ground: own, lease: longLease, delay: 50 * time.Millisecond, revoke: 3000, workers: 8,
+			pace: 20 * time.Millisecond, coldWindow: 150 * time.Millisecond, shortcoming: "without_rule_fill"},
+		{name: "replica cut off", ground: own, lease: longLease, faults: cutOffReplicas, revoke: 2000, workers: 40,
+			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_wait"},
+	}
+}
+
+// Once DELETE was answered 200, no replica accepts the key again, whatever happens to replicas and database. CHAOS=long runs
+// every scenario and takes about ten minutes (make chaos); CHAOS_ONLY runs those with a name that contains it.
+func TestRevokedIsRefusedEverywhere(t *testing.T) {
+	long := os.Getenv("CHAOS") == "long"
+	scenarios, controls := shortForm(), []scenario{shortControl()}
+	if long {
+		scenarios, controls = longForm(), longControls()
+	}
+	only := func(s scenario) bool { return !strings.Contains(s.title(), os.Getenv("CHAOS_ONLY")) }
+	scenarios, controls = slices.DeleteFunc(scenarios, only), slices.DeleteFunc(controls, only)
+	programs := newBuilds(t)
+	all := slices.Concat(scenarios, controls)
+	results := make([]result, len(all))
+	t.Run("scenarios", func(t *testing.T) {
+		for i, s := range all {
+			t.Run(s.title(), func(t *testing.T) {
+				if !long { // of which the figures don't matter, and which mostly waits
+					t.Parallel()
+				}
+				results[i] = s.run(t, programs)
+				s.judge(t, results[i])
+			})
+		}
+	})
+	table := report(results)
+	fmt.Fprint(os.Stdout, table)
+	if path := os.Getenv("CHAOS_REPORT"); path != "" {
+		if err := os.WriteFile(path, []byte(table), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (s scenario) title() string {
+	if s.shortcoming != "" {
+		return s.shortcoming + ", " + s.name
+	}
+	return s.name
+}
+
+// result is what a scenario gave.
+type result struct {
+	tally
+	title   string
+	control bool
+	cycles  int
+	out     int // uses that were accepted by a replica while it was out of reach of what it needs
+	rounds  int
+	short   []string // what a round lacked
+}
+
+func (s scenario) run(t *testing.T, programs *builds) result {
+	t.Helper()
+	r := result{title: s.title(), control: s.shortcoming != ""}
+	for range max(1, s.rounds) {
+		t.Run("round", func(t *testing.T) { s.round(t, programs, &r) }) // so that what it started ends with it
+		r.rounds++
+	}
+	return r
+}
+
+func (s scenario) round(t *testing.T, programs *builds, into *result) {
+	t.Helper()
+	binaries := slices.Repeat([]string{programs.server(t, s.shortcoming, false)}, 3)
+	if s.skewed {
+		binaries[0] = programs.server(t, s.shortcoming, true)
+	}
+	f := newFleet(t, s.ground(t), s.lease, binaries...)
+	if s.skewed {
+		checkSkew(t, f.replicas[0], skew)
+		checkSkew(t, f.replicas[1], 0)
+	}
+	if s.setup != nil {
+		s.setup(t, f)
+	}
+	f.usual = flow{delay: s.delay}
+	for _, r := range f.replicas {
+		r.flow(f.usual)
+	}
+	c := &checker{scenario: s, fleet: f, slow: make(slow, 2)}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var working, breaking sync.WaitGroup
+	for range s.workers {
+		working.Go(func() { c.work(ctx) })
+	}
+	if s.faults != nil {
+		breaking.Go(func() { s.faults(ctx, f) })
+	}
+	breaking.Go(func() { f.watchLocks(ctx) })
+	within := s.within
+	if within == 0 {
+		within = 5 * time.Minute
+	}
+	for deadline := time.Now().Add(within); !c.enough() && time.Now().Before(deadline) && !t.Failed(); {
+		time.Sleep(20 * time.Millisecond)
+	}
+	stop()
+	breaking.Wait()
+	working.Wait()
+	c.probing.Wait()
+	into.add(c)
+	if s.shortcoming != "" {
+		return
+	}
+	for _, detail := range c.tally.details {
+		t.Error(detail) // which also keeps this round's logs
+	}
+	if got := c.tally.total(); got < s.revoke {
+		into.short = append(into.short, fmt.Sprintf("only %d revocations of %d in %s", got, s.revoke, within))
+	}
+	if got := int(f.cycles.Load()); got < s.cycles {
+		into.short = append(into.short, fmt.Sprintf("only %d faults of %d in %s", got, s.cycles, within))
+	}
+}
+
+// enough tells that a round can end: a control when it has shown what it should.
+func (c *checker) enough() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.scenario.shortcoming != "" && c.tally.violations > 0 {
+		return true
+	}
+	return c.tally.total() >= c.scenario.revoke && int(c.fleet.cycles.Load()) >= c.scenario.cycles
+}
+
+func (r *result) add(c *checker) {
+	t := &c.tally
+	for k := range kinds {
+		r.revoked[k] += t.revoked[k]
+	}
+	r.acceptedLive += t.acceptedLive
+	r.refusedLive += t.refusedLive
+	r.awayLive += t.awayLive
+	r.refused += t.refused
+	r.away += t.away
+	r.violations += t.violations
+	r.probes += t.probes
+	r.odd += t.odd
+	r.unknown += t.unknown
+	r.gone += t.gone
+	r.unmade += t.unmade
+	r.latencies = append(r.latencies, t.latencies...)
+	r.cycles += int(c.fleet.cycles.Load())
+	for _, replica := range c.fleet.replicas {
+		r.out += int(replica.acceptedOut.Load())
+	}
+}
+
+// judge fails the test for what must not be, and for whatever would make its passing worthless.
+func (s scenario) judge(t *testing.T, r result) {
+	t.Helper()
+	if r.control {
+		if r.violations == 0 {
+			t.Errorf("the program was built without a rule, and the checker saw no violation in %d revocations", r.total())
+		}
+		return
+	}
+	for _, lack := range r.short {
+		t.Error(lack)
+	}
+	replicas := 3
+	if want := r.total() * replicas * 4; r.probes != want {
+		t.Errorf("%d probes were made after revocations, want %d", r.probes, want)
+	}
+	least, refused := r.total(), r.probes/2
+	if s.faults == nil {
+		least, refused = 2*r.total(), r.probes
+	}
+	if r.acceptedLive < least {
+		t.Errorf("only %d uses were accepted before revocations, want %d: what was never accepted proves nothing", r.acceptedLive, least)
+	}
+	if r.refused < refused {
+		t.Errorf("only %d uses were refused after revocations, want %d", r.refused, refused)
+	}
+	if s.fromMemory && r.out == 0 {
+		t.Error("no replica that was out of reach accepted anything: there was no memory to go wrong")
+	}
+	if r.total() >= 100 {
+		for k := range kinds {
+			if r.revoked[k] == 0 {
+				t.Errorf("there was no revocation of the kind %q", k)
+			}
+		}
+	}
+	if len(r.latencies) < r.total()/4 {
+		t.Errorf("only %d revocations were undisturbed", len(r.latencies))
+	}
+	if median := r.quantile(0.5); s.median > 0 && median > s.median {
+		t.Errorf("the median revocation took %s, want %s", median, s.median)
+	}
+}
+
+// quantile is of the revocations whose replica, and the database, nothing was done to meanwhile.
+func (t *tally) quantile(q float64) time.Duration {
+	if len(t.latencies) == 0 {
+		return 0
+	}
+	slices.Sort(t.latencies)
+	return t.latencies[int(q*float64(len(t.latencies)-1))]
+}
+
+// report is the table of all scenarios.
+func report(results []result) string {
+	var text bytes.Buffer
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
+	row := func(cells ...any) {
+		for _, cell := range cells {
+			fmt.Fprintf(w, "%v\t", cell)
+		}
+		fmt.Fprintln(w)
+	}
+	header := []any{"scenario", "faults", "revoked"}
+	for k := range kinds {
+		header = append(header, k)
+	}
+	row(append(header, "live: ok", "refused", "away", "after: refused", "away", "ACCEPTED", "unknown", "404", "median ms", "p99", "max")...)
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/float64(time.Millisecond)) }
+	sum := result{title: "all"}
+	line := func(r result) {
+		cells := []any{r.title, r.cycles, r.total()}
+		for _, n := range r.revoked {
+			cells = append(cells, n)
+		}
+		row(append(cells, r.acceptedLive, r.refusedLive, r.awayLive, r.refused, r.away, r.violations, r.unknown, r.gone,
+			ms(r.quantile(0.5)), ms(r.quantile(0.99)), ms(r.quantile(1)))...)
+	}
+	for _, r := range results {
+		line(r)
+		if r.control {
+			continue
+		}
+		for k, n := range r.revoked {
+			sum.revoked[k] += n
+		}
+		sum.cycles += r.cycles
+		sum.acceptedLive += r.acceptedLive
+		sum.refusedLive += r.refusedLive
+		sum.awayLive += r.awayLive
+		sum.refused += r.refused
+		sum.away += r.away
+		sum.violations += r.violations
+		sum.unknown += r.unknown
+		sum.gone += r.gone
+		sum.latencies = append(sum.latencies, r.latencies...)
+	}
+	line(sum)
+	_ = w.Flush()
+	_, _ = io.WriteString(&text, "live: uses before the revocation; after: uses sent after its 200 had arrived, of which none may be accepted;\n"+
+		"away: 503 or no answer; unknown: revocations that had no 200, and were sent again. without_rule_*: controls, which must find some.\n")
+	return text.String()
+}

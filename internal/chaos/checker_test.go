@@ -1,0 +1,264 @@
+package chaos
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// checker makes credentials, uses them everywhere, revokes them, and uses them everywhere again.
+//
+// It compares two instants of one monotonic clock: a violation is a request that was sent after the answer 200 to the
+// revocation had arrived, and was accepted.
+type checker struct {
+	scenario scenario
+	fleet    *fleet
+	slow     slow
+	started  atomic.Int64   // revocations, to number them
+	probing  sync.WaitGroup // probes that are still to come
+
+	mu    sync.Mutex
+	tally tally
+}
+
+// tally counts what was seen.
+type tally struct {
+	revoked      [kinds]int // confirmed by a 200, and checked
+	acceptedLive int        // uses before the revocation that were accepted
+	refusedLive  int        // ... that were refused, though the credential was good
+	awayLive     int        // ... that had no answer, or a 503
+	refused      int        // uses sent after the revocation's 200 that were refused
+	away         int        // ... that had no answer, or a 503
+	violations   int        // ... that were accepted
+	probes       int        // of these, those at fixed times
+	odd          int        // answers that no use should get
+	unknown      int        // revocations that had no answer, or a 503
+	gone         int        // revocations that after an unknown outcome were answered 404
+	unmade       int        // credentials whose making failed
+	latencies    []time.Duration
+	details      []string // of what must not be
+}
+
+func (t *tally) total() (n int) {
+	for _, count := range t.revoked {
+		n += count
+	}
+	return n
+}
+
+// complain keeps the first few accounts of what must not be. The caller holds the lock.
+func (c *checker) complain(format string, args ...any) {
+	const most = 10
+	if len(c.tally.details) < most {
+		c.tally.details = append(c.tally.details, fmt.Sprintf(format, args...))
+	}
+}
+
+// pick is a replica that nothing is done to, if there is one.
+func (c *checker) pick() *replica {
+	first := rand.IntN(len(c.fleet.replicas))
+	for i := range c.fleet.replicas {
+		r := c.fleet.replicas[(first+i)%len(c.fleet.replicas)]
+		if _, calm := r.calm(); calm {
+			return r
+		}
+	}
+	return c.fleet.replicas[first]
+}
+
+// probed are the instants after a revocation at which its credential is used on every replica: at once, when a delayed
+// answer may have been overtaken, and when a lease that was good at the revocation has ended.
+func (c *checker) probed() []time.Duration {
+	return []time.Duration{0, 20 * time.Millisecond, 200 * time.Millisecond, c.fleet.lease}
+}
+
+// work revokes one credential after the other until ctx ends. What has begun by then is finished.
+func (c *checker) work(ctx context.Context) {
+	for ctx.Err() == nil {
+		c.revocation(context.WithoutCancel(ctx), kindOf(int(c.started.Add(1))))
+	}
+}
+
+// life is the history of one credential, as far as its uses have to know it.
+type life struct {
+	*victim
+	asked     atomic.Int64 // when its revocation was first sent, 0 before
+	confirmed atomic.Int64 // when a 200 to it had arrived, 0 before
+	by        string       // who confirmed it
+}
+
+func (c *checker) revocation(ctx context.Context, k kind) {
+	v, err := c.make(ctx, k)
+	if err != nil {
+		c.mu.Lock()
+		c.tally.unmade++
+		if c.scenario.faults == nil {
+			c.complain("a credential (%s) could not be made: %v", k, err)
+		}
+		c.mu.Unlock()
+		time.Sleep(20 * time.Millisecond)
+		return
+	}
+	l := &life{victim: v}
+	// On a cold replica the first use comes while the revocation is under way: its look-up then races with it.
+	replicas := slices.Clone(c.fleet.replicas)
+	rand.Shuffle(len(replicas), func(i, j int) { replicas[i], replicas[j] = replicas[j], replicas[i] })
+	cold := 0
+	if rand.IntN(100) < 40 {
+		cold = 1 + rand.IntN(2)
+	}
+	var first sync.WaitGroup
+	for _, r := range replicas[cold:] {
+		first.Go(func() { c.use(ctx, l, r) })
+	}
+	first.Wait()
+
+	using, stop := context.WithCancel(ctx)
+	var users sync.WaitGroup
+	for i, r := range replicas {
+		wait := time.Duration(0)
+		if i < cold {
+			wait = rand.N(c.scenario.coldWindow)
+		}
+		users.Go(func() { c.keepUsing(using, l, r, wait) })
+	}
+	time.Sleep(rand.N(20 * time.Millisecond))
+	if c.revoke(ctx, l) {
+		for _, r := range c.fleet.replicas {
+			for _, after := range c.probed() {
+				c.probing.Go(func() {
+					time.Sleep(time.Duration(l.confirmed.Load()) + after - c.fleet.now())
+					c.use(ctx, l, r)
+					c.mu.Lock()
+					c.tally.probes++
+					c.mu.Unlock()
+				})
+			}
+		}
+		c.mu.Lock()
+		c.tally.revoked[k]++
+		c.mu.Unlock()
+	}
+	time.Sleep(rand.N(40 * time.Millisecond))
+	stop()
+	// What a stopped replica was sent, it answers in its own time.
+	c.probing.Go(users.Wait)
+}
+
+// keepUsing uses a credential on a replica until ctx ends, beginning after a while.
+func (c *checker) keepUsing(ctx context.Context, l *life, r *replica, wait time.Duration) {
+	for {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		c.use(context.WithoutCancel(ctx), l, r)
+		wait = rand.N(2 * c.scenario.pace)
+	}
+}
+
+// revoke sends the revocation to one replica after the other until its outcome is known. It reports whether that is a 200.
+func (c *checker) revoke(ctx context.Context, l *life) bool {
+	by := l.victim.by
+	if l.kind == keyDeleted && rand.IntN(10) == 0 {
+		by = l.bearer // a key may delete itself
+	}
+	unknown := 0
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
+		r := c.fleet.replicas[rand.IntN(len(c.fleet.replicas))]
+		before, calm := r.calm()
+		l.asked.CompareAndSwap(0, int64(c.fleet.now()))
+		a := r.call(ctx, l.method, l.target, by, l.body)
+		after, _ := r.calm()
+		calm = calm && before == after
+		by = l.victim.by
+		c.mu.Lock()
+		switch {
+		case a.status == http.StatusOK:
+			l.by = fmt.Sprintf("replica %s (%s)", r.name, a.id)
+			l.confirmed.Store(int64(a.arrived))
+			if calm && l.kind != passwordChanged { // which mostly waits for its turn to hash
+				c.tally.latencies = append(c.tally.latencies, a.arrived-a.sent)
+				if took := a.arrived - a.sent; took > c.fleet.lease+cmp.Or(c.scenario.grace, usualGrace) && c.scenario.shortcoming == "" {
+					c.complain("a revocation (%s) took %s, from %.3f on, though nothing was done to the %s that it was sent to",
+						l.kind, took, a.sent.Seconds(), l.by)
+				}
+			}
+			c.mu.Unlock()
+			return true
+		case a.status == http.StatusNotFound && unknown > 0:
+			c.tally.gone++
+			c.mu.Unlock()
+			return false
+		case a.status == 0, a.status == http.StatusServiceUnavailable,
+			c.scenario.mayMissNew && (a.status == http.StatusNotFound || a.status == http.StatusUnauthorized):
+			unknown++
+			c.tally.unknown++
+			if calm && c.scenario.strict {
+				c.complain("replica %s answered a revocation (%s) with %d %s %v, though nothing was done to it", r.name, l.kind, a.status, a.body, a.err)
+			}
+		default:
+			c.tally.odd++
+			c.complain("replica %s answered a revocation (%s) with %d: %s", r.name, l.kind, a.status, a.body)
+		}
+		c.mu.Unlock()
+		time.Sleep(rand.N(20 * time.Millisecond))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.complain("a revocation (%s) had no outcome in two minutes", l.kind)
+	return false
+}
+
+// use uses a credential on a replica and judges the answer.
+func (c *checker) use(ctx context.Context, l *life, r *replica) {
+	out := r.out.Load()
+	before, calm := r.calm()
+	a := r.call(ctx, http.MethodGet, l.path, l.bearer, "")
+	after, _ := r.calm()
+	calm = calm && before == after
+	// If it was confirmed since, then after the request was sent.
+	confirmed, asked := time.Duration(l.confirmed.Load()), time.Duration(l.asked.Load())
+	revoked := confirmed != 0 && a.sent > confirmed
+	live := asked == 0 || a.arrived < asked
+	accepted, refused, away := a.status == http.StatusOK, a.status == l.refused, a.status == 0 || a.status == http.StatusServiceUnavailable
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if accepted && out%2 == 1 && out == r.out.Load() {
+		r.acceptedOut.Add(1)
+	}
+	switch {
+	case revoked && accepted:
+		c.tally.violations++
+		c.complain("VIOLATION (%s): %s confirmed %s %s at %.6f; replica %s accepted %s, sent %.6f, answered %.6f",
+			l.kind, l.by, l.method, l.target, confirmed.Seconds(), r.name, a.id, a.sent.Seconds(), a.arrived.Seconds())
+	case revoked && refused:
+		c.tally.refused++
+	case revoked && away:
+		c.tally.away++
+	case live && accepted:
+		c.tally.acceptedLive++
+	case live && refused:
+		c.tally.refusedLive++
+		if !c.scenario.mayMissNew {
+			c.complain("replica %s refused a good credential (%s): %d %s, sent %.6f", r.name, l.kind, a.status, a.body, a.sent.Seconds())
+		}
+	case live && away:
+		c.tally.awayLive++
+		if calm && c.scenario.strict {
+			c.complain("replica %s did not serve a good credential (%s), though nothing was done to it: %d %s %v", r.name, l.kind, a.status, a.body, a.err)
+		}
+	case accepted || refused || away: // while the revocation was under way, either will do
+	default:
+		c.tally.odd++
+		c.complain("replica %s answered a use (%s) with %d: %s", r.name, l.kind, a.status, a.body)
+	}
+}

@@ -1,0 +1,59 @@
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// skew is how far ahead the wall clock of a skewed build is. Its monotonic clock is as it was.
+const skew = time.Hour
+
+// skewedClock makes an overlay for go build under which time.Now is ahead, and returns its path.
+func skewedClock(ctx context.Context, dir string) (string, error) {
+	root, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return "", err
+	}
+	original := filepath.Join(strings.TrimSpace(string(root)), "src", "time", "time.go")
+	source, err := os.ReadFile(original)
+	if err != nil {
+		return "", err
+	}
+	const reading = "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
+	if strings.Count(string(source), reading) != 1 {
+		return "", errors.New("time.Now of this Go is not written as expected: the wall clock can't be put ahead")
+	}
+	ahead := strings.Replace(string(source), reading, reading+"\tsec += 3600\n", 1)
+	replacement := filepath.Join(dir, "time.go")
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: replacement}})
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "overlay.json")
+	return path, errors.Join(os.WriteFile(replacement, []byte(ahead), 0o600), os.WriteFile(path, overlay, 0o600))
+}
+
+// checkSkew shows by the time of a log line that the replica's clock is ahead, and that the others' are not.
+func checkSkew(t testing.TB, r *replica, want time.Duration) {
+	t.Helper()
+	line, err := r.logLine(0, "listening")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := line["time"].(string)
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if off := time.Until(at) - want; off > time.Minute || off < -5*time.Minute {
+		t.Fatalf("replica %s logged %s, which is %s from now, want %s", r.name, text, time.Until(at).Round(time.Second), want)
+	}
+	r.fleet.note("replica %s logs the time as %s", r.name, text)
+}

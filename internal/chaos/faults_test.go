@@ -1,0 +1,207 @@
+package chaos
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// pause reports whether the time passed before ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// leases is a random time between two numbers of leases.
+func (f *fleet) leases(least, most float64) time.Duration {
+	return time.Duration((least + rand.Float64()*(most-least)) * float64(f.lease))
+}
+
+func (f *fleet) any() *replica { return f.replicas[rand.IntN(len(f.replicas))] }
+
+// stopReplicas stops one replica after the other for a while, in the middle of whatever it is doing.
+func stopReplicas(ctx context.Context, f *fleet) {
+	for pause(ctx, f.leases(0.1, 0.6)) {
+		stopReplica(ctx, f, f.any())
+	}
+}
+
+func stopReplica(ctx context.Context, f *fleet, r *replica) {
+	d := f.leases(0.5, 3)
+	r.disturb("stopped for %s", d)
+	r.signal(syscall.SIGSTOP)
+	pause(ctx, d)
+	r.mend()
+	r.signal(syscall.SIGCONT)
+	r.settle(f.t.Context())
+}
+
+// cutOffReplicas cuts one replica after the other off from the database for a while.
+func cutOffReplicas(ctx context.Context, f *fleet) {
+	for pause(ctx, f.leases(0.1, 0.6)) {
+		cutOffReplica(ctx, f, f.any())
+	}
+}
+
+func cutOffReplica(ctx context.Context, f *fleet, r *replica) {
+	ways := []flow{{holdRequests: true, holdReplies: true}, {holdRequests: true}, {holdReplies: true}, {refuse: true}}
+	way, lost, d := ways[rand.IntN(len(ways))], rand.IntN(2) == 0, f.leases(0.3, 2.5)
+	r.disturb("cut off for %s: %+v, and what is held back is lost: %t", d, way, lost)
+	r.flow(way)
+	pause(ctx, d)
+	r.mend()
+	if lost {
+		for _, p := range r.proxies {
+			p.cut()
+		}
+	}
+	r.flow(f.usual)
+	r.settle(f.t.Context())
+}
+
+// loseReplicas cuts one replica after the other off for much longer than a lease, with whatever it has begun. The others
+// have to do without it.
+func loseReplicas(ctx context.Context, f *fleet) {
+	for pause(ctx, f.leases(0.5, 1)) {
+		r, d := f.any(), f.leases(5, 7)
+		r.disturb("lost for %s", d)
+		r.flow(flow{holdRequests: true, holdReplies: true})
+		pause(ctx, d)
+		r.mend()
+		r.flow(f.usual)
+		r.settle(f.t.Context())
+	}
+}
+
+// killReplicas kills one replica after the other, and starts it again.
+func killReplicas(ctx context.Context, f *fleet) {
+	for pause(ctx, f.leases(0.2, 1)) {
+		r, d := f.any(), f.leases(0, 1.5)
+		r.disturb("killed for %s", d)
+		addr := r.base[len("http://"):]
+		r.kill()
+		pause(ctx, d)
+		r.mend()
+		if err := r.start(addr); err != nil {
+			f.t.Error(err)
+			return
+		}
+		r.settle(f.t.Context())
+	}
+}
+
+// killListeners ends the sessions that listen, and now and then all idle ones.
+func killListeners(ctx context.Context, f *fleet) {
+	for i := 1; pause(ctx, rand.N(300*time.Millisecond)); i++ {
+		condition := `query ILIKE 'listen%'`
+		if i%8 == 0 {
+			condition = `state = 'idle'`
+		}
+		ended, err := f.ground.terminate(f.t.Context(), condition)
+		if err != nil {
+			f.t.Error(err)
+			return
+		}
+		if ended > 0 {
+			f.cycles.Add(1)
+		}
+	}
+}
+
+// restartPostgres stops Postgres cleanly again and again, crashPostgres kills it. Every other time a replica is out of reach
+// meanwhile, and for some time after: what it was promised must have survived in the database.
+func restartPostgres(ctx context.Context, f *fleet) {
+	breakPostgres(ctx, f, "restarted", f.ground.restart)
+}
+func crashPostgres(ctx context.Context, f *fleet) { breakPostgres(ctx, f, "killed", f.ground.crash) }
+
+func breakPostgres(ctx context.Context, f *fleet, what string, how func(context.Context, time.Duration) error) {
+	for pause(ctx, f.leases(0.5, 2)) {
+		var away sync.WaitGroup
+		if rand.IntN(2) == 0 {
+			out, r := stopReplica, f.any()
+			if rand.IntN(2) == 0 {
+				out = cutOffReplica
+			}
+			away.Go(func() { out(ctx, f, r) })
+			pause(ctx, f.leases(0, 0.2))
+		}
+		f.broken.Add(1)
+		f.note("Postgres is being %s", what)
+		if err := how(f.t.Context(), f.leases(0, 0.5)); err != nil {
+			f.t.Error(err)
+			return
+		}
+		f.note("Postgres is back")
+		for _, r := range f.replicas {
+			if r.fault.Load()%2 == 0 {
+				r.awaitServing(f.t.Context())
+			}
+		}
+		f.broken.Add(1)
+		away.Wait()
+		f.cycles.Add(1)
+	}
+}
+
+// promoteStandby cuts the standby off from the primary and promotes it, while the primary lives on: one replica stays with
+// it, the others go to the new one. In the end all do.
+func promoteStandby(ctx context.Context, f *fleet) {
+	if !pause(ctx, f.leases(0.5, 2)) {
+		return
+	}
+	test := f.t.Context()
+	stays := f.any()
+	f.broken.Add(1)
+	stays.disturb("stays with the old primary")
+	f.note("replication is cut")
+	f.ground.repl.set(flow{holdRequests: true, holdReplies: true})
+	time.Sleep(f.leases(0, 1))
+	for _, r := range f.replicas {
+		if r != stays {
+			r.proxies[0].set(flow{refuse: true})
+		}
+	}
+	f.note("the other replicas are cut off from the old primary, the standby is being promoted")
+	if err := f.ground.promote(test); err != nil {
+		f.t.Error(err)
+		return
+	}
+	f.note("it is promoted")
+	for _, r := range f.replicas {
+		if r != stays {
+			r.awaitServing(test)
+		}
+	}
+	f.broken.Add(1)
+	f.note("the others serve")
+	pause(ctx, f.leases(2, 4))
+	stays.mend()
+	stays.proxies[0].set(flow{refuse: true})
+	stays.settle(test)
+	pause(ctx, f.leases(1, 2))
+	f.cycles.Add(1)
+}
+
+// everything stops one replica, cuts another off, and ends listeners, all at once and with slow replies.
+func everything(ctx context.Context, f *fleet) {
+	var all sync.WaitGroup
+	all.Go(func() { killListeners(ctx, f) })
+	all.Go(func() {
+		for pause(ctx, f.leases(0.1, 0.6)) {
+			stopReplica(ctx, f, f.replicas[0])
+		}
+	})
+	all.Go(func() {
+		for pause(ctx, f.leases(0.1, 0.6)) {
+			cutOffReplica(ctx, f, f.replicas[1])
+		}
+	})
+	all.Wait()
+}

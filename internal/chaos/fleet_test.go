@@ -1,0 +1,378 @@
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	adminName     = "admin@chaos.example"
+	adminPassword = "chaos-password"
+	rootName      = "root@chaos.example"
+	adminKey      = "vb_ChaosChaosChaosChaosChaosChaosCh"
+
+	// callTimeout is longer than any replica is stopped: what it was sent meanwhile it answers when it goes on, and that
+	// answer counts.
+	callTimeout = 20 * time.Second
+)
+
+// program is a build of the server.
+type program struct {
+	tags    string
+	skewed  bool // its wall clock is an hour ahead
+	path    string
+	started sync.Once
+	err     error
+}
+
+// builds are the programs of a test run, each built once.
+type builds struct {
+	dir string
+	mu  sync.Mutex
+	all map[string]*program
+}
+
+func newBuilds(t testing.TB) *builds { return &builds{dir: t.TempDir(), all: map[string]*program{}} }
+
+func (b *builds) server(t testing.TB, tags string, skewed bool) string {
+	t.Helper()
+	name := fmt.Sprintf("server-%s-%t", tags, skewed)
+	b.mu.Lock()
+	p := b.all[name]
+	if p == nil {
+		p = &program{tags: tags, skewed: skewed, path: filepath.Join(b.dir, name)}
+		b.all[name] = p
+	}
+	b.mu.Unlock()
+	p.started.Do(func() { p.err = p.build(t, b.dir) })
+	if p.err != nil {
+		t.Fatal(p.err)
+	}
+	return p.path
+}
+
+// build uses the Makefile's flags, so that what is compiled already is not compiled again.
+func (p *program) build(t testing.TB, dir string) error {
+	arguments := []string{"build", "-buildvcs=false", "-trimpath", "-tags", p.tags, "-o", p.path}
+	if p.skewed {
+		overlay, err := skewedClock(t.Context(), dir)
+		if err != nil {
+			return err
+		}
+		arguments = append(arguments, "-overlay", overlay)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", append(arguments, "accesskeys/cmd/server")...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the server with tags %q: %w\n%s", p.tags, err, output)
+	}
+	return nil
+}
+
+// fleet is some replicas on one ground.
+type fleet struct {
+	t        testing.TB
+	ground   *ground
+	replicas []*replica
+	lease    time.Duration
+	usual    flow         // what proxies do where nothing is wrong
+	epoch    time.Time    // every instant is measured from here, on this process's monotonic clock
+	broken   atomic.Int64 // as replica.fault, for what all replicas share
+	cycles   atomic.Int64 // faults that were made
+	client   *http.Client
+	root     string // a credential that may delete customers
+
+	mu     sync.Mutex
+	events []string // what was done to whom, when
+}
+
+// replica is one server process, with a proxy to each database.
+type replica struct {
+	name    string
+	fleet   *fleet
+	binary  string
+	env     []string
+	proxies []*proxy
+	logPath string
+	base    string
+	cmd     *exec.Cmd
+	// fault is odd while something is done to the replica, and changes with it.
+	fault atomic.Int64
+	// out is odd from the beginning of a fault to its end; fault stays odd until the replica serves again.
+	out atomic.Int64
+	// acceptedOut counts what it was sent and accepted while it was out: without, a scenario proves little.
+	acceptedOut atomic.Int64
+}
+
+// newFleet starts replicas, one for each binary.
+func newFleet(t testing.TB, g *ground, lease time.Duration, binaries ...string) *fleet {
+	t.Helper()
+	f := &fleet{t: t, ground: g, lease: lease, epoch: time.Now()}
+	f.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1024, DisableCompression: true}}
+	t.Cleanup(f.client.CloseIdleConnections)
+	logs := t.TempDir()
+	var starting sync.WaitGroup
+	errs := make([]error, len(binaries))
+	for i, binary := range binaries {
+		r := &replica{name: string(rune('a' + i)), fleet: f, binary: binary}
+		for _, direct := range g.direct {
+			network, address := endpoint(t, direct)
+			r.proxies = append(r.proxies, newProxy(t, network, address))
+		}
+		r.logPath = filepath.Join(logs, r.name+".log")
+		r.env = append(os.Environ(), "DATABASE_URL="+g.through(t, r.proxies), "JWT_SECRET="+strings.Repeat("chaos-secret", 4),
+			"CACHE_LEASE="+lease.String(), "RATE_LIMIT_AUTH_RPS=0", "LOG_FORMAT=json", "LOG_LEVEL=info",
+			"BOOTSTRAP_CUSTOMER=Chaos", "BOOTSTRAP_USERNAME="+adminName, "BOOTSTRAP_PASSWORD="+adminPassword, "BOOTSTRAP_ACCESSKEY="+adminKey)
+		f.replicas = append(f.replicas, r)
+		t.Cleanup(r.kill)
+		starting.Go(func() { errs[i] = r.start("127.0.0.1:0") })
+	}
+	starting.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	f.makeRoot()
+	t.Cleanup(f.keepLogs)
+	return f
+}
+
+// start runs the server at an address, of which port 0 is any, until it answers.
+func (r *replica) start(addr string) error {
+	log, err := os.OpenFile(r.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	end, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(r.binary, "serve")
+	cmd.Env = append(append([]string{}, r.env...), "LISTEN_ADDR="+addr)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := startChild(cmd); err != nil {
+		return err
+	}
+	r.cmd = cmd
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		line, err := r.logLine(end, "listening")
+		if err == nil {
+			if r.base == "" { // a replica that starts again has its old address
+				r.base = "http://" + line["addr"].(string)
+			}
+			if r.call(context.Background(), http.MethodGet, "/readyz", "", "").status == http.StatusOK {
+				return nil
+			}
+		}
+		if time.Now().After(deadline) {
+			content, _ := os.ReadFile(r.logPath)
+			return fmt.Errorf("replica %s is not ready after 15 s; its log:\n%s", r.name, content)
+		}
+	}
+}
+
+// logLine is the first line of the log, from an offset on, with this message.
+func (r *replica) logLine(from int64, message string) (map[string]any, error) {
+	content, err := os.ReadFile(r.logPath)
+	if err != nil {
+		return nil, err
+	}
+	for line := range bytes.Lines(content[min(from, int64(len(content))):]) {
+		var fields map[string]any
+		if json.Unmarshal(line, &fields) == nil && fields["msg"] == message {
+			return fields, nil
+		}
+	}
+	return nil, fmt.Errorf("replica %s has logged no %q", r.name, message)
+}
+
+// kill ends the process at once, stopped or not.
+func (r *replica) kill() {
+	if r.cmd != nil {
+		_ = r.cmd.Process.Kill()
+		_ = r.cmd.Wait()
+		r.cmd = nil
+	}
+}
+
+// makeRoot makes an agent that may delete customers, which only the command line can, and logs it in.
+func (f *fleet) makeRoot() {
+	f.t.Helper()
+	first := f.replicas[0]
+	var own, login struct {
+		ID    string `json:"id"`
+		Token string `json:"token"`
+	}
+	a := first.call(f.t.Context(), http.MethodGet, "/v1.0/customer", adminKey, "")
+	if err := a.into(&own); err != nil {
+		f.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(f.t.Context(), first.binary, "agent", "create", "--customer", own.ID, "--username", rootName, "--permission", "superadmin")
+	cmd.Env = first.env
+	cmd.Stdin = strings.NewReader(adminPassword + "\n")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		f.t.Fatalf("making a superadmin: %v\n%s", err, output)
+	}
+	a = first.call(f.t.Context(), http.MethodPost, "/auth/login", "", `{"username":"`+rootName+`","password":"`+adminPassword+`"}`)
+	if err := a.into(&login); err != nil {
+		f.t.Fatal(err)
+	}
+	f.root = login.Token
+}
+
+func (f *fleet) now() time.Duration { return time.Since(f.epoch) }
+
+// note keeps what was done, for whoever has to explain a violation.
+func (f *fleet) note(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.events = append(f.events, fmt.Sprintf("%9.3f  %s  ", f.now().Seconds(), time.Now().UTC().Format("15:04:05.000"))+fmt.Sprintf(format, args...))
+}
+
+// watchLocks notes which sessions keep others waiting for long.
+func (f *fleet) watchLocks(ctx context.Context) {
+	for pause(ctx, 500*time.Millisecond) {
+		held, err := f.ground.query(f.t.Context(), 0, `
+			SELECT format('process %s of the database, %s for %s, keeps %s others waiting: %s', h.pid, h.state, now() - h.state_change,
+				(SELECT count(*) FROM pg_stat_activity w WHERE h.pid = ANY (pg_blocking_pids(w.pid))), left(regexp_replace(h.query, '\s+', ' ', 'g'), 80))
+			FROM pg_stat_activity h
+			WHERE now() - h.state_change > '0.5 s' AND h.wait_event_type IS DISTINCT FROM 'Lock'
+				AND h.pid IN (SELECT unnest(pg_blocking_pids(pid)) FROM pg_stat_activity WHERE datname = current_database())`)
+		if err != nil {
+			continue // it is being restarted
+		}
+		for _, line := range held {
+			f.note("%s", line)
+		}
+	}
+}
+
+// keepLogs saves the logs of a scenario that failed.
+func (f *fleet) keepLogs() {
+	if !f.t.Failed() {
+		return
+	}
+	dir, err := os.MkdirTemp("", "chaos-logs-")
+	if err != nil {
+		f.t.Log(err)
+		return
+	}
+	f.mu.Lock()
+	events := strings.Join(f.events, "\n") + "\n"
+	f.mu.Unlock()
+	if err := errors.Join(os.CopyFS(dir, os.DirFS(filepath.Dir(f.replicas[0].logPath))),
+		os.WriteFile(filepath.Join(dir, "events.txt"), []byte(events), 0o600)); err != nil {
+		f.t.Log(err)
+	}
+	f.t.Logf("the replicas' logs and what was done to them: %s", dir)
+}
+
+// answer is what came of a request.
+type answer struct {
+	sent, arrived time.Duration // taken before the first byte was sent and after the header had come
+	status        int           // 0 where there was no answer
+	id            string        // X-Request-Id
+	body          []byte
+	err           error
+}
+
+// into decodes the body of a 200; anything else is an error.
+func (a answer) into(v any) error {
+	if a.err != nil {
+		return a.err
+	}
+	if a.status != http.StatusOK {
+		return fmt.Errorf("status %d: %s", a.status, a.body)
+	}
+	return json.Unmarshal(a.body, v)
+}
+
+// call sends a request to the replica.
+func (r *replica) call(ctx context.Context, method, path, bearer, body string) (a answer) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, r.base+path, strings.NewReader(body))
+	if err != nil {
+		return answer{err: err}
+	}
+	if bearer != "" {
+		request.Header.Set("Authorization", "Bearer "+bearer)
+	}
+	a.sent = r.fleet.now()
+	response, err := r.fleet.client.Do(request)
+	a.arrived = r.fleet.now()
+	if err != nil {
+		a.err = err
+		return a
+	}
+	defer response.Body.Close()
+	a.status, a.id = response.StatusCode, response.Header.Get("X-Request-Id")
+	a.body, a.err = io.ReadAll(response.Body)
+	return a
+}
+
+// calm is a number that stays the same for as long as nothing is done to the replica or to what it stands on, and whether
+// that is so now.
+func (r *replica) calm() (int64, bool) {
+	own, all := r.fault.Load(), r.fleet.broken.Load()
+	return own<<32 | all, own%2 == 0 && all%2 == 0
+}
+
+// disturb begins a fault.
+func (r *replica) disturb(format string, args ...any) {
+	r.fault.Add(1)
+	r.out.Add(1)
+	r.fleet.note("replica "+r.name+": "+format, args...)
+}
+
+// mend says that what was done is about to be undone.
+func (r *replica) mend() {
+	r.out.Add(1)
+	r.fleet.note("replica %s: it is being put right", r.name)
+}
+
+// settle ends a fault, once the replica serves again.
+func (r *replica) settle(ctx context.Context) {
+	r.awaitServing(ctx)
+	r.fleet.cycles.Add(1)
+	r.fault.Add(1)
+	r.fleet.note("replica %s: it serves", r.name)
+}
+
+func (r *replica) awaitServing(ctx context.Context) {
+	deadline := time.Now().Add(30 * time.Second)
+	for r.call(ctx, http.MethodGet, "/v1.0/me", adminKey, "").status != http.StatusOK && ctx.Err() == nil {
+		if time.Now().After(deadline) {
+			r.fleet.t.Errorf("replica %s does not serve 30 s after it was put right", r.name)
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (r *replica) signal(s syscall.Signal) {
+	if err := r.cmd.Process.Signal(s); err != nil {
+		r.fleet.t.Errorf("replica %s: %v", r.name, err)
+	}
+}
+
+// flow sets what the replica's proxies do.
+func (r *replica) flow(f flow) {
+	for _, p := range r.proxies {
+		p.set(f)
+	}
+}

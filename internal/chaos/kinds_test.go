@@ -1,0 +1,203 @@
+package chaos
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net/http"
+	"time"
+
+	"accesskeys/internal/auth"
+	"accesskeys/internal/secret"
+)
+
+// kind is a way in which a credential ends.
+type kind int
+
+const (
+	keyDeleted kind = iota
+	agentDeleted
+	permissionTaken
+	passwordChanged
+	accountKeyDeleted
+	accountDeleted
+	customerDeleted
+	kinds
+)
+
+func (k kind) String() string {
+	return [...]string{"key", "agent", "permission", "password", "account key", "account", "customer"}[k]
+}
+
+// share is how many of a hundred revocations are of a kind. What needs a password hashed takes a core for a while.
+func (k kind) share() int { return [...]int{76, 4, 3, 2, 7, 6, 2}[k] }
+
+// kindOf spreads the kinds evenly: the i-th revocation of every hundred is always of the same one.
+func kindOf(i int) kind {
+	i = i * 37 % 100
+	for k := range kinds {
+		if i -= k.share(); i < 0 {
+			return k
+		}
+	}
+	return keyDeleted
+}
+
+// victim is a credential that will be revoked.
+type victim struct {
+	kind    kind
+	path    string // a GET that it may do
+	bearer  string
+	refused int // how the GET is answered after the revocation
+	// what revokes it
+	method string
+	target string
+	by     string
+	body   string
+}
+
+const me = "/v1.0/me"
+
+// slow bounds how many passwords are hashed at once, which servers refuse beyond a bound of theirs.
+type slow chan struct{}
+
+func (s slow) do(f func() error) error {
+	s <- struct{}{}
+	defer func() { <-s }()
+	return f()
+}
+
+// make has a credential of this kind made, by whichever replicas. An error is of no consequence: no promise was made.
+func (c *checker) make(ctx context.Context, k kind) (*victim, error) {
+	v := &victim{kind: k, path: me, refused: http.StatusUnauthorized, method: http.MethodDelete, by: adminKey}
+	return v, map[kind]func(context.Context, *victim) error{
+		keyDeleted:        c.makeKey,
+		agentDeleted:      c.makeAgentsKey,
+		permissionTaken:   c.makePowerfulAgentsKey,
+		passwordChanged:   c.makeLogin,
+		accountKeyDeleted: c.makeAccountKey,
+		accountDeleted:    c.makeAccount,
+		customerDeleted:   c.makeCustomersKey,
+	}[k](ctx, v)
+}
+
+type made struct {
+	ID       string `json:"id"`
+	Token    string `json:"token"`
+	Username string `json:"username"`
+}
+
+func (c *checker) post(ctx context.Context, path, bearer, body string) (got made, err error) {
+	return got, c.pick().call(ctx, http.MethodPost, path, bearer, body).into(&got)
+}
+
+func (c *checker) makeKey(ctx context.Context, v *victim) error {
+	key, err := c.post(ctx, "/v1.0/accesskeys", adminKey, `{"name":"chaos","expire":3600}`)
+	v.bearer, v.target = key.Token, "/v1.0/accesskeys/"+key.ID
+	return err
+}
+
+// agent makes one with this permission and a password that is adminPassword.
+func (c *checker) agent(ctx context.Context, by, customer string, permission int) (agent made, err error) {
+	of := ""
+	if customer != "" {
+		of = `,"customer_id":"` + customer + `"`
+	}
+	err = c.slow.do(func() error {
+		agent, err = c.post(ctx, "/v1.0/agents", by,
+			fmt.Sprintf(`{"username":"%s@chaos.example","password":"%s","permission":%d%s}`, rand.Text(), adminPassword, permission, of))
+		return err
+	})
+	return agent, err
+}
+
+func (c *checker) keyOf(ctx context.Context, by string, agent made, v *victim) error {
+	key, err := c.post(ctx, "/v1.0/accesskeys", by, `{"agent_id":"`+agent.ID+`"}`)
+	v.bearer = key.Token
+	return err
+}
+
+func (c *checker) makeAgentsKey(ctx context.Context, v *victim) error {
+	agent, err := c.agent(ctx, adminKey, "", int(auth.PermissionCustomerAgent))
+	if err != nil {
+		return err
+	}
+	v.target = "/v1.0/agents/" + agent.ID
+	return c.keyOf(ctx, adminKey, agent, v)
+}
+
+// makePowerfulAgentsKey makes one that will live on, and may then no longer do what it could.
+func (c *checker) makePowerfulAgentsKey(ctx context.Context, v *victim) error {
+	agent, err := c.agent(ctx, adminKey, "", int(auth.PermissionCustomerAdmin))
+	if err != nil {
+		return err
+	}
+	v.path, v.refused = "/v1.0/service_accounts?page_size=1", http.StatusForbidden
+	v.method, v.target = http.MethodPut, "/v1.0/agents/"+agent.ID+"/permission"
+	v.body = fmt.Sprintf(`{"permission":%d}`, auth.PermissionCustomerAgent)
+	return c.keyOf(ctx, adminKey, agent, v)
+}
+
+func (c *checker) makeLogin(ctx context.Context, v *victim) error {
+	agent, err := c.agent(ctx, adminKey, "", int(auth.PermissionCustomerAgent))
+	if err != nil {
+		return err
+	}
+	v.method, v.target = http.MethodPut, "/v1.0/agents/"+agent.ID+"/password"
+	v.body = `{"password":"another-password"}`
+	return c.slow.do(func() error {
+		login, err := c.post(ctx, "/auth/login", "", `{"username":"`+agent.Username+`","password":"`+adminPassword+`"}`)
+		v.bearer = login.Token
+		return err
+	})
+}
+
+func (c *checker) makeAccountKey(ctx context.Context, v *victim) error {
+	account, err := c.post(ctx, "/v1.0/service_accounts", adminKey, `{}`)
+	if err != nil {
+		return err
+	}
+	keyID, err := c.signed(ctx, account, v)
+	v.target = "/v1.0/service_accounts/" + account.ID + "/keys/" + keyID
+	return err
+}
+
+func (c *checker) makeAccount(ctx context.Context, v *victim) error {
+	account, err := c.post(ctx, "/v1.0/service_accounts", adminKey, `{}`)
+	if err != nil {
+		return err
+	}
+	v.target = "/v1.0/service_accounts/" + account.ID
+	_, err = c.signed(ctx, account, v)
+	return err
+}
+
+// signed adds a key pair to an account and signs a token with it.
+func (c *checker) signed(ctx context.Context, account made, v *victim) (keyID string, err error) {
+	var file struct {
+		AccountID  string `json:"account_id"`
+		KeyID      string `json:"key_id"`
+		PrivateKey string `json:"private_key"`
+	}
+	a := c.pick().call(ctx, http.MethodPost, "/v1.0/service_accounts/"+account.ID+"/keys", adminKey, `{"algorithm":"`+string(auth.EdDSA)+`"}`)
+	if err := a.into(&file); err != nil {
+		return "", err
+	}
+	credentials := auth.Credentials{AccountID: file.AccountID, KeyID: file.KeyID, PrivateKey: secret.New(file.PrivateKey)}
+	token, err := credentials.Sign(time.Now(), time.Hour, "")
+	v.bearer = token.Reveal()
+	return file.KeyID, err
+}
+
+func (c *checker) makeCustomersKey(ctx context.Context, v *victim) error {
+	customer, err := c.post(ctx, "/v1.0/customers", c.fleet.root, `{"name":"for a while"}`)
+	if err != nil {
+		return err
+	}
+	agent, err := c.agent(ctx, c.fleet.root, customer.ID, int(auth.PermissionCustomerAdmin))
+	if err != nil {
+		return err
+	}
+	v.target, v.by = "/v1.0/customers/"+customer.ID, c.fleet.root
+	return c.keyOf(ctx, c.fleet.root, agent, v)
+}

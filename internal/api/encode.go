@@ -53,11 +53,12 @@ var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 // maxPooledBody is the size up to which a buffer is used again, that of a full list.
 const maxPooledBody = 64 << 10
 
-// writeJSON encodes to a buffer first, so that an error there can still become a 500.
-func writeJSON(w http.ResponseWriter, code int, v any) {
+// writeJSON encodes to a buffer first, so that an error there can still become a 500. The encoder is given a pointer, because it
+// would copy what it can't address.
+func writeJSON[T any](w http.ResponseWriter, code int, v T) {
 	body := bodies.Get().(*bytes.Buffer)
 	body.Reset()
-	if err := json.MarshalWrite(body, v); err != nil {
+	if err := json.MarshalWrite(body, &v); err != nil {
 		// Only a defect in our own types leads here; observe turns it into a logged 500.
 		panic(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"slices"
 	"testing"
 	"time"
@@ -86,6 +87,7 @@ func serveUnchecked(payload []byte, listener net.Listener) error {
 	must(err)
 	credential, err := auth.Extract("", []string{"Bearer " + c.Credential})
 	must(err)
+	debug.SetGCPercent(200) // as in cmd/server
 	log, _ := logging.New(os.Stderr, slog.LevelInfo, false)
 	rows, err := replica.New(replica.Config{Store: db, Log: log}) // asked once, so that it need remember nothing
 	must(err)

@@ -1,0 +1,273 @@
+package replica_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/replica"
+	"accesskeys/internal/store"
+)
+
+// A lease may be from MinLease to MaxLease, or 0.
+func TestLeaseHasBounds(t *testing.T) {
+	t.Parallel()
+	for lease, fine := range map[time.Duration]bool{
+		0: true, replica.MinLease: true, replica.MaxLease: true,
+		-1: false, 1: false, replica.MinLease - 1: false, replica.MaxLease + 1: false,
+	} {
+		if _, err := replica.New(replica.Config{Lease: lease}); (err == nil) != fine {
+			t.Errorf("a lease of %v: %v", lease, err)
+		}
+	}
+}
+
+// Until it runs, a replica has no lease; it answers nothing, from memory or else.
+func TestReplicaThatDoesNotRunAnswersNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplica(long)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := r.Ready(ctx); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("ready: %v", err)
+	}
+	for _, reader := range w.acme.readers() {
+		if _, _, err := reader.replica(ctx, r.Replica); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: %v", reader.name, err)
+		}
+	}
+	if s := r.Stats(); s.Held || s.Hits+s.Misses != 0 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
+// With the database away, memory answers until the lease ends by the clock that goes on in suspension, and not a moment
+// longer; and everything works again once it is back.
+func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	r.reads(w.acme)
+	back := w.away()
+	age := r.Stats().Age
+	ask := func(when string, want error) {
+		t.Helper()
+		for _, reader := range w.acme.readers() {
+			hits := r.Stats().Hits
+			_, _, err := reader.replica(within(t), r.Replica)
+			if !errors.Is(err, want) {
+				t.Errorf("%s, %s: %v, want %v", when, reader.name, err, want)
+			}
+			if got := r.Stats().Hits - hits; (got == 1) != (want == nil) {
+				t.Errorf("%s, %s: %d answers from memory", when, reader.name, got)
+			}
+		}
+	}
+	ask("at once", nil)
+	r.advance(long - age - 5*time.Second) // five seconds for a busy machine
+	ask("just before the lease's end", nil)
+	if _, err := r.AgentCredential(within(t), w.globex.agent.ID); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("what is not remembered: %v", err)
+	}
+	r.advance(5 * time.Second)
+	ask("at the lease's end", store.ErrUnavailable)
+	if err := r.Ready(within(t)); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("ready without a lease: %v", err)
+	}
+	if s := r.Stats(); s.Held || s.Age < long {
+		t.Errorf("stats %+v", s)
+	}
+	back()
+	until(t, "the replica is ready again", func() bool { return r.Ready(within(t)) == nil })
+	r.reads(w.acme)
+	r.wants("with a lease again", w.acme, everything)
+	for _, line := range []string{"lost touch with the log of changes", "the lease is held again"} {
+		if got := strings.Count(r.log.String(), line); got != 1 {
+			t.Errorf("%q is logged %d times", line, got)
+		}
+	}
+}
+
+// A request that finds the lease over asks for a round and goes on; what was revoked in the meantime is not there any more.
+func TestRequestRenewsALeaseThatIsOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	for range 3 {
+		r.reads(w.acme)
+		seq := value[int64](w, `SELECT seq FROM replicas WHERE id = $1`, r.ID())
+		r.advance(long + time.Second)
+		r.wants("after the lease", w.acme, everything) // by a new one
+		if value[int64](w, `SELECT seq FROM replicas WHERE id = $1`, r.ID()) == seq {
+			t.Error("the lease was renewed without a heartbeat")
+		}
+	}
+}
+
+// The lease is tested after the look-up: what was found in memory before the lease ended may be what was revoked since. Here the
+// process stands still in between, and the revocation waits for no more than the lease.
+func TestLeaseIsTestedAfterTheLookUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	r.reads(w.acme)
+	hits := r.Stats().Hits
+	c, err := r.AccessKeyByHashAfter(within(t), w.acme.hash, func() { r.advance(long) })
+	if err != nil || r.Stats().Hits != hits+1 {
+		t.Errorf("by a lease that was renewed: %v, %d answers from memory", err, r.Stats().Hits-hits)
+	}
+	back := w.away() // nothing renews it now
+	_, err = r.AccessKeyByHashAfter(within(t), w.acme.hash, func() { r.advance(long) })
+	if !errors.Is(err, store.ErrUnavailable) || r.Stats().Hits != hits+1 {
+		t.Errorf("without a lease: %v, %d answers from memory", err, r.Stats().Hits-hits)
+	}
+	w.exec(`UPDATE accesskeys SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.key.ID)
+	back()
+	until(t, "there is a lease again", func() bool {
+		c, err = r.AccessKeyByHash(within(t), w.acme.hash)
+		return err == nil
+	})
+	if c.TmDelete.Equal(store.Never()) {
+		t.Error("by the next lease: not deleted")
+	}
+}
+
+// A replica is in the list while it runs, under its id and lease, and out of it once it has stopped; it answers nothing
+// from then on.
+func TestReplicaRegistersAndLeaves(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	listed := func() int { return value[int](w, `SELECT count(*) FROM replicas`) }
+	lease := func() int { return value[int](w, `SELECT lease_ms FROM change_head`) }
+	first, second := w.run(time.Second), w.run(5*time.Second)
+	if listed() != 2 || lease() != 5000 {
+		t.Errorf("%d replicas, the longest lease is %d ms", listed(), lease())
+	}
+	first.reads(w.acme)
+	first.stop()
+	if listed() != 1 || value[uuid.UUID](w, `SELECT id FROM replicas`) != second.ID() {
+		t.Errorf("%d replicas after one has left", listed())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := first.AccessKeyByHash(ctx, w.acme.hash); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("after its end a replica says %v", err)
+	}
+	if s := first.Stats(); s.Held {
+		t.Errorf("stats %+v", s)
+	}
+	second.stop()
+	third := w.run(time.Second)
+	if listed() != 1 || lease() != 1000 { // the longest one has gone
+		t.Errorf("%d replicas, the longest lease is %d ms", listed(), lease())
+	}
+	// Without a cache there is nothing to wait for.
+	off := w.run(0)
+	if listed() != 1 {
+		t.Errorf("%d replicas beside one without a cache", listed())
+	}
+	off.wants("without a cache", w.acme, "")
+	// Who was taken for dead registers again.
+	w.exec(`DELETE FROM replicas`)
+	until(t, "the replica is in the list again", func() bool { return listed() == 1 })
+	if id := value[uuid.UUID](w, `SELECT id FROM replicas`); id != third.ID() {
+		t.Errorf("the list has %v, want %v", id, third.ID())
+	}
+}
+
+// What has died goes out of the list once no lease of its can be left; who lives stays.
+func TestTheDeadAreSweptByTheLiving(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dead := uuid.New()
+	const lease = 300 * time.Millisecond
+	a, b := w.run(replica.MinLease), w.run(replica.MinLease)
+	began := time.Now()
+	w.exec(`INSERT INTO replicas (id, lease_ms, position) VALUES ($1, $2, 0)`, dead, lease.Milliseconds())
+	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM replicas WHERE id = $1`, dead) == 0 })
+	if took := time.Since(began); took < store.LeaseEnd(lease) {
+		t.Errorf("it was removed after %v, before its lease could have ended", took)
+	}
+	for _, r := range []*runner{a, b} {
+		if value[int](w, `SELECT count(*) FROM replicas WHERE id = $1 AND seq > 0`, r.ID()) != 1 {
+			t.Error("a live replica was removed")
+		}
+	}
+}
+
+// A database whose log is another one than what was known, as that of a server which was failed over: nothing is
+// remembered any more, and the replica goes on by the other log.
+func TestAnotherLogEmptiesMemory(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
+	for _, other := range []struct{ name, sql string }{
+		{"another entry at the same position", `
+			WITH e AS (SELECT gen_random_uuid() AS entry),
+			     c AS (UPDATE changes SET entry = e.entry FROM e WHERE position = (SELECT position FROM change_head))
+			UPDATE change_head SET entry = e.entry FROM e`},
+		{"a log that is shorter", `
+			WITH gone AS (DELETE FROM changes WHERE position > 0)
+			UPDATE change_head h SET position = 0, entry = c.entry FROM changes c WHERE c.position = 0`},
+	} {
+		w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
+		w.applied(r)
+		r.reads(w.acme)
+		r.wants("before", w.acme, everything)
+		w.exec(other.sql)
+		// A reading finds out, where the replica has not yet, and gives what the database has.
+		if _, err := r.AccessKeyByHash(within(t), newHash()); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%s: %v", other.name, err)
+		}
+		r.wants(other.name, w.acme, "")
+		r.wants("then", w.acme, everything)
+		w.applied(r)
+	}
+}
+
+// Nothing is remembered of a reading from another log, and no lease comes from it: what an abandoned primary says does not
+// count.
+func TestAbandonedPrimarySaysNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
+	known := store.Position{Number: value[int64](w, `SELECT position FROM change_head`), Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
+	for name, p := range map[string]store.Position{
+		"another entry":             {Number: known.Number, Entry: uuid.New()},
+		"a position yet to come":    {Number: known.Number + 1, Entry: known.Entry},
+		"the entry somewhere else":  {Number: known.Number - 1, Entry: known.Entry},
+		"a position of before":      {Number: -1, Entry: known.Entry},
+		"the number 0, of no entry": {Number: 0, Entry: uuid.New()},
+	} {
+		feed := must(w.store.OpenFeed(t.Context()))(t)
+		if held, err := feed.Heartbeat(t.Context(), uuid.New(), p, time.Second); held || err != nil {
+			t.Errorf("%s: a heartbeat gives %v, %v", name, held, err)
+		}
+		if news, err := feed.Since(t.Context(), p); news.Continues || news.Changes != nil || news.Head != known || err != nil {
+			t.Errorf("%s: the log says %+v, %v", name, news, err)
+		}
+		feed.Close()
+		for what, read := range map[string]func() error{
+			"access key": func() error { _, err := w.store.AccessKeyByHash(t.Context(), w.acme.hash, p); return err },
+			"agent":      func() error { _, err := w.store.AgentCredential(t.Context(), w.acme.agent.ID, p); return err },
+			"pair":       func() error { _, err := w.store.ServiceAccountCredential(t.Context(), w.acme.pair.ID, p); return err },
+		} {
+			if err := read(); !errors.Is(err, store.ErrOtherLog) || !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("%s, %s: %v", name, what, err)
+			}
+		}
+	}
+	if n := value[int](w, `SELECT count(*) FROM replicas`); n != 0 {
+		t.Errorf("%d replicas are registered", n)
+	}
+	// Control: the position that it does hold.
+	if c, err := w.store.AccessKeyByHash(t.Context(), w.acme.hash, known); err != nil || c.Head != known {
+		t.Errorf("%+v, %v", c.Head, err)
+	}
+}

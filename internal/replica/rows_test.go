@@ -1,0 +1,331 @@
+package replica_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/replica"
+	"accesskeys/internal/store"
+)
+
+// What is answered from memory is what the store answers, in every field, for live credentials and for deleted ones.
+func TestMemoryGivesWhatTheStoreGives(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, off := w.run(long), w.run(0)
+	for _, reader := range w.acme.readers() {
+		c := must(reader.store(t.Context(), w.store))(t)
+		for name, empty := range emptyFields(reflect.ValueOf(c)) {
+			if empty && name != "TmLastUsed" { // which is not read
+				t.Errorf("%s: %s is empty: it could get lost unseen", reader.name, name)
+			}
+		}
+	}
+	steps := []struct{ name, sql string }{
+		{"as made", ``},
+		{"customer-wide", `UPDATE accesskeys SET agent_id = NULL, roles = '{agent_viewer,customer_admin}'`},
+		{"key deleted", `UPDATE accesskeys SET tm_delete = now()`},
+		{"agent deleted", `UPDATE agents SET tm_delete = now()`},
+		{"pair deleted", `UPDATE service_account_keys SET tm_delete = now()`},
+		{"account deleted", `UPDATE service_accounts SET tm_delete = now()`},
+		{"customer deleted", `UPDATE customers SET tm_delete = now()`},
+	}
+	for _, step := range steps {
+		if step.sql != "" {
+			w.exec(step.sql)
+			w.applied(r)
+		}
+		r.reads(w.acme)
+		r.wants(step.name, w.acme, everything)
+		off.wants(step.name+", without a cache", w.acme, "")
+	}
+}
+
+// emptyFields tells of each field of a credential and of what is in it whether it is the zero value, but for the moment of
+// its reading.
+func emptyFields(v reflect.Value) map[string]bool {
+	empty := map[string]bool{}
+	for i := range v.NumField() {
+		f := v.Field(i)
+		if f.Type() == reflect.TypeFor[store.Moment]() {
+			continue
+		}
+		if f.Kind() == reflect.Struct && f.Type() != reflect.TypeFor[time.Time]() {
+			for name, zero := range emptyFields(f) {
+				empty[name] = zero
+			}
+		} else {
+			empty[v.Type().Field(i).Name] = f.IsZero()
+		}
+	}
+	return empty
+}
+
+// A remembered key's "now" is the database's, going on by our clock, and never behind the database's.
+func TestRememberedKeysTimeIsTheDatabasesAndNeverLate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	_, hash := w.newKey(10)
+	clock := func() time.Time { return value[time.Time](w, `SELECT clock_timestamp()`) }
+	for _, ahead := range []time.Duration{0, 0, 9 * time.Second, 19 * time.Second} {
+		r.advance(ahead - time.Duration(r.ahead.Load()))
+		hits, before := r.Stats().Hits, clock()
+		c := must(r.AccessKeyByHash(within(t), hash))(t)
+		if after := clock(); c.Now.Before(before.Add(ahead)) || c.Now.After(after.Add(ahead+5*time.Second)) {
+			// The time of a round trip ahead at most; five seconds are a busy machine's.
+			t.Errorf("%v later, between %v and %v of the database's, it is said to be %v", ahead, before, after, c.Now)
+		}
+		if fromMemory := r.Stats().Hits > hits; ahead > 0 && !fromMemory {
+			t.Error("it was not remembered")
+		}
+		if alive := c.TmExpire.After(c.Now); alive != (ahead < 10*time.Second) {
+			t.Errorf("%v after its creation a key for 10 s is good: %v", ahead, alive)
+		}
+	}
+}
+
+// What is remembered as one kind of thing is never found as another, whatever bytes are presented.
+func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	r.reads(w.acme)
+	r.wants("at first", w.acme, everything)
+	ids := map[string]uuid.UUID{
+		"customer": w.acme.customer.ID, "agent": w.acme.agent.ID, "account": w.acme.account.ID, "pair": w.acme.pair.ID, "key": w.acme.key.ID,
+	}
+	hits := r.Stats().Hits
+	for name, id := range ids {
+		var hash store.TokenHash
+		copy(hash[:], id[:])
+		if _, ok := r.Recall(hash); ok {
+			t.Errorf("the %s's id is a token", name)
+		}
+		if _, err := r.AccessKeyByHash(within(t), hash); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("the %s's id as a hash: %v", name, err)
+		}
+		if _, err := r.AgentCredential(within(t), id); name != "agent" && !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("the %s's id as an agent's: %v", name, err)
+		}
+		if _, err := r.ServiceAccountCredential(within(t), id); name != "pair" && !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("the %s's id as a pair's: %v", name, err)
+		}
+	}
+	if _, ok := r.Recall(w.acme.hash); ok {
+		t.Error("an access key's hash is a token")
+	}
+	unknown := newHash()
+	r.Remember(unknown, "a token", 100)
+	if v, ok := r.Recall(unknown); !ok || v != "a token" {
+		t.Errorf("the token is %v, %v", v, ok)
+	}
+	if _, err := r.AccessKeyByHash(within(t), unknown); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a token's hash as an access key's: %v", err)
+	}
+	if got := r.Stats().Hits - hits; got != 2 { // the agent as an agent, the pair as a pair
+		t.Errorf("%d hits, want 2", got)
+	}
+}
+
+// Every change to a row makes just what depends on it be forgotten, whoever makes it and however.
+func TestAChangeIsForgottenOnEveryReplica(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	replicas := []*runner{w.run(long), w.run(long)}
+	for _, change := range []struct {
+		name, sql string
+		id        any
+		acme      string // what is still remembered
+		globex    string
+	}{
+		{"no row", `UPDATE agents SET name = 'x' WHERE id = $1`, uuid.New(), everything, everything},
+		{"no row that is read", `UPDATE signups SET tries = 1 WHERE id = $1`, w.acme.key.ID, everything, everything},
+		{"key changed", `UPDATE accesskeys SET name = 'other' WHERE id = $1`, w.acme.key.ID, "agent, service account's key", everything},
+		{"key deleted", `UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, w.acme.key.ID, "agent, service account's key", everything},
+		{"agent changed", `UPDATE agents SET permission = 16 WHERE id = $1`, w.acme.agent.ID, "access key, service account's key", everything},
+		{"account changed", `UPDATE service_accounts SET roles = '{}' WHERE id = $1`, w.acme.account.ID, "access key, agent", everything},
+		{"pair changed", `UPDATE service_account_keys SET public_key = 'other' WHERE id = $1`, w.acme.pair.ID, "access key, agent", everything},
+		// The access key is read first, and with it the customer again.
+		{"customer changed", `UPDATE customers SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.customer.ID, "agent, service account's key", everything},
+		{"customer merged", `MERGE INTO customers c USING (SELECT $1::uuid AS id) s ON c.id = s.id WHEN MATCHED THEN UPDATE SET tm_delete = '2031-01-01'`,
+			w.acme.customer.ID, "agent, service account's key", everything},
+		{"customer upserted", `INSERT INTO customers (id, name) VALUES ($1, 'acme') ON CONFLICT (id) DO UPDATE SET tm_delete = '2032-01-01'`,
+			w.acme.customer.ID, "agent, service account's key", everything},
+		{"every row of a table", `UPDATE agents SET detail = 'other' WHERE id <> $1`, uuid.New(), "access key, service account's key", "access key, service account's key"},
+		{"two tables at once", `WITH k AS (UPDATE accesskeys SET detail = 'other' WHERE customer_id = $1) UPDATE agents SET name = 'other' WHERE customer_id = $1`,
+			w.acme.customer.ID, "service account's key", everything},
+		{"a noun of tomorrow", `SELECT append_change('gadgets', ARRAY[uuid_send($1)])`, uuid.New(), "", ""},
+		{"a subject that is none", `SELECT append_change('agents', ARRAY[substr(uuid_send($1), 2)])`, uuid.New(), "", ""},
+		{"more than can be named", `SELECT append_change('agents', NULL) WHERE $1::uuid IS NOT NULL`, uuid.New(), "", ""},
+	} {
+		for _, r := range replicas {
+			for _, tn := range []tenant{w.acme, w.globex} {
+				r.reads(tn)
+				r.wants("before", tn, everything)
+			}
+		}
+		w.exec(change.sql, change.id)
+		for _, r := range replicas {
+			w.applied(r)
+			r.wants(change.name, w.acme, change.acme)
+			r.wants(change.name, w.globex, change.globex)
+		}
+	}
+	// Rows that are removed, not only marked. What isn't there is not remembered either.
+	for _, removal := range []struct {
+		sql          string
+		id           uuid.UUID
+		acme, globex string
+	}{
+		{`DELETE FROM accesskeys WHERE id = $1`, w.acme.key.ID, "agent, service account's key", everything},
+		{`DELETE FROM service_account_keys WHERE id = $1`, w.acme.pair.ID, "agent", everything},
+		{`DELETE FROM agents WHERE id = $1`, w.acme.agent.ID, "", everything},
+		{`TRUNCATE accesskeys`, uuid.Nil, "", ""},
+		{`TRUNCATE agents CASCADE`, uuid.Nil, "", ""},
+		{`TRUNCATE service_account_keys`, uuid.Nil, "", ""},
+	} {
+		for _, r := range replicas {
+			r.reads(w.globex)
+		}
+		if removal.id == uuid.Nil {
+			w.exec(removal.sql)
+		} else {
+			w.exec(removal.sql, removal.id)
+		}
+		for _, r := range replicas {
+			w.applied(r)
+			r.wants(removal.sql, w.acme, removal.acme)
+			r.wants(removal.sql, w.globex, removal.globex)
+		}
+	}
+	// Of a table that others refer to, by a trigger of its own.
+	for _, table := range []string{"service_accounts", "customers"} {
+		before := value[int64](w, `SELECT position FROM change_head`)
+		w.exec(`TRUNCATE ` + table + ` CASCADE`)
+		if !value[bool](w, `SELECT EXISTS (SELECT FROM changes WHERE position > $1 AND noun = $2 AND subjects IS NULL)`, before, table) {
+			t.Errorf("TRUNCATE %s is not in the log", table)
+		}
+	}
+}
+
+// A statement may change more rows than a change names.
+func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	w.exec(`INSERT INTO agents (id, customer_id, username, password_hash)
+		SELECT gen_random_uuid(), $1, 'agent ' || i, '$argon2id$v=19$x' FROM generate_series(1, 1500) i`, w.globex.customer.ID)
+	for _, rows := range []int{998, 1200} { // and the two that are read
+		r.reads(w.acme)
+		r.wants("before", w.acme, everything)
+		w.exec(`UPDATE agents SET name = name || '.' WHERE id IN
+			(SELECT id FROM agents ORDER BY (username IN ('acme', 'globex')) DESC, username LIMIT $1)`, rows+2)
+		w.applied(r)
+		// Up to 1000 rows are named, and nothing else is forgotten; past that, all is.
+		remembered := "access key, service account's key"
+		if rows > 1000 {
+			remembered = ""
+		}
+		r.wants("after", w.acme, remembered)
+		if named := value[bool](w, `SELECT subjects IS NOT NULL FROM changes ORDER BY position DESC LIMIT 1`); named != (rows < 1000) {
+			t.Errorf("the %d rows are named: %v", rows+2, named)
+		}
+	}
+}
+
+// No fill after invalidate: what was read before a change was applied is not remembered after it.
+func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	held := replica.NewHeldReading()
+	read := make(chan error, 1)
+	go func() {
+		_, err := held.AccessKeyByHash(within(t), r.Replica, w.acme.hash)
+		read <- err
+	}()
+	<-held.Read // it has the row as it was
+	w.exec(`UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, w.acme.key.ID)
+	w.applied(r)
+	close(held.Release)
+	if err := <-read; err != nil {
+		t.Fatal(err)
+	}
+	r.wants("after the change", w.acme, "") // and holds it against the store
+	// Control: a reading that nothing has overtaken is remembered.
+	r.wants("then", w.acme, everything)
+}
+
+// Requests that miss at the same time share one reading.
+func TestOneReadingServesAllWhoAskAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	held := replica.NewHeldReading()
+	const askers = 20
+	results := make(chan error, askers)
+	ask := func(ctx context.Context) {
+		_, err := held.AccessKeyByHash(ctx, r.Replica, w.acme.hash)
+		results <- err
+	}
+	// The one who has begun it goes away; the others get it all the same.
+	leaving, leave := context.WithCancel(t.Context())
+	go ask(leaving)
+	<-held.Read
+	misses := r.Stats().Misses
+	for range askers - 1 {
+		go ask(within(t))
+	}
+	until(t, "all have asked", func() bool { return r.Stats().Misses == misses+askers-1 })
+	leave()
+	if err := <-results; !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		t.Errorf("who went away: %v", err)
+	}
+	close(held.Release)
+	for range askers - 1 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	// An asker counts as a miss just before it joins: the last may have come too late, and read once more.
+	if reads := held.Reads.Load(); reads > 2 {
+		t.Errorf("%d readings for %d who asked at once", reads, askers)
+	}
+}
+
+// A request that begins after a change was applied gets no reading that was under way before it.
+func TestAReadingUnderWayIsNotSharedAcrossAChange(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	held := replica.NewHeldReading()
+	type result struct {
+		name string
+		err  error
+	}
+	ask := func(to chan result) {
+		c, err := held.AccessKeyByHash(within(t), r.Replica, w.acme.hash)
+		to <- result{c.Name, err}
+	}
+	before, after := make(chan result, 1), make(chan result, 1)
+	go ask(before)
+	<-held.Read
+	w.exec(`UPDATE accesskeys SET name = 'changed' WHERE id = $1`, w.acme.key.ID)
+	w.applied(r)
+	misses := r.Stats().Misses
+	go ask(after)
+	until(t, "the second has asked", func() bool { return r.Stats().Misses > misses })
+	close(held.Release)
+	if got := <-before; got.err != nil || got.name != "name" {
+		t.Errorf("who began before the change: %+v", got)
+	}
+	if got := <-after; got.err != nil || got.name != "changed" {
+		t.Errorf("who began after the change: %+v", got)
+	}
+}

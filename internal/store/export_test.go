@@ -36,5 +36,5 @@ func Traced(ctx context.Context, s *Store, tracer pgx.QueryTracer) (*Store, erro
 	cfg := s.pool.Config()
 	cfg.ConnConfig.Tracer = tracer
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
-	return &Store{pool: pool}, err
+	return &Store{pool: pool, settler: newSettler()}, err
 }

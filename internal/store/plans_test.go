@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -210,11 +211,28 @@ type statement struct {
 }
 
 // statements is a pgx.QueryTracer that keeps what it sees.
-type statements struct{ all []statement }
+type statements struct {
+	mu  sync.Mutex
+	all []statement
+}
 
 func (s *statements) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.all = append(s.all, statement{q.SQL, q.Args})
 	return ctx
+}
+
+// count is how many have this in them.
+func (s *statements) count(part string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, one := range s.all {
+		if strings.Contains(one.sql, part) {
+			n++
+		}
+	}
+	return n
 }
 
 func (*statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}

@@ -180,18 +180,30 @@ func TestReplicaRegistersAndLeaves(t *testing.T) {
 	}
 }
 
-// What has died goes out of the list once no lease of its can be left; who lives stays.
+// What has died goes out of the list once no lease of its can be left, and from then on nobody waits for it; who lives stays.
 func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	dead := uuid.New()
-	const lease = 300 * time.Millisecond
+	const lease = 1500 * time.Millisecond
 	a, b := w.run(replica.MinLease), w.run(replica.MinLease)
-	began := time.Now()
+	revoke := func() time.Duration {
+		t.Helper()
+		began, name := time.Now(), uuid.NewString()
+		must(w.store.UpdateAccessKey(t.Context(), w.acme.customer.ID, w.acme.key.ID, store.AccessKeyChange{Name: &name}))(t)
+		return time.Since(began)
+	}
+	dead, began := uuid.New(), time.Now()
 	w.exec(`INSERT INTO replicas (id, lease_ms, position) VALUES ($1, $2, 0)`, dead, lease.Milliseconds())
+	w.exec(`UPDATE change_head SET lease_ms = $1`, lease.Milliseconds())
+	if took := revoke(); took < lease {
+		t.Errorf("with a dead replica a revocation took %v", took)
+	}
 	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM replicas WHERE id = $1`, dead) == 0 })
 	if took := time.Since(began); took < store.LeaseEnd(lease) {
 		t.Errorf("it was removed after %v, before its lease could have ended", took)
+	}
+	if took := revoke(); took >= lease {
+		t.Errorf("after the dead one's removal a revocation took %v", took)
 	}
 	for _, r := range []*runner{a, b} {
 		if value[int](w, `SELECT count(*) FROM replicas WHERE id = $1 AND seq > 0`, r.ID()) != 1 {

@@ -39,8 +39,10 @@ func (r *Replica) Use(id uuid.UUID, at time.Time) { r.uses.add(id, at) }
 
 // HeldReading is AccessKeyByHash with a stop between the reading of the database and what is done with it.
 type HeldReading struct {
+	Before  bool          // the stop is before the reading, not after it
+	Asked   atomic.Int64  // how many requests have not found it in memory
 	Reads   atomic.Int64  // how often the database was read
-	Read    chan struct{} // gets a value when it has been read for the first time
+	Read    chan struct{} // gets a value at the stop
 	Release chan struct{} // closed by the test
 }
 
@@ -52,13 +54,26 @@ func NewHeldReading() *HeldReading {
 // AccessKeyByHash is the replica's, where the first reading of the database is held.
 func (h *HeldReading) AccessKeyByHash(ctx context.Context, r *Replica, hash store.TokenHash) (AccessKeyCredential, error) {
 	q := r.accessKeyReading(hash)
-	read := q.read
+	recall, read := q.recall, q.read
+	q.recall = func(r *Replica, k key) (AccessKeyCredential, bool) {
+		c, ok := recall(r, k)
+		if !ok {
+			h.Asked.Add(1)
+		}
+		return c, ok
+	}
 	q.read = func(ctx context.Context, known store.Position) (AccessKeyCredential, store.Moment, error) {
-		first := h.Reads.Add(1) == 1
-		c, moment, err := read(ctx, known)
-		if first {
+		stop := func() {
 			h.Read <- struct{}{}
 			<-h.Release
+		}
+		first := h.Reads.Add(1) == 1
+		if first && h.Before {
+			stop()
+		}
+		c, moment, err := read(ctx, known)
+		if first && !h.Before {
+			stop()
 		}
 		return c, moment, err
 	}

@@ -121,7 +121,10 @@ func TestLeaseIsTestedAfterTheLookUp(t *testing.T) {
 	if err != nil || r.Stats().Hits != hits+1 {
 		t.Errorf("by a lease that was renewed: %v, %d answers from memory", err, r.Stats().Hits-hits)
 	}
-	back := w.away() // nothing renews it now
+	if err := r.Ready(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	back := w.away() // nothing renews the lease now
 	_, err = r.AccessKeyByHashAfter(within(t), w.acme.hash, func() { r.advance(long) })
 	if !errors.Is(err, store.ErrUnavailable) || r.Stats().Hits != hits+1 {
 		t.Errorf("without a lease: %v, %d answers from memory", err, r.Stats().Hits-hits)
@@ -193,7 +196,7 @@ func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 		return time.Since(began)
 	}
 	dead, began := uuid.New(), time.Now()
-	w.exec(`INSERT INTO replicas (id, lease_ms, position) VALUES ($1, $2, 0)`, dead, lease.Milliseconds())
+	w.exec(`INSERT INTO replicas (id, seq, lease_ms, position) VALUES ($1, 1, $2, 0)`, dead, lease.Milliseconds())
 	w.exec(`UPDATE change_head SET lease_ms = $1`, lease.Milliseconds())
 	if took := revoke(); took < lease {
 		t.Errorf("with a dead replica a revocation took %v", took)
@@ -258,10 +261,10 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 		"the number 0, of no entry": {Number: 0, Entry: uuid.New()},
 	} {
 		feed := must(w.store.OpenFeed(t.Context()))(t)
-		if held, err := feed.Heartbeat(t.Context(), uuid.New(), p, time.Second); held || err != nil {
+		if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: p}); held || err != nil {
 			t.Errorf("%s: a heartbeat gives %v, %v", name, held, err)
 		}
-		if news, err := feed.Since(t.Context(), p); news.Continues || news.Changes != nil || news.Head != known || err != nil {
+		if news, err := feed.Since(t.Context(), uuid.Nil, p); news.Continues || news.Changes != nil || news.Head != known || err != nil {
 			t.Errorf("%s: the log says %+v, %v", name, news, err)
 		}
 		feed.Close()

@@ -42,7 +42,7 @@ func (w *world) head() (p store.Position) {
 func (w *world) standIn(lease time.Duration) uuid.UUID {
 	w.t.Helper()
 	id := uuid.New()
-	w.exec(`INSERT INTO replicas (id, lease_ms, position) SELECT $1, $2, position FROM change_head`, id, lease.Milliseconds())
+	w.exec(`INSERT INTO replicas (id, seq, lease_ms, position) SELECT $1, 1, $2, position FROM change_head`, id, lease.Milliseconds())
 	w.exec(`UPDATE change_head SET lease_ms = (SELECT max(lease_ms) FROM replicas)`)
 	return id
 }
@@ -156,6 +156,7 @@ func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 		agents[n] = w.createAgent(w.acme, fmt.Sprint("agent ", n))
 	}
 	// A reader of the log, as a replica is: whatever it sees, nothing may come before that later.
+	known := w.head()
 	stop, stopped := make(chan struct{}), make(chan error, 1)
 	go func() {
 		feed, err := w.store.OpenFeed(context.Background())
@@ -164,11 +165,10 @@ func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 			return
 		}
 		defer feed.Close()
-		first, err := feed.Since(context.Background(), store.Position{})
-		known, seen := first.Head, map[string]int{}
+		seen := map[string]int{}
 		for last := false; err == nil; {
 			var news store.News
-			if news, err = feed.Since(context.Background(), known); err != nil {
+			if news, err = feed.Since(context.Background(), uuid.Nil, known); err != nil {
 				break
 			}
 			for _, change := range news.Changes {
@@ -245,7 +245,7 @@ func TestLogIsTrimmed(t *testing.T) {
 	feed := must(w.store.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	for i, continues := range map[int]bool{0: true, len(log) - 1: true} {
-		news, err := feed.Since(t.Context(), store.Position{Number: log[i].Position, Entry: log[i].Entry})
+		news, err := feed.Since(t.Context(), uuid.Nil, store.Position{Number: log[i].Position, Entry: log[i].Entry})
 		if err != nil || news.Continues != continues || len(news.Changes) != len(log)-1-i {
 			t.Errorf("after %d: %v, %d changes, %v", log[i].Position, news.Continues, len(news.Changes), err)
 		}

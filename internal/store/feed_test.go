@@ -23,10 +23,15 @@ func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 	feed := must(w.store.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	first, second := uuid.New(), uuid.New()
+	var seq int64
 	beat := func(id uuid.UUID, at store.Position, lease time.Duration) {
 		t.Helper()
-		if held, err := feed.Heartbeat(t.Context(), id, at, lease); !held || err != nil {
+		seq++
+		if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: id, Seq: seq, Lease: lease, Applied: at}); !held || err != nil {
 			t.Errorf("a heartbeat: %v, %v", held, err)
+		}
+		if news, err := feed.Since(t.Context(), id, at); err != nil || news.Seq != seq {
+			t.Errorf("heartbeat %d is known as %d, %v", seq, news.Seq, err)
 		}
 	}
 	state := func(id uuid.UUID) [3]int64 {
@@ -42,12 +47,12 @@ func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 	start := w.head()
 	beat(first, start, 2*time.Second)
 	registered := state(first)
-	if registered[1] != 0 || registered[2] != 2000 || longest() != 2000 {
+	if registered[0] != 1 || registered[1] != 0 || registered[2] != 2000 || longest() != 2000 {
 		t.Errorf("registered as %v, the longest lease is %d", registered, longest())
 	}
 	beat(second, start, 5*time.Second)
 	beat(first, start, 2*time.Second)
-	if longest() != 5000 || state(first)[0] != registered[0]+1 {
+	if longest() != 5000 || state(first)[0] != 3 {
 		t.Errorf("after a heartbeat %v, the longest lease is %d", state(first), longest())
 	}
 	w.exec(`UPDATE accesskeys SET name = 'other' WHERE id = $1`, key.ID)
@@ -91,7 +96,7 @@ func TestRegistrationAndChangesWaitForEachOther(t *testing.T) {
 	}
 	registered := make(chan error, 1)
 	go func() {
-		_, err := feed.Heartbeat(context.Background(), uuid.New(), at, time.Second)
+		_, err := feed.Heartbeat(context.Background(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: at})
 		registered <- err
 	}()
 	w.untilWaiting()
@@ -167,7 +172,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 			return err
 		})
 		cancelled(setting+": registering", func() error {
-			held, err := feed.Heartbeat(context.Background(), uuid.New(), w.head(), time.Second)
+			held, err := feed.Heartbeat(context.Background(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()})
 			if held {
 				t.Error("it counts as held")
 			}
@@ -175,11 +180,11 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		})
 		at = w.head()
 		cancelled(setting+": a first heartbeat", func() error {
-			_, err := feed.Heartbeat(context.Background(), id, at, time.Second)
+			_, err := feed.Heartbeat(context.Background(), store.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: at})
 			return err
 		})
 		cancelled(setting+": a heartbeat", func() error {
-			held, err := feed.Heartbeat(context.Background(), id, at, time.Second)
+			held, err := feed.Heartbeat(context.Background(), store.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: at})
 			if held {
 				t.Error("it counts as held")
 			}

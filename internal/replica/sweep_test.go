@@ -1,0 +1,84 @@
+package replica_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/replica"
+	"accesskeys/internal/store"
+)
+
+// A sweeper that stood still in between takes nobody for dead who was swept by another, has come back and lives: an old
+// sighting must not match a new registration.
+func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	feed := must(w.store.OpenFeed(t.Context()))(t)
+	defer feed.Close()
+	const lease = replica.MinLease
+	at := store.Position{Number: 0, Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
+	r := uuid.New()
+	var seq int64
+	beat := func() {
+		t.Helper()
+		seq++
+		if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: r, Seq: seq, Lease: lease, Applied: at}); !held || err != nil {
+			t.Fatal(held, err)
+		}
+	}
+	var sweeper replica.Census
+	sweep := func() {
+		t.Helper()
+		if err := sweeper.Sweep(t.Context(), feed, uuid.New()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	beat()
+	sweep()                                                     // sees r, and stands still
+	time.Sleep(store.LeaseEnd(lease) + 20*time.Millisecond)     // for longer than r's lease
+	w.exec(`DELETE FROM replicas WHERE id = $1 AND seq = 1`, r) // r stood still, too, and another one has swept it
+	beat()                                                      // r is back
+	sweep()
+	if value[int](w, `SELECT count(*) FROM replicas WHERE id = $1`, r) != 1 {
+		t.Error("a replica with a lease was removed: no revocation waits for it")
+	}
+}
+
+// Changes that don't stop coming neither cost a replica its connection nor keep those waiting who need a lease.
+func TestReplicaKeepsUpWithSteadyChanges(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	changed := make(chan int, 1)
+	go func() {
+		conn := must(w.db.Acquire(ctx))(t)
+		defer conn.Release()
+		n := 0
+		for ; ctx.Err() == nil; n++ {
+			_, _ = conn.Exec(ctx, `SELECT append_change('agents', ARRAY[uuid_send(gen_random_uuid())])`)
+		}
+		changed <- n
+	}()
+	began := time.Now()
+	for time.Since(began) < 2500*time.Millisecond {
+		asked := time.Now()
+		if err := r.Renew(within(t)); err != nil {
+			t.Errorf("after %v of changes, no lease after %v: %v", time.Since(began), time.Since(asked), err)
+			break
+		}
+		if took := time.Since(asked); took > time.Second {
+			t.Errorf("after %v of changes, a lease took %v", time.Since(began), took)
+			break
+		}
+	}
+	stop()
+	t.Logf("%d changes in %v", <-changed, time.Since(began))
+	if s := r.log.String(); s != "" {
+		t.Errorf("logged: %s", s)
+	}
+}

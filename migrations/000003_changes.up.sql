@@ -14,7 +14,7 @@ CREATE TABLE changes (
 -- The newest change. Each change updates this row, and so waits for the one before it to commit: the order of positions is the
 -- order of commits.
 CREATE TABLE change_head (
-    single   boolean PRIMARY KEY DEFAULT true CHECK (single),
+    single   int     PRIMARY KEY DEFAULT 1 CHECK (single = 1), -- by an index that is unique the planner knows that there is one row
     position bigint  NOT NULL,
     entry    uuid    NOT NULL,
     lease_ms bigint  NOT NULL DEFAULT 0 -- the longest lease of any replica
@@ -43,7 +43,7 @@ BEGIN
     IF cardinality(subjects) > 1000 THEN
         subjects := NULL;
     END IF;
-    UPDATE change_head SET position = position + 1, entry = fresh RETURNING position INTO head;
+    UPDATE change_head SET position = position + 1, entry = fresh WHERE single = 1 RETURNING position INTO head;
     INSERT INTO changes VALUES (head, fresh, noun, subjects);
     DELETE FROM changes WHERE position = head - 10000;
     PERFORM pg_notify('accesskeys_changes', ''); -- a hint

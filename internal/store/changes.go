@@ -62,7 +62,8 @@ func (s *Store) readKnown(ctx context.Context, known Position, scan func(pgx.Row
 	var batch pgx.Batch
 	batch.Queue(`
 		SELECT position, entry, EXISTS (SELECT FROM changes WHERE position = $1 AND entry = $2)
-		FROM change_head`, known.Number, [16]byte(known.Entry))
+		FROM change_head
+		WHERE single = 1`, known.Number, [16]byte(known.Entry))
 	batch.Queue(sql, args...)
 	results := s.pool.SendBatch(ctx, &batch)
 	defer func() { err = errors.Join(err, results.Close()) }()
@@ -93,7 +94,7 @@ func (s *Store) revise(ctx context.Context, queue func(*pgx.Batch)) error {
 			}
 			queue(b)
 			// The head is locked by this transaction, since a trigger has moved it.
-			b.Queue(`SELECT position, entry, lease_ms FROM change_head`).QueryRow(func(row pgx.Row) error {
+			b.Queue(`SELECT position, entry, lease_ms FROM change_head WHERE single = 1`).QueryRow(func(row pgx.Row) error {
 				var ms int64
 				err := row.Scan(&r.Number, &r.Entry, &ms)
 				r.lease = time.Duration(ms) * time.Millisecond

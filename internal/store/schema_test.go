@@ -37,7 +37,7 @@ func goodRows(customer, account uuid.UUID) map[string]row {
 			"name": "n", "known": false, "tm_expire": time.Unix(4e9, 0),
 		},
 		"changes":        {"position": 7, "entry": uuid.New(), "noun": "agents", "subjects": [][]byte{{1}}},
-		"change_head":    {"single": true, "position": 7, "entry": uuid.New()},
+		"change_head":    {"single": 1, "position": 7, "entry": uuid.New()},
 		"replicas":       {"id": uuid.New(), "seq": 1, "lease_ms": 2000, "position": 7},
 		"accesskey_uses": {"accesskey_id": uuid.New(), "tm_last_used": time.Unix(1e9, 0)}, // of no key: it has no foreign key
 	}
@@ -180,7 +180,7 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"changes", row{"position": 8}, row{}, ""},
 		{"changes", nil, row{"subjects": nil}, ""},
 		{"change_head", nil, row{}, "change_head_pkey"}, // there is one
-		{"change_head", nil, row{"single": false}, "change_head_single_check"},
+		{"change_head", nil, row{"single": 2}, "change_head_single_check"},
 		{"replicas", row{"id": id}, row{"id": id}, "replicas_pkey"},
 		{"accesskey_uses", row{}, row{}, "accesskey_uses_pkey"},
 	}

@@ -253,6 +253,12 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 	w := newWorld(t)
 	w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
 	known := store.Position{Number: value[int64](w, `SELECT position FROM change_head`), Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
+	registered := uuid.New()
+	first := must(w.store.OpenFeed(t.Context()))(t)
+	defer first.Close()
+	if held, err := first.Heartbeat(t.Context(), store.Beat{ID: registered, Seq: 1, Lease: time.Second, Applied: known}); !held || err != nil {
+		t.Fatal(held, err)
+	}
 	for name, p := range map[string]store.Position{
 		"another entry":             {Number: known.Number, Entry: uuid.New()},
 		"a position yet to come":    {Number: known.Number + 1, Entry: known.Entry},
@@ -261,8 +267,10 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 		"the number 0, of no entry": {Number: 0, Entry: uuid.New()},
 	} {
 		feed := must(w.store.OpenFeed(t.Context()))(t)
-		if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: p}); held || err != nil {
-			t.Errorf("%s: a heartbeat gives %v, %v", name, held, err)
+		for _, id := range []uuid.UUID{uuid.New(), registered} {
+			if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: p}); held || err != nil {
+				t.Errorf("%s: a heartbeat gives %v, %v", name, held, err)
+			}
 		}
 		if news, err := feed.Since(t.Context(), uuid.Nil, p); news.Continues || news.Changes != nil || news.Head != known || err != nil {
 			t.Errorf("%s: the log says %+v, %v", name, news, err)
@@ -278,8 +286,11 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 			}
 		}
 	}
-	if n := value[int](w, `SELECT count(*) FROM replicas`); n != 0 {
+	if n := value[int](w, `SELECT count(*) FROM replicas`); n != 1 {
 		t.Errorf("%d replicas are registered", n)
+	}
+	if got := value[string](w, `SELECT seq || ' at ' || position FROM replicas`); got != "1 at 1" {
+		t.Errorf("the heartbeats that don't count have left %s", got)
 	}
 	// Control: the position that it does hold.
 	if c, err := w.store.AccessKeyByHash(t.Context(), w.acme.hash, known); err != nil || c.Head != known {

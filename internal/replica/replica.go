@@ -168,18 +168,19 @@ func (r *Replica) renew(ctx context.Context) error {
 // runLease keeps a connection to the log, and the lease over it.
 func (r *Replica) runLease(ctx context.Context) error {
 	var failing bool
-	for ctx.Err() == nil {
-		err := r.follow(ctx, func() {
-			if failing {
-				r.log.Info("the lease is held again")
-			}
-			failing = false
-		})
+	held := func() {
+		if failing {
+			r.log.Info("the lease is held again")
+		}
+		failing = false
+	}
+	for {
+		failure := r.follow(ctx, held)
 		if ctx.Err() != nil {
-			break
+			break // which is what it was stopped by
 		}
 		if !failing {
-			r.log.Warn("lost touch with the log of changes; without a lease no credential is accepted", "error", err.Error())
+			r.log.Warn("lost touch with the log of changes; without a lease no credential is accepted", "error", failure.Error())
 		}
 		failing = true
 		select {
@@ -189,7 +190,7 @@ func (r *Replica) runLease(ctx context.Context) error {
 	}
 	// Nobody who still asks is left waiting.
 	r.answer(r.takeAsked(), fmt.Errorf("the replica has stopped: %w", store.ErrUnavailable))
-	return nil
+	return nil //nolint:nilerr // being stopped is no failure
 }
 
 // follow connects and goes round until something fails. It calls held after each round that has renewed the lease.

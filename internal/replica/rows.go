@@ -91,7 +91,7 @@ func weigh(_ key, value any) uint32 {
 	case *token:
 		n += v.bytes
 	}
-	return uint32(n) //nolint:gosec // a row has a few kilobytes at most
+	return uint32(n)
 }
 
 // forget removes what a change has made stale. The caller holds applying.

@@ -140,6 +140,24 @@ func TestLeaseIsTestedAfterTheLookUp(t *testing.T) {
 	}
 }
 
+// A lease counts from a server that knows of the heartbeat: behind a pooler, another one could answer than the one that took it,
+// and not know of a revocation either.
+func TestNoLeaseFromAServerThatDoesNotKnowOfTheHeartbeat(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	w.exec(`CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.seq := OLD.seq; RETURN NEW; END'`)
+	w.exec(`CREATE TRIGGER forget BEFORE UPDATE ON replicas FOR EACH ROW EXECUTE FUNCTION forget()`)
+	r.advance(long)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := r.Ready(ctx); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("it has a lease: %v", err)
+	}
+	w.exec(`DROP TRIGGER forget ON replicas`)
+	until(t, "there is a lease", func() bool { return r.Ready(within(t)) == nil })
+}
+
 // A replica is in the list while it runs, under its id and lease, and out of it once it has stopped; it answers nothing
 // from then on.
 func TestReplicaRegistersAndLeaves(t *testing.T) {

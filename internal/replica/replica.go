@@ -316,6 +316,10 @@ func (r *Replica) round(ctx context.Context, feed *store.Feed, others *census) (
 			r.extend(began)
 			return news.Head != before, others.sweep(ctx, feed, r.id)
 		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+		}
 	}
 }
 

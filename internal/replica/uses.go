@@ -17,8 +17,9 @@ const (
 	// and with the time that a write takes, they keep what is written within a minute of the truth.
 	usesFlush = 20 * time.Second
 	usesApart = 25 * time.Second
-	// usesBatch is how many keys' uses a statement writes down at most. As many are not kept waiting.
-	usesBatch = 50_000
+	// usesBatch is how many keys' uses a statement writes down at most. As many are not kept waiting: many short statements
+	// get in the way of others less than a long one.
+	usesBatch = 2_000
 	// usesMax bounds how many are kept while the database is away or slow.
 	usesMax = 500_000
 	// usesTimeout bounds the writing, which the end of the program waits for.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // TokenHash is the SHA-256 of an access key's token, the only form in which a token is stored.
@@ -65,10 +66,14 @@ func (s *Store) CreateAccessKey(ctx context.Context, k NewAccessKey) (AccessKey,
 	return one[AccessKey](ctx, s, "creating an access key", insertAccessKey, k.values()...)
 }
 
-// values are what insertAccessKey takes. Ids go as plain bytes, which the driver takes as they are.
+// values are what insertAccessKey takes.
 func (k NewAccessKey) values() []any {
+	var agentID pgtype.UUID // null
+	if k.AgentID != nil {
+		agentID = quick(*k.AgentID)
+	}
 	return []any{
-		[16]byte(uuid.New()), [16]byte(k.CustomerID), (*[16]byte)(k.AgentID), k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
+		quick(uuid.New()), quick(k.CustomerID), agentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
 	}
 }
 

@@ -61,7 +61,7 @@ func (s *Store) readKnown(ctx context.Context, known Position, scan func(pgx.Row
 	batch.Queue(`
 		SELECT position, entry, EXISTS (SELECT FROM changes WHERE position = $1 AND entry = $2)
 		FROM change_head
-		WHERE single = 1`, known.Number, [16]byte(known.Entry))
+		WHERE single = 1`, known.Number, quick(known.Entry))
 	batch.Queue(sql, args...)
 	results := s.pool.SendBatch(ctx, &batch)
 	defer func() { err = errors.Join(err, results.Close()) }()

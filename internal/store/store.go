@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"accesskeys/internal/secret"
@@ -155,6 +157,10 @@ func oneIn[T any](ctx context.Context, q querier, sql string, args ...any) (T, e
 	}
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
 }
+
+// quick is an id in the driver's own type, for statements that are run all the time: an id of ours it would write out as text
+// and read again. It knows the type in every mode, also where poolers let it ask the server for none.
+func quick(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
 
 // querier is what a connection, a transaction and the pool have in common.
 type querier interface {

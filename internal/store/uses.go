@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // Use says when an access key was last used.
@@ -20,9 +21,9 @@ type Use struct {
 func (s *Store) RecordUses(ctx context.Context, uses []Use) error {
 	// In one order everywhere: two replicas that store the same keys in two orders would lock each other out.
 	slices.SortFunc(uses, func(a, b Use) int { return bytes.Compare(a.AccessKeyID[:], b.AccessKeyID[:]) })
-	ids, times := make([][16]byte, len(uses)), make([]time.Time, len(uses)) // plain bytes, which the driver takes as they are
+	ids, times := make([]pgtype.UUID, len(uses)), make([]time.Time, len(uses))
 	for i, use := range uses {
-		ids[i], times[i] = use.AccessKeyID, use.TmLastUsed
+		ids[i], times[i] = quick(use.AccessKeyID), use.TmLastUsed
 	}
 	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
 		// Nothing is lost with the last of them that is worth a wait for the disk.

@@ -23,14 +23,21 @@ type reading[T any] struct {
 	at func(*T, time.Time)
 }
 
-// still returns the database's time, and whether the replica may go by what it has looked up since it knew before: the lease
-// is held, and nothing has been applied meanwhile. SECURITY: it is asked after the look-up. A row that is found while no
-// lease is held may have been revoked long ago; that a round then applies the revocation, and renews the lease, doesn't
-// make it good.
-func (r *Replica) still(before *known) (time.Time, bool) {
-	k := r.known.Load()
-	now, held := k.at(r.clock())
-	return now, held && k.version == before.version
+// inMemory returns rows from memory with the database's time, where the replica may go by them: the lease is held, and nothing
+// has been applied since before the look-up. SECURITY: both are tested after it. A row that is found while no lease is held
+// may have been revoked long ago; that a round then applies the revocation, and renews the lease, doesn't make it good.
+func inMemory[T any](r *Replica, k key, recall func(*Replica, key) (T, bool)) (rows T, now time.Time, ok bool) {
+	before := r.known.Load()
+	if rows, ok = recall(r, k); !ok {
+		return rows, now, false
+	}
+	after := r.known.Load()
+	now, held := after.at(r.clock())
+	if !held || after.version != before.version {
+		return rows, now, false
+	}
+	r.hits.Add(1)
+	return rows, now, true
 }
 
 // attempts is how often a request reads the database while changes are being applied, before it keeps them waiting.
@@ -44,16 +51,14 @@ func (q reading[T]) do(ctx context.Context, r *Replica) (rows T, err error) {
 		return rows, err
 	}
 	for attempt := 0; ctx.Err() == nil; {
-		before := r.known.Load()
-		if _, held := before.at(r.clock()); !held {
+		if _, held := r.known.Load().at(r.clock()); !held {
 			if err := r.renew(ctx); err != nil {
 				return rows, err
 			}
 			continue
 		}
-		rows, ok := q.recall(r, q.key)
-		if now, held := r.still(before); ok && held {
-			r.hits.Add(1)
+		rows, now, ok := inMemory(r, q.key, q.recall)
+		if ok {
 			q.at(&rows, now)
 			return rows, nil
 		}

@@ -129,13 +129,9 @@ type AccessKeyCredential struct {
 // AccessKeyByHash is store.AccessKeyByHash, from memory where that is as good.
 func (r *Replica) AccessKeyByHash(ctx context.Context, hash store.TokenHash) (AccessKeyCredential, error) {
 	k := key{kind: kindAccessKey, sum: hash}
-	before := r.known.Load()
-	if c, ok := recallAccessKey(r, k); ok {
-		if now, held := r.still(before); held {
-			r.hits.Add(1)
-			c.Now = now
-			return c, nil
-		}
+	if c, now, ok := inMemory(r, k, recallAccessKey); ok {
+		c.Now = now
+		return c, nil
 	}
 	return r.accessKeyReading(hash).do(ctx, r)
 }
@@ -174,13 +170,9 @@ func recallAccessKey(r *Replica, k key) (c AccessKeyCredential, ok bool) {
 // AgentCredential is store.AgentCredential, from memory where that is as good.
 func (r *Replica) AgentCredential(ctx context.Context, id uuid.UUID) (store.AgentCredential, error) {
 	k := idKey(kindAgent, id)
-	before := r.known.Load()
-	if c, ok := recallAgent(r, k); ok {
-		if now, held := r.still(before); held {
-			r.hits.Add(1)
-			c.Now = now
-			return c, nil
-		}
+	if c, now, ok := inMemory(r, k, recallAgent); ok {
+		c.Now = now
+		return c, nil
 	}
 	return reading[store.AgentCredential]{
 		key:    k,
@@ -214,13 +206,9 @@ func recallAgent(r *Replica, k key) (c store.AgentCredential, ok bool) {
 // ServiceAccountCredential is store.ServiceAccountCredential, from memory where that is as good.
 func (r *Replica) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID) (store.ServiceAccountCredential, error) {
 	k := idKey(kindServiceAccountKey, keyID)
-	before := r.known.Load()
-	if c, ok := recallServiceAccountKey(r, k); ok {
-		if now, held := r.still(before); held {
-			r.hits.Add(1)
-			c.Now = now
-			return c, nil
-		}
+	if c, now, ok := inMemory(r, k, recallServiceAccountKey); ok {
+		c.Now = now
+		return c, nil
 	}
 	return reading[store.ServiceAccountCredential]{
 		key:    k,

@@ -49,14 +49,14 @@ func (ev *event) Value(key any) any {
 
 // requestContext is a context that ends at a deadline. Its timer is made for the first that waits.
 type requestContext struct {
-	parent   context.Context //nolint:containedctx // this is a context itself
+	parent   context.Context //nolint:containedctx // a context made of another one has to hold it
 	deadline time.Time
 	once     sync.Once
 	timed    atomic.Pointer[timedContext]
 }
 
 type timedContext struct {
-	context.Context //nolint:containedctx // a part of requestContext
+	context.Context //nolint:containedctx // this one is made late, and has to be kept for those who ask after
 	cancel          context.CancelFunc
 }
 
@@ -120,7 +120,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 
 // recovered answers for a handler that panicked. Panics of net/http's own making end the connection, as they ask.
 func (s *Server) recovered(rec *recorder, r *http.Request, panicked any) {
-	if rec.code != 0 || panicked == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so, too
+	if rec.code != 0 || panicked == http.ErrAbortHandler { //nolint:errorlint // net/http ends the connection for this very value, not for an error that wraps it
 		rec.aborted = true
 		return
 	}

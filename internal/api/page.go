@@ -84,7 +84,7 @@ func pageToken(c store.Cursor) string {
 func parsePageToken(token string) (store.Cursor, bool) {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	if err == nil && len(raw) == pageTokenLength {
-		micros := int64(binary.BigEndian.Uint64(raw)) //nolint:gosec // bits, not a number
+		micros := int64(binary.BigEndian.Uint64(raw)) //nolint:gosec // pageToken wrote the same 64 bits of an int64; what is out of range is refused below
 		c := store.Cursor{TmCreate: time.UnixMicro(micros).UTC(), ID: uuid.UUID(raw[8:])}
 		// The decoder skips line breaks; a token has one spelling.
 		return c, storable(c.TmCreate) && pageToken(c) == token

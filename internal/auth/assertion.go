@@ -74,21 +74,6 @@ type assertionClaims struct {
 	Audience  jsontext.Value `json:"aud,omitzero"`
 }
 
-// UnmarshalJSON decodes strictly, as it does for sessions.
-func (c *assertionClaims) UnmarshalJSON(data []byte) error {
-	type plain assertionClaims
-	return json.Unmarshal(data, (*plain)(c))
-}
-
-// The methods of jwt.Claims, of which golang-jwt uses none when it does not validate.
-
-func (*assertionClaims) GetExpirationTime() (*jwt.NumericDate, error) { return nil, nil } //nolint:nilnil // not asked
-func (*assertionClaims) GetIssuedAt() (*jwt.NumericDate, error)       { return nil, nil } //nolint:nilnil // not asked
-func (*assertionClaims) GetNotBefore() (*jwt.NumericDate, error)      { return nil, nil } //nolint:nilnil // not asked
-func (*assertionClaims) GetIssuer() (string, error)                   { return "", nil }
-func (*assertionClaims) GetSubject() (string, error)                  { return "", nil }
-func (*assertionClaims) GetAudience() (jwt.ClaimStrings, error)       { return nil, nil }
-
 // verify checks the token against the key that it names, as the store has it now. audience is who we are, "" where
 // nobody has said.
 func (a assertion) verify(c store.ServiceAccountCredential, audience string) (*signedAssertion, error) {
@@ -166,15 +151,15 @@ func (a assertion) claims(key PublicKey) (*assertionClaims, error) {
 	}
 	parser := jwt.NewParser(
 		jwt.WithValidMethods([]string{method.Alg()}), jwt.WithStrictDecoding(), jwt.WithoutClaimsValidation())
-	var claims assertionClaims
-	_, err = parser.ParseWithClaims(a.token, &claims, func(*jwt.Token) (any, error) { return public, nil })
+	var read strict[assertionClaims]
+	_, err = parser.ParseWithClaims(a.token, &read, func(*jwt.Token) (any, error) { return public, nil })
 	switch {
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
 		return nil, refused(causeSignature)
 	case err != nil:
 		return nil, refused(causeMalformed)
 	}
-	return &claims, nil
+	return &read.claims, nil
 }
 
 // textOf is a JSON string's or number's text: some libraries write ids as numbers.

@@ -100,11 +100,11 @@ func FuzzExtract(f *testing.F) {
 func fixedToken(tb testing.TB, s *Sessions) string {
 	tb.Helper()
 	agent, customer := uuid.UUID{15: 1}, uuid.UUID{15: 2}
-	signed, err := jwt.NewWithClaims(jwt.SigningMethodHS256, &sessionClaims{
+	signed, err := jwt.NewWithClaims(jwt.SigningMethodHS256, &strict[sessionClaims]{claims: sessionClaims{
 		Issuer: sessionIssuer, Subject: agent, ID: uuid.UUID{15: 3}, IssuedAt: 1_800_000_000, ExpiresAt: 1_800_604_800,
 		Type: "agent", CustomerID: customer, PasswordTime: 1_700_000_000_000_000,
 		Agent: sessionAgent{ID: agent, CustomerID: customer, Username: "user@example.org", Name: "n", Permission: 32},
-	}).SignedString([]byte(s.current.Reveal()))
+	}}).SignedString([]byte(s.current.Reveal()))
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -86,37 +86,24 @@ type sessionAgent struct {
 	Permission Permission `json:"permission"`
 }
 
+// strict carries claims through golang-jwt. The embedded ones stay empty: the library asks claims for anything only where it
+// validates them, which is ours to do.
+type strict[T any] struct {
+	jwt.RegisteredClaims
+	claims T
+}
+
 // UnmarshalJSON decodes strictly: a name that is repeated, or text that is not UTF-8, makes the token malformed, and a
 // name in another case is another name. golang-jwt by itself would take the last of two.
-func (c *sessionClaims) UnmarshalJSON(data []byte) error {
-	type plain sessionClaims
-	return json.Unmarshal(data, (*plain)(c))
-}
+func (s *strict[T]) UnmarshalJSON(data []byte) error { return json.Unmarshal(data, &s.claims) }
 
 // MarshalJSON encodes with the same library that decodes.
-func (c *sessionClaims) MarshalJSON() ([]byte, error) {
-	type plain sessionClaims
-	return json.Marshal((*plain)(c))
-}
-
-// The methods of jwt.Claims, of which golang-jwt uses none when it does not validate.
-
-func (c *sessionClaims) GetExpirationTime() (*jwt.NumericDate, error) {
-	return jwt.NewNumericDate(time.Unix(c.ExpiresAt, 0)), nil
-}
-
-func (c *sessionClaims) GetIssuedAt() (*jwt.NumericDate, error) {
-	return jwt.NewNumericDate(time.Unix(c.IssuedAt, 0)), nil
-}
-func (c *sessionClaims) GetNotBefore() (*jwt.NumericDate, error) { return nil, nil } //nolint:nilnil // means: no such claim
-func (c *sessionClaims) GetIssuer() (string, error)              { return c.Issuer, nil }
-func (c *sessionClaims) GetSubject() (string, error)             { return c.Subject.String(), nil }
-func (c *sessionClaims) GetAudience() (jwt.ClaimStrings, error)  { return nil, nil }
+func (s *strict[T]) MarshalJSON() ([]byte, error) { return json.Marshal(&s.claims) }
 
 // Issue returns a token for an agent that was read at now, the database's time.
 func (s *Sessions) Issue(agent store.Agent, now time.Time) (secret.Value, error) {
 	issued := now.Unix()
-	token := jwt.NewWithClaims(jwt.SigningMethodHS256, &sessionClaims{
+	token := jwt.NewWithClaims(jwt.SigningMethodHS256, &strict[sessionClaims]{claims: sessionClaims{
 		Issuer:     sessionIssuer,
 		Subject:    agent.ID,
 		ID:         uuid.New(),
@@ -129,7 +116,7 @@ func (s *Sessions) Issue(agent store.Agent, now time.Time) (secret.Value, error)
 			Permission: Permission(agent.Permission),
 		},
 		PasswordTime: agent.TmPassword.UnixMicro(),
-	})
+	}})
 	signed, err := token.SignedString([]byte(s.current.Reveal()))
 	if err != nil {
 		return secret.Value{}, fmt.Errorf("signing a login token: %w", err)
@@ -148,18 +135,18 @@ func (s *Sessions) parse(token string) (*sessionClaims, error) {
 	if len(token) > maxJWTLength || !hasSessionHeader(token) || strings.ContainsAny(token, "\r\n") {
 		return nil, refused(causeMalformed)
 	}
-	var claims sessionClaims
-	_, err := s.parser.ParseWithClaims(token, &claims, func(*jwt.Token) (any, error) { return s.keys, nil })
+	var read strict[sessionClaims]
+	_, err := s.parser.ParseWithClaims(token, &read, func(*jwt.Token) (any, error) { return s.keys, nil })
 	switch {
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
 		return nil, refused(causeSignature)
 	case err != nil:
 		return nil, refused(causeMalformed)
 	}
-	if !claims.consistent() {
+	if !read.claims.consistent() {
 		return nil, refused(causeClaims)
 	}
-	return &claims, nil
+	return &read.claims, nil
 }
 
 // consistent reports whether the claims are such as Issue writes. The signature already says that we wrote them; this

@@ -50,7 +50,7 @@ func (r *Replica) runLease(ctx context.Context) error {
 	}
 	// Nobody who still asks is left waiting.
 	r.answer(r.takeAsked(), fmt.Errorf("the replica has stopped: %w", store.ErrUnavailable))
-	return nil //nolint:nilerr // being stopped is no failure
+	return nil //nolint:nilerr // the loop ends only because ctx has: what that broke off is no failure
 }
 
 // follow connects and goes round until something fails. It calls held after each round that has renewed the lease.

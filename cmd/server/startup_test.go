@@ -158,3 +158,17 @@ func TestAddressInUseIsToldBeforeTheDatabaseIsTouched(t *testing.T) {
 		t.Errorf("%s tables were made", tables)
 	}
 }
+
+// Promised: under asynchronous replication a failover can undo a revocation, "say so in the log at start-up". The test's
+// Postgres has no standby at all, of which the same is true.
+func TestLogSaysWhatAFailoverCanUndo(t *testing.T) {
+	t.Parallel()
+	p := launch(t, environment(pgtest.Migrated(t), nil), "serve")
+	p.base() // it listens, and has said before what there is to say
+	if err := p.end(); err != nil {
+		t.Fatal(err)
+	}
+	if log := p.stderr.String(); strings.Count(log, "a revocation too") != 1 || !strings.Contains(log, "no synchronous standby") {
+		t.Errorf("the log is\n%s", log)
+	}
+}

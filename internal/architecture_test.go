@@ -27,23 +27,25 @@ var allowed = map[string][]string{
 	"migrations": {},
 	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/replica"},
 
-	"internal/api":       {"internal/auth", "internal/mail", "internal/replica", "internal/store", "internal/secret", "api"},
-	"internal/auth":      {"internal/replica", "internal/store", "internal/secret"},
-	"internal/replica":   {"internal/rules", "internal/store"},
-	"internal/store":     {"internal/rules", "internal/secret", "migrations"},
-	"internal/rules":     {},
-	"internal/logging":   {},
-	"internal/mail":      {"internal/secret"},
-	"internal/privatepg": {},
-	"internal/secret":    {},
-	"internal/pgtest":    {"internal/privatepg", "internal/secret", "internal/store", "migrations"},
-	"internal/mailtest":  {},
-	"internal/bench":     {}, // nothing but benchmarks
-	"internal/chaos":     {}, // nothing but a test
+	"internal/api":        {"internal/auth", "internal/mail", "internal/replica", "internal/store", "internal/secret", "api"},
+	"internal/auth":       {"internal/replica", "internal/store", "internal/secret"},
+	"internal/replica":    {"internal/rules", "internal/store"},
+	"internal/store":      {"internal/rules", "internal/secret", "migrations"},
+	"internal/rules":      {},
+	"internal/logging":    {},
+	"internal/mail":       {"internal/secret"},
+	"internal/privatepg":  {},
+	"internal/secret":     {},
+	"internal/pgtest":     {"internal/privatepg", "internal/secret", "internal/store", "migrations"},
+	"internal/mailtest":   {},
+	"internal/bench":      {}, // nothing but benchmarks
+	"internal/chaos":      {}, // nothing but a test
+	"internal/e2e":        {}, // nothing but tests
+	"internal/servertest": {},
 }
 
 // testSupport are the rooms that no program contains.
-var testSupport = []string{"internal/pgtest", "internal/mailtest", "internal/bench", "internal/chaos"}
+var testSupport = []string{"internal/pgtest", "internal/mailtest", "internal/bench", "internal/chaos", "internal/e2e", "internal/servertest"}
 
 // pkg is what go list tells of a package.
 type pkg struct {

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 const (
@@ -65,9 +67,8 @@ func (b *builds) server(t testing.TB, tags string, skewed bool) string {
 	return p.path
 }
 
-// build uses the Makefile's flags, so that what is compiled already is not compiled again.
 func (p *program) build(t testing.TB, dir string) error {
-	arguments := []string{"build", "-buildvcs=false", "-trimpath", "-tags", p.tags, "-o", p.path}
+	arguments := []string{"-tags", p.tags}
 	if p.skewed {
 		overlay, err := skewedClock(t.Context(), dir)
 		if err != nil {
@@ -75,12 +76,7 @@ func (p *program) build(t testing.TB, dir string) error {
 		}
 		arguments = append(arguments, "-overlay", overlay)
 	}
-	cmd := exec.CommandContext(t.Context(), "go", append(arguments, "accesskeys/cmd/server")...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building the server with tags %q: %w\n%s", p.tags, err, output)
-	}
-	return nil
+	return servertest.Build(t.Context(), p.path, arguments...)
 }
 
 // fleet is some replicas on one ground.
@@ -164,7 +160,7 @@ func (r *replica) start(addr string) error {
 	cmd := exec.Command(r.binary, "serve")
 	cmd.Env = append(append([]string{}, r.env...), "LISTEN_ADDR="+addr)
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := startChild(cmd); err != nil {
+	if err := servertest.StartChild(cmd); err != nil {
 		return err
 	}
 	r.cmd = cmd

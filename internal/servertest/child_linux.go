@@ -1,4 +1,4 @@
-package chaos
+package servertest
 
 import (
 	"os/exec"
@@ -20,9 +20,12 @@ var starts = sync.OnceValue(func() chan<- func() {
 	return queue
 })
 
-// startChild starts a process that ends with ours, whatever way ours ends, and that a terminal's Ctrl-C doesn't reach.
-func startChild(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+// StartChild starts a process that ends with ours, whatever way ours ends, and that a terminal's Ctrl-C doesn't reach.
+func StartChild(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, syscall.SIGKILL
 	started := make(chan error, 1)
 	starts() <- func() { started <- cmd.Start() }
 	return <-started

@@ -46,7 +46,7 @@ func dev(ctx context.Context, inv invocation) error {
 		if value := inner(name); value != "" {
 			return value
 		}
-		return map[string]string{"LISTEN_ADDR": demoListen, "LOG_FORMAT": "text"}[name]
+		return map[string]string{"LISTEN_ADDR": demoListen, "LOG_FORMAT": "text", "SHUTDOWN_DELAY": "0"}[name]
 	}
 	cfg, err := inv.parse(flags, given)
 	if err != nil {

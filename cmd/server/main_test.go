@@ -103,7 +103,12 @@ func spawn(t *testing.T, env map[string]string, stdin string, args ...string) *p
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, cmd: exec.Command(path, args...), stdout: &buffer{}, stderr: &buffer{}, ended: make(chan struct{})}
+	return spawnCommand(t, exec.Command(path, args...), env, stdin)
+}
+
+func spawnCommand(t *testing.T, cmd *exec.Cmd, env map[string]string, stdin string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, stdout: &buffer{}, stderr: &buffer{}, ended: make(chan struct{})}
 	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
 	for name, value := range env {
 		p.cmd.Env = append(p.cmd.Env, name+"="+value)
@@ -121,7 +126,7 @@ func spawn(t *testing.T, env map[string]string, stdin string, args ...string) *p
 		_ = p.cmd.Process.Kill() // usually it has ended
 		<-p.ended
 		if t.Failed() {
-			t.Logf("server %v:\n%s", args, p.stderr)
+			t.Logf("server %v:\n%s", cmd.Args[1:], p.stderr)
 		}
 	})
 	return p
@@ -235,6 +240,7 @@ func lookup(env map[string]string) func(string) string {
 func environment(database secret.Value, more map[string]string) map[string]string {
 	env := map[string]string{
 		"DATABASE_URL": database.Reveal(), "JWT_SECRET": testSecret, "LISTEN_ADDR": "127.0.0.1:0", "LOG_LEVEL": "debug",
+		"SHUTDOWN_DELAY": "0", // of which the tests that are about it have one
 		"BOOTSTRAP_CUSTOMER": "acme", "BOOTSTRAP_USERNAME": testUsername, "BOOTSTRAP_PASSWORD": testPassword,
 		"BOOTSTRAP_ACCESSKEY": testKey,
 	}

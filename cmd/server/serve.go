@@ -24,7 +24,8 @@ const (
 	// shutdownTimeout is how long requests under way have to end after a SIGTERM (contract, section 6).
 	shutdownTimeout = 30 * time.Second
 	// shutdownLinger is how long open connections are still answered, each with its last answer, before the idle ones are
-	// closed: closing one just as its client sends a request would lose that request (golang/go 23829).
+	// closed: closing one just as its client sends a request would lose that request (golang/go 23829). SHUTDOWN_DELAY counts
+	// as part of it.
 	shutdownLinger = 500 * time.Millisecond
 	// slowWorkWait is how long a login, or a new key pair, waits for its turn before it is refused.
 	slowWorkWait = time.Second
@@ -74,6 +75,7 @@ type app struct {
 	api           *api.Server
 	listener      net.Listener
 	server        *http.Server
+	delay         time.Duration // SHUTDOWN_DELAY
 	linger        time.Duration // shutdownLinger
 	patience      time.Duration // shutdownTimeout
 }
@@ -91,8 +93,8 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 		}
 	}()
 	// First of all, so that an address in use is told before anything is changed.
-	if a.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.listenAddr); err != nil {
-		return nil, fmt.Errorf("LISTEN_ADDR: %w", err)
+	if a.listener, err = cfg.listen(ctx); err != nil {
+		return nil, err
 	}
 	if a.store, err = store.Open(ctx, cfg.databaseURL); err != nil {
 		return nil, usagef("DATABASE_URL: %w", err)
@@ -140,7 +142,7 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 		AuthLimit:      cfg.authLimit,
 		V1Limit:        cfg.v1Limit,
 	})
-	a.linger, a.patience = shutdownLinger, shutdownTimeout
+	a.delay, a.linger, a.patience = cfg.shutdownDelay, shutdownLinger, shutdownTimeout
 	a.server = &http.Server{
 		Handler:           a.api,
 		ReadHeaderTimeout: readHeaderTimeout,
@@ -174,13 +176,15 @@ func (a *app) run(ctx context.Context) (err error) {
 		return fmt.Errorf("serving: %w", err)
 	case <-ctx.Done():
 	}
-	a.log.Info("stopping: no new connections, finishing what is under way", "at_most", a.patience.String())
+	a.log.Info("stopping: sending clients elsewhere, finishing what is under way", "accepting_for", a.delay.String(), "at_most", a.patience.String())
+	// Whoever balances the load has to notice before the first connection is refused, and can do so by /readyz only.
 	a.api.Drain()
+	time.Sleep(a.delay)
 	_ = a.listener.Close() // ends Serve; the connections that are open stay
 	if err := <-served; !errors.Is(err, net.ErrClosed) {
 		a.log.Warn("the listener had failed", "error", err.Error())
 	}
-	time.Sleep(a.linger)
+	time.Sleep(a.linger - a.delay)
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.patience)
 	defer cancel()
 	err = a.server.Shutdown(stopping)

@@ -26,6 +26,8 @@ import (
 type settings struct {
 	databaseURL        secret.Value
 	listenAddr         string
+	handedOver         bool // a service manager's socket takes listenAddr's place
+	shutdownDelay      time.Duration
 	jwtSecret          secret.Value
 	jwtSecretPrevious  secret.Value
 	audience           string
@@ -67,12 +69,15 @@ const (
 	maxName         = 255  // characters, as in the API
 	maxDetail       = 4096 // characters
 	maxAccessExpire = 100 * 365 * 86400
+
+	maxShutdownDelay = time.Minute
 )
 
 func settingsTable() []setting {
 	return []setting{
 		{name: "DATABASE_URL", takes: "a PostgreSQL URL such as postgres://user:password@host:5432/name", secret: true, set: setDatabaseURL},
 		{name: "LISTEN_ADDR", takes: "host:port or :port", value: ":8080", set: setListenAddr},
+		{name: "SHUTDOWN_DELAY", takes: "for how long connections are still accepted after a SIGTERM, while /readyz sends balancers elsewhere: 0 to 60s", value: "1s", set: setShutdownDelay},
 		{name: "JWT_SECRET", takes: "a secret of at least 32 bytes", secret: true, set: setJWTSecret},
 		{name: "JWT_SECRET_PREVIOUS", takes: "a secret of at least 32 bytes, the one before JWT_SECRET; it only verifies", secret: true, set: setJWTSecretPrevious},
 		{name: "AUDIENCE", takes: "the name of this service that service accounts' tokens may give as aud, at most 255 characters", set: setAudience},
@@ -135,7 +140,7 @@ func loadSettings(getenv func(string) string, given *settingFlags, needed ...str
 			return nil, usagef("%s: %w: it takes %s", s.name, err, s.takes)
 		}
 	}
-	if err := loaded.checkMail(); err != nil {
+	if err := errors.Join(loaded.checkHandedOver(getenv), loaded.checkMail()); err != nil {
 		return nil, err
 	}
 	return loaded, loaded.bootstrap.check()
@@ -241,16 +246,30 @@ func setMinExpire(s *settings, v string) error {
 	return nil
 }
 
-func setCacheLease(s *settings, v string) error {
-	lease, err := time.ParseDuration(v)
-	if seconds, isNumber := strconv.ParseUint(v, 10, 16); isNumber == nil {
-		lease, err = time.Duration(seconds)*time.Second, nil
+func setShutdownDelay(s *settings, v string) error {
+	delay, err := parseDuration(v)
+	if err != nil || delay < 0 || delay > maxShutdownDelay {
+		return errNotValid
 	}
+	s.shutdownDelay = delay
+	return nil
+}
+
+func setCacheLease(s *settings, v string) error {
+	lease, err := parseDuration(v)
 	if err != nil || lease != 0 && (lease < replica.MinLease || lease > replica.MaxLease) {
 		return errNotValid
 	}
 	s.cacheLease = lease
 	return nil
+}
+
+// parseDuration takes a duration with its unit, or whole seconds.
+func parseDuration(v string) (time.Duration, error) {
+	if seconds, err := strconv.ParseUint(v, 10, 16); err == nil {
+		return time.Duration(seconds) * time.Second, nil
+	}
+	return time.ParseDuration(v)
 }
 
 func setCacheSize(s *settings, v string) error {

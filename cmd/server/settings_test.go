@@ -68,6 +68,11 @@ func settingCases() []settingCase {
 			wrong: []string{"0", "-1", "1.5", "1d", "3153600001", "9223372036854775808"},
 		},
 		{
+			name: "SHUTDOWN_DELAY", get: func(s *settings) any { return s.shutdownDelay }, unset: time.Second,
+			right: map[string]any{"0": time.Duration(0), "300ms": 300 * time.Millisecond, "5": 5 * time.Second, "60s": time.Minute},
+			wrong: []string{"61s", "-1s", "1e1", "x"},
+		},
+		{
 			name: "CACHE_LEASE", get: func(s *settings) any { return s.cacheLease }, unset: 2 * time.Second,
 			right: map[string]any{
 				"0": time.Duration(0), "0s": time.Duration(0), "100ms": 100 * time.Millisecond, "20s": 20 * time.Second, "3": 3 * time.Second,

@@ -143,6 +143,8 @@ func (s *Server) finish(r *http.Request, ev *event, code int, took time.Duration
 
 	level := slog.LevelInfo
 	switch {
+	case isProbe(route) && s.draining.Load():
+		level = slog.LevelDebug // that it is not ready is as it should be
 	case ev.err != nil && ev.parent.Err() == nil: // else the client has left
 		level = slog.LevelError
 	case isProbe(route):

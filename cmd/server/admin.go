@@ -84,9 +84,10 @@ func createAgent(ctx context.Context, inv invocation) error {
 	name := textFlag(flags, "name", maxName, "the person's name")
 	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
 	permission := auth.PermissionNone
+	// A superadmin, who sees all customers, is made here or nowhere.
 	flags.Func("permission", "admin, manager, agent or superadmin (required)", func(v string) error {
 		var ok bool
-		if permission, ok = permissionsByName()[v]; !ok {
+		if permission, ok = auth.NamedPermission(v); !ok {
 			return errors.New("it takes admin, manager, agent or superadmin")
 		}
 		return nil
@@ -130,17 +131,6 @@ func createAgent(ctx context.Context, inv invocation) error {
 		return err
 	}
 	return inv.print(api.RenderAgent(agent))
-}
-
-// permissionsByName are the permissions that an operator can give. A superadmin, who sees all customers, is made here
-// or nowhere.
-func permissionsByName() map[string]auth.Permission {
-	return map[string]auth.Permission{
-		"admin":      auth.PermissionCustomerAdmin,
-		"manager":    auth.PermissionCustomerManager,
-		"agent":      auth.PermissionCustomerAgent,
-		"superadmin": auth.PermissionProjectSuperAdmin,
-	}
 }
 
 func createAccessKey(ctx context.Context, inv invocation) error {

@@ -240,7 +240,7 @@ func lookup(env map[string]string) func(string) string {
 func environment(database secret.Value, more map[string]string) map[string]string {
 	env := map[string]string{
 		"DATABASE_URL": database.Reveal(), "JWT_SECRET": testSecret, "LISTEN_ADDR": "127.0.0.1:0", "LOG_LEVEL": "debug",
-		"SHUTDOWN_DELAY": "0", // of which the tests that are about it have one
+		"SHUTDOWN_DELAY":     "0", // of which the tests that are about it have one
 		"BOOTSTRAP_CUSTOMER": "acme", "BOOTSTRAP_USERNAME": testUsername, "BOOTSTRAP_PASSWORD": testPassword,
 		"BOOTSTRAP_ACCESSKEY": testKey,
 	}

@@ -159,6 +159,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if p.code >= http.StatusInternalServerError {
 		ev.err = err
 	}
+	code := ev.verify.statuses.narrow(p.code)
 	header := w.Header()
 	if p.challenge != "" {
 		header.Set("WWW-Authenticate", p.challenge)
@@ -170,11 +171,11 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var body errorBody
 	body.Error.Status = p.status
 	if p.status == "" {
-		body.Error.Status = statusName(p.code)
+		body.Error.Status = statusName(code)
 	}
 	body.Error.Reason = p.reason
 	body.Error.Message = p.message
 	body.Error.RequestID = ev.requestID
 	body.Error.Details = p.details
-	writeJSON(w, p.code, body)
+	writeJSON(w, code, body)
 }

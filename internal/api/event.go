@@ -33,6 +33,7 @@ type event struct {
 	reason    string          // the error's, "" where there was none
 	cause     string          // why a credential was refused; never told to the client
 	err       error           // of a 5xx
+	verify    verifyOptions   // of a request that a proxy makes
 }
 
 type eventKey struct{}

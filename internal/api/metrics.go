@@ -37,7 +37,7 @@ func newMetrics(s *store.Store, r *replica.Replica) *metrics {
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 		}, []string{"method", "route"}),
 		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "accesskeys_credential_checks_total", Help: "Credentials checked under /v1.0, by kind and result.",
+			Name: "accesskeys_credential_checks_total", Help: "Credentials checked, under /v1.0 and for proxies, by kind and result.",
 		}, []string{"kind", "result"}),
 		loginRefusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "accesskeys_login_refusals_total", Help: "Logins that gave no token, by reason.",

@@ -16,14 +16,7 @@ import (
 func (s *Server) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		credential, err := auth.Extract(r.URL.RawQuery, r.Header["Authorization"])
-		if err == nil {
-			ev := eventOf(r)
-			if ev.caller, err = s.verifier.Verify(r.Context(), credential); err == nil {
-				ev.principal = &ev.caller
-			}
-		}
-		s.metrics.observeCredential(credential.Kind, err)
-		if err != nil {
+		if err := s.identify(r, credential, err); err != nil {
 			s.fail(w, r, err)
 			return
 		}
@@ -31,7 +24,19 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 	})
 }
 
-// principalOf returns the caller. It is for handlers behind authenticate, and panics elsewhere.
+// identify finds out who presents a credential, or passes on why none was found, and notes and counts it.
+func (s *Server) identify(r *http.Request, credential auth.Credential, err error) error {
+	if err == nil {
+		ev := eventOf(r)
+		if ev.caller, err = s.verifier.Verify(r.Context(), credential); err == nil {
+			ev.principal = &ev.caller
+		}
+	}
+	s.metrics.observeCredential(credential.Kind, err)
+	return err
+}
+
+// principalOf returns the caller. It is for handlers behind authenticate or identify, and panics elsewhere.
 func principalOf(r *http.Request) auth.Principal { return *eventOf(r).principal }
 
 // private marks answers that no cache may keep and whose address no other site may see: it can hold a credential.
@@ -61,7 +66,7 @@ func cors(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header["Access-Control-Allow-Origin"] = anyOrigin
-		if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
+		if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" && !isVerify(r) {
 			header.Set("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS")
 			header.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id")
 			header.Set("Access-Control-Max-Age", "86400")

@@ -22,6 +22,13 @@ func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler
 	r.Get("/openapi.yaml", s.handle(s.openapiYAML))
 	r.Get("/openapi.json", s.handle(s.openapiJSON))
 
+	v1Limit := s.rateLimit(cfg.V1Limit)
+	// What a proxy asks for each of its requests. It checks credentials that can't be guessed: limited as /v1.0 is, not as a login.
+	verify := chi.Chain(private, forProxy, v1Limit).HandlerFunc(s.handle(s.verify))
+	r.Handle(verifyPath, verify)
+	r.Handle(verifyPath+"/*", verify) // Envoy puts the path that it asks about behind
+	r.With(private, v1Limit, authenticate).Post("/auth/introspect", s.handle(s.introspect))
+
 	r.Route("/auth", func(r chi.Router) {
 		r.Use(private, s.rateLimit(cfg.AuthLimit))
 		r.Post("/login", s.handle(s.login))
@@ -33,7 +40,7 @@ func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler
 
 	// The credential is asked for before routing: without one, an unknown route is a 401 too (contract, section 3).
 	r.Route("/v1.0", func(r chi.Router) {
-		r.Use(private, s.rateLimit(cfg.V1Limit), authenticate)
+		r.Use(private, v1Limit, authenticate)
 		r.Get("/me", s.handle(s.me))
 		// It checks a password, so it is as limited as a login.
 		r.With(s.rateLimit(cfg.AuthLimit)).Put("/me/password", s.handle(s.setOwnPassword))

@@ -35,7 +35,8 @@ type Config struct {
 	MinExpire int64
 	// TrustedProxies are the peers whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
-	// AuthLimit and V1Limit bound the requests of one client address to /auth and to /v1.0; the zero value is no limit.
+	// AuthLimit and V1Limit bound the requests of one client address to /auth and to /v1.0, with which the routes count that check
+	// a credential for somebody else; the zero value is no limit.
 	AuthLimit Limit
 	V1Limit   Limit
 }

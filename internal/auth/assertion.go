@@ -123,6 +123,11 @@ func (s *signedAssertion) verify(c store.ServiceAccountCredential, audience stri
 	return nil
 }
 
+// principal is the account whose token this is, once it was verified.
+func (s *signedAssertion) principal(c store.ServiceAccountCredential) Principal {
+	return principalOfServiceAccount(c.Account).during(*s.claims.IssuedAt, *s.claims.ExpiresAt)
+}
+
 // by reports whether this is the key that the signature was verified with.
 func (s *signedAssertion) by(key store.ServiceAccountKey) bool {
 	return s.algorithm == key.Algorithm && bytes.Equal(s.publicKey, key.PublicKey)

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -38,12 +39,23 @@ const (
 // SECURITY: it parses the query itself. url.ParseQuery drops a pair that it can't decode, or that holds a semicolon, so
 // a second credential could hide there; here such a pair counts as a credential if it may be one.
 func Extract(rawQuery string, authorization []string) (Credential, error) {
+	return ExtractForwarded([]string{rawQuery}, authorization)
+}
+
+// ExtractForwarded is Extract for a request that asks about another one: its raw queries are its own and those of the URLs
+// that it names. One that is given again is a copy, as some proxies make them, and counts once.
+func ExtractForwarded(rawQueries, authorization []string) (Credential, error) {
 	var found presented
-	for rest := rawQuery; rest != ""; {
-		var pair string
-		pair, rest, _ = strings.Cut(rest, "&")
-		if err := found.query(pair); err != nil {
-			return Credential{}, err
+	for i, rest := range rawQueries {
+		if slices.Contains(rawQueries[:i], rest) {
+			continue
+		}
+		for rest != "" {
+			var pair string
+			pair, rest, _ = strings.Cut(rest, "&")
+			if err := found.query(pair); err != nil {
+				return Credential{}, err
+			}
 		}
 	}
 	if err := found.header(authorization); err != nil {
@@ -61,11 +73,17 @@ func Extract(rawQuery string, authorization []string) (Credential, error) {
 	case carrierToken:
 		return jwtCredential(found.value)
 	default:
-		if strings.HasPrefix(found.value, TokenPrefix) {
-			return accessKeyCredential(found.value)
-		}
-		return jwtCredential(found.value)
+		return ParseCredential(found.value)
 	}
+}
+
+// ParseCredential is the credential that a text is, of either kind; a text that has the form of neither is a refusal
+// (ErrInvalidCredential).
+func ParseCredential(text string) (Credential, error) {
+	if strings.HasPrefix(text, TokenPrefix) {
+		return accessKeyCredential(text)
+	}
+	return jwtCredential(text)
 }
 
 type carrier int

@@ -17,6 +17,45 @@ const (
 	PermissionAll               Permission = 0xFFFF
 )
 
+// namedPermission is a permission with a name of its own.
+type namedPermission struct {
+	name string
+	bit  Permission
+}
+
+// namedPermissions begin with the one that has most power.
+func namedPermissions() [4]namedPermission {
+	return [...]namedPermission{
+		{"superadmin", PermissionProjectSuperAdmin},
+		{"admin", PermissionCustomerAdmin},
+		{"manager", PermissionCustomerManager},
+		{"agent", PermissionCustomerAgent},
+	}
+}
+
+// NamedPermission is the permission of a name (superadmin, admin, manager, agent), false where there is no such name.
+func NamedPermission(name string) (Permission, bool) {
+	for _, named := range namedPermissions() {
+		if named.name == name {
+			return named.bit, true
+		}
+	}
+	return PermissionNone, false
+}
+
+// Reaches reports whether whoever has these bits has the named permission that is asked for, or one with more power.
+func (p Permission) Reaches(asked Permission) bool {
+	for _, named := range namedPermissions() {
+		if p&named.bit != 0 {
+			return true
+		}
+		if named.bit == asked {
+			break
+		}
+	}
+	return false
+}
+
 // Role is what a service account may do.
 type Role string
 

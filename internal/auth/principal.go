@@ -34,6 +34,8 @@ type Principal struct {
 	TmCreate   time.Time
 	TmUpdate   time.Time
 	TmDelete   time.Time
+	Issued     time.Time // when the credential was made
+	Expires    time.Time // when it ends by itself
 
 	access access
 }
@@ -83,6 +85,8 @@ func principalOfAccessKey(k store.AccessKeyCredential, bound store.Agent) Princi
 		TmCreate:   k.TmCreate,
 		TmUpdate:   k.TmUpdate,
 		TmDelete:   k.TmDelete,
+		Issued:     k.TmCreate,
+		Expires:    k.TmExpire,
 	}
 	if k.AgentID != nil {
 		p.AgentID = *k.AgentID
@@ -105,6 +109,12 @@ func principalOfServiceAccount(a store.ServiceAccount) Principal {
 		TmUpdate:   a.TmUpdate,
 		TmDelete:   a.TmDelete,
 	}.withRoles(a.Roles)
+}
+
+// during says from when to when the credential is good, in seconds since 1970.
+func (p Principal) during(issued, expires int64) Principal {
+	p.Issued, p.Expires = time.Unix(issued, 0), time.Unix(expires, 0)
+	return p
 }
 
 // withRoles gives a caller that is no agent its rights. Its permission shows the bits that its roles amount to.

@@ -83,7 +83,7 @@ func (v *Verifier) session(ctx context.Context, token string) (Principal, error)
 		return Principal{}, err
 	}
 	// As the agent is now, not as it was at the login: a demotion counts at once.
-	return principalOfAgent(agent.Agent), nil
+	return principalOfAgent(agent.Agent).during(claims.IssuedAt, claims.ExpiresAt), nil
 }
 
 // sessionClaims reads a login token, which it does once for each: what the bytes say and that we signed them stays true.
@@ -113,7 +113,7 @@ func (v *Verifier) serviceAccount(ctx context.Context, token string) (Principal,
 			if err := signed.verify(credential, v.audience); err != nil {
 				return Principal{}, err
 			}
-			return principalOfServiceAccount(credential.Account), nil
+			return signed.principal(credential), nil
 		}
 	}
 	a, err := parseAssertion(token)
@@ -129,7 +129,7 @@ func (v *Verifier) serviceAccount(ctx context.Context, token string) (Principal,
 		return Principal{}, err
 	}
 	v.rows.Remember(sum, signed, signedAssertionBytes)
-	return principalOfServiceAccount(credential.Account), nil
+	return signed.principal(credential), nil
 }
 
 func (v *Verifier) serviceAccountCredential(ctx context.Context, keyID uuid.UUID) (store.ServiceAccountCredential, error) {

@@ -1,0 +1,89 @@
+package api
+
+import (
+	"errors"
+	"mime"
+	"net/http"
+	"net/url"
+
+	"accesskeys/internal/auth"
+)
+
+// introspectionJSON is what RFC 7662, section 2.2, has of a token, and what else there is to know of its holder. Of one that is
+// not active, or none of the caller's business, there is nothing to know.
+type introspectionJSON struct {
+	Active     bool               `json:"active"`
+	TokenType  string             `json:"token_type,omitzero"`
+	Subject    wireID             `json:"sub,omitzero"`
+	Username   string             `json:"username,omitzero"` // of an agent
+	IssuedAt   int64              `json:"iat,omitzero"`
+	ExpiresAt  int64              `json:"exp,omitzero"`
+	Type       auth.PrincipalType `json:"type,omitzero"`
+	CustomerID wireID             `json:"customer_id,omitzero"`
+	AgentID    wireID             `json:"agent_id,omitzero"`
+	Permission *auth.Permission   `json:"permission,omitzero"`
+	Roles      []string           `json:"roles,omitzero"` // of a service account
+}
+
+// introspect tells a caller that may read access keys whether a token is good, and whose it is (RFC 7662).
+func (s *Server) introspect(w http.ResponseWriter, r *http.Request) error {
+	token, err := introspected(w, r)
+	if err != nil {
+		return err
+	}
+	caller := principalOf(r)
+	if !caller.May(auth.ReadAccessKeys) {
+		return permissionDenied()
+	}
+	credential, err := auth.ParseCredential(token)
+	var holder auth.Principal
+	if err == nil {
+		holder, err = s.verifier.Verify(r.Context(), credential)
+	}
+	switch {
+	case errors.Is(err, auth.ErrInvalidCredential), err == nil && !caller.MayReach(holder.CustomerID):
+		writeJSON(w, http.StatusOK, introspectionJSON{})
+		return nil
+	case err != nil:
+		return err
+	}
+	answer := introspectionJSON{
+		Active:     true,
+		TokenType:  "Bearer",
+		Subject:    wireID(holder.ID),
+		Username:   holder.Username,
+		IssuedAt:   holder.Issued.Unix(),
+		ExpiresAt:  holder.Expires.Unix(),
+		Type:       holder.Type,
+		CustomerID: wireID(holder.CustomerID),
+		AgentID:    wireID(holder.AgentID),
+		Permission: &holder.Permission,
+	}
+	if holder.Type == auth.TypeServiceAccount {
+		answer.Roles = holder.Roles
+	}
+	writeJSON(w, http.StatusOK, answer)
+	return nil
+}
+
+// introspected reads the token that is asked about out of a form (RFC 7662, section 2.1).
+func introspected(w http.ResponseWriter, r *http.Request) (string, error) {
+	body, err := readBody(w, r)
+	if err != nil {
+		return "", err
+	}
+	invalid := func(message string) error {
+		return badRequest(reasonInvalidArgument, "The body is not the form that it should be.", detail{Field: "token", Message: message})
+	}
+	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/x-www-form-urlencoded" {
+		return "", invalid("comes in a form: Content-Type: application/x-www-form-urlencoded")
+	}
+	form, err := url.ParseQuery(string(body))
+	switch {
+	case err != nil:
+		return "", invalid("the form can't be read")
+	case len(form["token"]) != 1 || form.Get("token") == "":
+		return "", invalid("must be given, once")
+	}
+	return form.Get("token"), nil
+}

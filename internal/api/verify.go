@@ -1,0 +1,159 @@
+package api
+
+import (
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/auth"
+)
+
+// verifyPath is where a proxy asks whether a request may pass.
+const verifyPath = "/auth/verify"
+
+func isVerify(r *http.Request) bool {
+	rest, found := strings.CutPrefix(r.URL.Path, verifyPath)
+	return found && (rest == "" || rest[0] == '/')
+}
+
+// proxyStatuses says which statuses a request may be answered with. nginx's auth_request knows 401 and 403, and makes a
+// 500 of everything else that is not a success.
+type proxyStatuses int
+
+const (
+	anyStatus proxyStatuses = iota // of every other route
+	strictStatuses
+	relaxedStatuses // also 429 and 503
+)
+
+// narrow is the status to answer with in place of code, that of an error. What is neither a 401 nor to be told apart is a 403:
+// a request that nobody could check doesn't pass, and its credential was not refused.
+func (p proxyStatuses) narrow(code int) int {
+	switch {
+	case p == anyStatus, code == http.StatusUnauthorized:
+		return code
+	case p == relaxedStatuses && code == http.StatusTooManyRequests:
+		return code
+	case p == relaxedStatuses && code >= http.StatusInternalServerError:
+		return http.StatusServiceUnavailable
+	default:
+		return http.StatusForbidden
+	}
+}
+
+// originalURIs are the headers in which proxies say which request they ask about: nginx by our configuration, Traefik and
+// Caddy by themselves.
+var originalURIs = [...]string{"X-Original-Uri", "X-Forwarded-Uri"}
+
+// originalQueries are the raw queries of the requests that a proxy asks about.
+func originalQueries(r *http.Request) (queries []string) {
+	for _, name := range originalURIs {
+		for _, uri := range r.Header[name] {
+			_, query, _ := strings.Cut(uri, "?")
+			queries = append(queries, query)
+		}
+	}
+	return queries
+}
+
+// verifyOptions are what a proxy's configuration asks for. The zero value is that of all other routes.
+type verifyOptions struct {
+	permission auth.Permission // PermissionNone: any caller will do
+	statuses   proxyStatuses
+	err        error // what is wrong with them
+}
+
+// forProxy reads the options, before anything is answered that they decide about.
+func forProxy(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		options, err := optionsOf(r)
+		if err != nil {
+			options = verifyOptions{statuses: strictStatuses, err: err}
+		}
+		eventOf(r).verify = options
+		next.ServeHTTP(w, r)
+	})
+}
+
+// optionsOf reads the options from the query of the proxy's own request. Where that query is not the proxy's own there are none: a
+// path behind verifyPath comes with the client's query, and some proxies leave it on their own request too.
+//
+// SECURITY: an option that nobody knows is an error. One letter too few in "permission" must not open a door to everybody.
+func optionsOf(r *http.Request) (verifyOptions, error) {
+	options := verifyOptions{statuses: strictStatuses}
+	if r.URL.Path != verifyPath {
+		return options, nil
+	}
+	for _, query := range originalQueries(r) {
+		if query == r.URL.RawQuery {
+			return options, nil
+		}
+	}
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return options, badOption("", "the query can't be read")
+	}
+	for name, given := range values {
+		switch {
+		case name == auth.ParamToken, name == auth.ParamAccessKey: // the credential, which is read elsewhere
+		case name != "permission" && name != "strict":
+			return options, badOption("", "there is no such option; there are permission and strict")
+		case len(given) > 1:
+			return options, badOption(name, "may be given once")
+		case name == "permission":
+			known := false
+			if options.permission, known = auth.NamedPermission(given[0]); !known {
+				return options, badOption(name, "takes superadmin, admin, manager or agent")
+			}
+		case given[0] == "0":
+			options.statuses = relaxedStatuses
+		case given[0] != "1":
+			return options, badOption(name, "takes 0 or 1")
+		}
+	}
+	return options, nil
+}
+
+func badOption(name, message string) error {
+	return badRequest(reasonInvalidRequestParameter, "The check is not configured as it should be.", detail{Field: name, Message: message})
+}
+
+// verify tells a proxy whether a request may pass, and who sent it. The credential is that of the check itself or that of
+// the request which it is about, exactly one in all (contract, section 3).
+func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
+	queries := append(originalQueries(r), r.URL.RawQuery)
+	credential, err := auth.ExtractForwarded(queries, r.Header["Authorization"])
+	if err := s.identify(r, credential, err); err != nil {
+		return err
+	}
+	options, p := eventOf(r).verify, principalOf(r)
+	if options.err != nil {
+		return options.err
+	}
+	if options.permission != auth.PermissionNone && !p.Permission.Reaches(options.permission) {
+		return permissionDenied()
+	}
+	setIdentity(w.Header(), p)
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// setIdentity says who the caller is.
+//
+// SECURITY: all headers are there every time, also one without a value: a proxy copies them over the client's, and the client's own
+// X-Agent-Id must not stay where ours has nothing to say.
+func setIdentity(header http.Header, p auth.Principal) {
+	agent := ""
+	if p.AgentID != uuid.Nil {
+		agent = p.AgentID.String()
+	}
+	header["X-Auth-Type"] = []string{string(p.Type)}
+	header["X-Auth-Id"] = []string{p.ID.String()}
+	header["X-Customer-Id"] = []string{p.CustomerID.String()}
+	header["X-Agent-Id"] = []string{agent}
+	header["X-Auth-Permission"] = []string{strconv.FormatInt(int64(p.Permission), 10)}
+	header["X-Auth-Expire"] = []string{p.Expires.UTC().Format(timestampLayout)}
+}

@@ -71,6 +71,10 @@ func TestRoutesAreTheDocuments(t *testing.T) {
 	h := newHarness(t)
 	var routed []string
 	err := chi.Walk(h.server.Routes(), func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
+		// Every method and every path below is answered alike; the document says so once.
+		if strings.HasPrefix(route, verifyPath) && (method != http.MethodGet || route != verifyPath) {
+			return nil
+		}
 		routed = append(routed, method+" "+route)
 		return nil
 	})
@@ -239,7 +243,7 @@ func TestOnlyTheseFieldsHoldSecrets(t *testing.T) {
 	secretName := func(name string) bool {
 		return slices.ContainsFunc([]string{"token", "secret", "password", "hash", "credential", "jwt", "private"}, func(word string) bool {
 			return strings.Contains(strings.ToLower(name), word)
-		}) && name != "token_prefix" && name != "next_page_token"
+		}) && name != "token_prefix" && name != "next_page_token" && name != "token_type"
 	}
 	var inDocument []string
 	for name, schema := range openAPI(t).Components.Schemas {

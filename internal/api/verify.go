@@ -137,9 +137,13 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
 		return permissionDenied()
 	}
 	setIdentity(w.Header(), p)
+	w.Header()["Content-Length"] = noContent
 	w.WriteHeader(http.StatusOK)
 	return nil
 }
+
+// noContent is the Content-Length of an answer without a body. Nobody changes it.
+var noContent = []string{"0"}
 
 // setIdentity says who the caller is.
 //

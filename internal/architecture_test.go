@@ -25,23 +25,24 @@ const module = "accesskeys/"
 var allowed = map[string][]string{
 	"api":        {},
 	"migrations": {},
-	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/replica"},
+	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/replica", "internal/certificate"},
 
-	"internal/api":        {"internal/auth", "internal/mail", "internal/replica", "internal/store", "internal/secret", "api"},
-	"internal/auth":       {"internal/replica", "internal/store", "internal/secret"},
-	"internal/replica":    {"internal/rules", "internal/store"},
-	"internal/store":      {"internal/rules", "internal/secret", "migrations"},
-	"internal/rules":      {},
-	"internal/logging":    {},
-	"internal/mail":       {"internal/secret"},
-	"internal/privatepg":  {},
-	"internal/secret":     {},
-	"internal/pgtest":     {"internal/privatepg", "internal/secret", "internal/store", "migrations"},
-	"internal/mailtest":   {},
-	"internal/bench":      {}, // nothing but benchmarks
-	"internal/chaos":      {}, // nothing but a test
-	"internal/e2e":        {}, // nothing but tests
-	"internal/servertest": {},
+	"internal/api":         {"internal/auth", "internal/mail", "internal/replica", "internal/store", "internal/secret", "api"},
+	"internal/auth":        {"internal/replica", "internal/store", "internal/secret"},
+	"internal/replica":     {"internal/rules", "internal/store"},
+	"internal/store":       {"internal/rules", "internal/secret", "migrations"},
+	"internal/rules":       {},
+	"internal/logging":     {},
+	"internal/mail":        {"internal/secret"},
+	"internal/certificate": {},
+	"internal/privatepg":   {},
+	"internal/secret":      {},
+	"internal/pgtest":      {"internal/privatepg", "internal/secret", "internal/store", "migrations"},
+	"internal/mailtest":    {},
+	"internal/bench":       {}, // nothing but benchmarks
+	"internal/chaos":       {}, // nothing but a test
+	"internal/e2e":         {}, // nothing but tests
+	"internal/servertest":  {},
 }
 
 // testSupport are the rooms that no program contains.

@@ -90,7 +90,7 @@ func dev(ctx context.Context, inv invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := d.print(inv.stdout, a.addr()); err != nil {
+	if err := d.print(inv.stdout, a.baseURL()); err != nil {
 		return err
 	}
 	return a.run(ctx)
@@ -254,12 +254,19 @@ func isLoopback(addr net.Addr) bool {
 	return ok && tcp.IP.IsLoopback()
 }
 
-func (d demo) print(w io.Writer, addr net.Addr) error {
-	host := addr.String()
-	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+// baseURL is where the program can be reached from this machine.
+func (a *app) baseURL() string {
+	host, scheme := a.addr().String(), "http"
+	if tcp, ok := a.addr().(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
 		host = fmt.Sprintf("127.0.0.1:%d", tcp.Port)
 	}
-	base := "http://" + host
+	if a.certificate != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + host
+}
+
+func (d demo) print(w io.Writer, base string) error {
 	lines := []string{
 		"Base URL:    " + base,
 		"Username:    " + d.username,

@@ -12,8 +12,11 @@ import (
 	"runtime"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/certificate"
 	"accesskeys/internal/logging"
 	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
@@ -74,6 +77,7 @@ type app struct {
 	authenticator *auth.Authenticator
 	api           *api.Server
 	listener      net.Listener
+	certificate   *certificate.Files // nil: no TLS
 	server        *http.Server
 	delay         time.Duration // SHUTDOWN_DELAY
 	linger        time.Duration // shutdownLinger
@@ -95,6 +99,11 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	// First of all, so that an address in use is told before anything is changed.
 	if a.listener, err = cfg.listen(ctx); err != nil {
 		return nil, err
+	}
+	if cfg.tlsCertFile != "" {
+		if a.certificate, err = certificate.Open(cfg.tlsCertFile, cfg.tlsKeyFile, log); err != nil {
+			return nil, usagef("TLS_CERT_FILE, TLS_KEY_FILE: %w", err)
+		}
 	}
 	if a.store, err = store.Open(ctx, cfg.databaseURL); err != nil {
 		return nil, usagef("DATABASE_URL: %w", err)
@@ -152,24 +161,38 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+	if a.certificate != nil {
+		a.server.TLSConfig = a.certificate.Config()
+	}
 	return a, nil
 }
 
 // addr is where the program listens.
 func (a *app) addr() net.Addr { return a.listener.Addr() }
 
+// answer answers what comes in by the listener until that is closed.
+func (a *app) answer() error {
+	if a.certificate != nil {
+		return a.server.ServeTLS(a.listener, "", "")
+	}
+	return a.server.Serve(a.listener)
+}
+
 // run answers requests until ctx ends, then lets those under way finish.
 func (a *app) run(ctx context.Context) (err error) {
-	// The replica goes on until the last request has been answered.
+	// These go on until the last request has been answered.
 	following, leave := context.WithCancel(context.WithoutCancel(ctx))
-	left := make(chan error, 1)
-	go func() { left <- a.replica.Run(following) }()
+	var background errgroup.Group
+	background.Go(func() error { return a.replica.Run(following) })
+	if a.certificate != nil {
+		background.Go(func() error { return a.certificate.Run(following) })
+	}
 	defer func() {
 		leave()
-		err = errors.Join(err, <-left)
+		err = errors.Join(err, background.Wait())
 	}()
 	served := make(chan error, 1)
-	go func() { served <- a.server.Serve(a.listener) }()
+	go func() { served <- a.answer() }()
 	a.log.Info("listening", "addr", a.addr().String())
 	select {
 	case err := <-served:

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,8 @@ type settings struct {
 	listenAddr         string
 	handedOver         bool // a service manager's socket takes listenAddr's place
 	shutdownDelay      time.Duration
+	tlsCertFile        string
+	tlsKeyFile         string
 	jwtSecret          secret.Value
 	jwtSecretPrevious  secret.Value
 	audience           string
@@ -77,6 +80,8 @@ func settingsTable() []setting {
 	return []setting{
 		{name: "DATABASE_URL", takes: "a PostgreSQL URL such as postgres://user:password@host:5432/name", secret: true, set: setDatabaseURL},
 		{name: "LISTEN_ADDR", takes: "host:port or :port", value: ":8080", set: setListenAddr},
+		{name: "TLS_CERT_FILE", takes: "the file of a certificate with its chain, in PEM, to answer with HTTPS; it is read again when it changes", set: func(s *settings, v string) error { return setFile(&s.tlsCertFile, v) }},
+		{name: "TLS_KEY_FILE", takes: "the file of the private key of TLS_CERT_FILE, in PEM", set: func(s *settings, v string) error { return setFile(&s.tlsKeyFile, v) }},
 		{name: "SHUTDOWN_DELAY", takes: "for how long connections are still accepted after a SIGTERM, while /readyz sends balancers elsewhere: 0 to 60s", value: "1s", set: setShutdownDelay},
 		{name: "JWT_SECRET", takes: "a secret of at least 32 bytes", secret: true, set: setJWTSecret},
 		{name: "JWT_SECRET_PREVIOUS", takes: "a secret of at least 32 bytes, the one before JWT_SECRET; it only verifies", secret: true, set: setJWTSecretPrevious},
@@ -140,7 +145,7 @@ func loadSettings(getenv func(string) string, given *settingFlags, needed ...str
 			return nil, usagef("%s: %w: it takes %s", s.name, err, s.takes)
 		}
 	}
-	if err := errors.Join(loaded.checkHandedOver(getenv), loaded.checkMail()); err != nil {
+	if err := errors.Join(loaded.checkHandedOver(getenv), loaded.checkTLS(), loaded.checkMail()); err != nil {
 		return nil, err
 	}
 	return loaded, loaded.bootstrap.check()
@@ -155,6 +160,17 @@ func (b bootstrapSettings) check() error {
 		return usagef("BOOTSTRAP_PASSWORD is missing: BOOTSTRAP_USERNAME needs one")
 	case b.username == "" && !b.password.Empty():
 		return usagef("BOOTSTRAP_USERNAME is missing: BOOTSTRAP_PASSWORD needs one")
+	}
+	return nil
+}
+
+// checkTLS looks at the settings about TLS, which need one another.
+func (s *settings) checkTLS() error {
+	switch {
+	case s.tlsCertFile == "" && s.tlsKeyFile != "":
+		return usagef("TLS_CERT_FILE is missing: TLS_KEY_FILE needs the certificate")
+	case s.tlsCertFile != "" && s.tlsKeyFile == "":
+		return usagef("TLS_KEY_FILE is missing: TLS_CERT_FILE needs its private key")
 	}
 	return nil
 }
@@ -244,6 +260,15 @@ func setMinExpire(s *settings, v string) error {
 	}
 	s.accessKeyMinExpire = n
 	return nil
+}
+
+func setFile(to *string, v string) error {
+	file, err := os.Open(v)
+	if err != nil {
+		return errors.New("the file can't be read")
+	}
+	*to = v
+	return file.Close()
 }
 
 func setShutdownDelay(s *settings, v string) error {

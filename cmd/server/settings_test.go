@@ -68,6 +68,16 @@ func settingCases() []settingCase {
 			wrong: []string{"0", "-1", "1.5", "1d", "3153600001", "9223372036854775808"},
 		},
 		{
+			name: "TLS_CERT_FILE", get: func(s *settings) any { return s.tlsCertFile },
+			right: map[string]any{"settings_test.go": "settings_test.go"}, wrong: []string{"no-such-file", "/root/../no-such-file"},
+			with: map[string]string{"TLS_KEY_FILE": "settings_test.go"},
+		},
+		{
+			name: "TLS_KEY_FILE", get: func(s *settings) any { return s.tlsKeyFile },
+			right: map[string]any{"settings_test.go": "settings_test.go"}, wrong: []string{"no-such-file"},
+			with: map[string]string{"TLS_CERT_FILE": "settings_test.go"},
+		},
+		{
 			name: "SHUTDOWN_DELAY", get: func(s *settings) any { return s.shutdownDelay }, unset: time.Second,
 			right: map[string]any{"0": time.Duration(0), "300ms": 300 * time.Millisecond, "5": 5 * time.Second, "60s": time.Minute},
 			wrong: []string{"61s", "-1s", "1e1", "x"},
@@ -217,7 +227,7 @@ func TestSettingIsItsFlagElseItsVariableElseItsDefault(t *testing.T) {
 					t.Errorf("from %s, %q: %v, want %v", from, value, got, want)
 				}
 			}
-			if !strings.HasPrefix(c.name, "BOOTSTRAP_") || c.name == "BOOTSTRAP_CUSTOMER" || c.name == "BOOTSTRAP_ACCESSKEY" {
+			if !strings.HasPrefix(c.name, "BOOTSTRAP_") && !strings.HasPrefix(c.name, "TLS_") || c.name == "BOOTSTRAP_CUSTOMER" || c.name == "BOOTSTRAP_ACCESSKEY" {
 				check("nothing", c.unset, "")
 			}
 			flag := "--" + table[c.name].flagName() + "="

@@ -60,6 +60,19 @@ func setPrivate(header http.Header) {
 	header["Referrer-Policy"] = noReferrer
 }
 
+// strictTransport is a year, for this host alone: whoever else has names below it may not be ours to speak for.
+var strictTransport = []string{"max-age=31536000"}
+
+// hsts keeps browsers from coming back without TLS, where they came with it (RFC 6797, section 7.1).
+func hsts(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS != nil {
+			w.Header()["Strict-Transport-Security"] = strictTransport
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // cors lets pages of any origin call, without credentials of the browser's own (contract, section 5): whoever has a key
 // may use it anywhere, and there is no cookie to ride on.
 func cors(next http.Handler) http.Handler {

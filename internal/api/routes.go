@@ -11,7 +11,7 @@ import (
 func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler) http.Handler {
 	r := chi.NewRouter()
 	// The client's address comes first: the log line, which observe writes, has it too.
-	r.Use(clientIP(cfg.TrustedProxies), s.observe, s.connectionClose, cors, routedMethod)
+	r.Use(clientIP(cfg.TrustedProxies), s.observe, s.connectionClose, hsts, cors, routedMethod)
 	r.NotFound(s.handle(routeNotFound))
 	r.MethodNotAllowed(s.handle(methodNotAllowed(r)))
 

@@ -42,6 +42,11 @@ endif
 chaos: ## what was revoked is refused, whatever breaks: every scenario and every control, 10 minutes or more
 	CHAOS=long $(GO) test -count=1 -v -timeout 40m -run '^TestRevokedIsRefusedEverywhere$$' ./internal/chaos
 
+.PHONY: e2e
+e2e: ## behind nginx, Caddy and HAProxy, over pgbouncer, through failovers with Patroni; installs them on Debian
+	@scripts/install caddy curl etcd etcdctl haproxy ip jq nginx openssl patroni pgbouncer pgrep postgres unshare
+	$(GO) test -tags e2e -count=1 -v -timeout 30m ./internal/e2e
+
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME each (60s)
 	@grep -rHo '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' internal | sed 's/:func / /' | while read -r file name; do \
@@ -64,7 +69,7 @@ fmt: ## format the code
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## formatting, go vet and the linters of .golangci.yaml
 	@unformatted=$$(gofmt -s -l .); if [ -n "$$unformatted" ]; then echo "gofmt -s would change:"; echo "$$unformatted"; exit 1; fi
-	$(GO) vet -tags bench ./...
+	$(GO) vet -tags bench,e2e ./...
 	$(GOLANGCI_LINT) run
 
 $(GOLANGCI_LINT):

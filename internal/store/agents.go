@@ -97,7 +97,7 @@ func (s *Store) AgentByUsername(ctx context.Context, username string) (AgentLogi
 		  AND c.tm_delete = '9999-01-01 00:00:00+00'`
 	var a AgentLogin
 	var hash string
-	err := s.pool.QueryRow(ctx, sql, username).Scan(
+	err := s.pool().QueryRow(ctx, sql, username).Scan(
 		&a.ID, &a.CustomerID, &a.Username, &a.Name, &a.Detail, &a.Permission, &a.TmPassword, &a.TmCreate, &a.TmUpdate,
 		&a.TmDelete, &hash, &a.Now)
 	a.PasswordHash = secret.New(hash)

@@ -55,7 +55,7 @@ type Moment struct {
 // ErrOtherLog here, and never a row. The zero Position asks nothing.
 func (s *Store) readKnown(ctx context.Context, known Position, scan func(pgx.Row) error, sql string, args ...any) (head Position, err error) {
 	if known == (Position{}) {
-		return head, scan(s.pool.QueryRow(ctx, sql, args...))
+		return head, scan(s.pool().QueryRow(ctx, sql, args...))
 	}
 	var batch pgx.Batch
 	batch.Queue(`
@@ -63,7 +63,7 @@ func (s *Store) readKnown(ctx context.Context, known Position, scan func(pgx.Row
 		FROM change_head
 		WHERE single = 1`, known.Number, quick(known.Entry))
 	batch.Queue(sql, args...)
-	results := s.pool.SendBatch(ctx, &batch)
+	results := s.pool().SendBatch(ctx, &batch)
 	defer func() { err = errors.Join(err, results.Close()) }()
 	var held bool
 	if err := results.QueryRow().Scan(&head.Number, &head.Entry, &held); err != nil {

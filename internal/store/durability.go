@@ -11,7 +11,7 @@ type Durability struct {
 // Durability asks the database.
 func (s *Store) Durability(ctx context.Context) (Durability, error) {
 	var d Durability
-	err := s.pool.QueryRow(ctx, `
+	err := s.pool().QueryRow(ctx, `
 		SELECT (SELECT count(*) FROM pg_stat_replication), current_setting('synchronous_standby_names') <> ''`,
 	).Scan(&d.Standbys, &d.Waits)
 	return d, s.failed("reading how the database replicates", err)

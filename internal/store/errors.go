@@ -61,7 +61,7 @@ func (s *Store) failed(doing string, err error) error {
 	if sqlState(err) == codeReadOnly || errors.Is(err, ErrOtherLog) {
 		// A primary that has become a standby answers pings and refuses writes, and one that was left behind has another log:
 		// their connections must not be used again.
-		s.pool.Reset()
+		s.pool().Reset()
 	}
 	return translate(doing, err)
 }

@@ -33,8 +33,10 @@ func MigrateDownWith(ctx context.Context, url secret.Value, log *slog.Logger, st
 
 // Traced is s once more, on a pool of its own that tells the tracer of every statement.
 func Traced(ctx context.Context, s *Store, tracer pgx.QueryTracer) (*Store, error) {
-	cfg := s.pool.Config()
+	cfg := s.pool().Config()
 	cfg.ConnConfig.Tracer = tracer
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
-	return &Store{pool: pool, settler: newSettler()}, err
+	traced := &Store{settler: newSettler()}
+	traced.current.Store(pool)
+	return traced, err
 }

@@ -16,14 +16,21 @@ type Feed struct {
 	conn  *pgx.Conn
 }
 
-// OpenFeed connects, and asks to be told of changes. Being told is a hint: behind a pooler nothing comes.
+// OpenFeed connects, and asks to be told of changes. Being told is a hint: behind a pooler nothing comes. Where there was a Feed
+// before, the database was lost, and the Store's other connections are replaced too.
 func (s *Store) OpenFeed(ctx context.Context) (*Feed, error) {
-	cfg := s.pool.Config().ConnConfig
+	cfg := s.pool().Config().ConnConfig
 	// Works behind every kind of pooler, which may give each transaction another server connection.
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	conn, err := connectConfig(ctx, cfg)
 	if err != nil {
 		return nil, translate("connecting to the log of changes", err)
+	}
+	if s.followed.Swap(true) {
+		if err := s.renewPool(); err != nil {
+			closeConn(conn)
+			return nil, err
+		}
 	}
 	f := &Feed{store: s, conn: conn}
 	if _, err := conn.Exec(ctx, `LISTEN accesskeys_changes`); err != nil {

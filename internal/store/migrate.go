@@ -190,7 +190,7 @@ func connect(ctx context.Context, url secret.Value) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := pgx.ConnectConfig(ctx, cfg.ConnConfig)
+	conn, err := connectConfig(ctx, cfg.ConnConfig)
 	return conn, translate("connecting to the database", err)
 }
 

@@ -94,7 +94,7 @@ func (s *Store) look(ctx context.Context) {
 		numbers = append(numbers, w.Number)
 	}
 	s.settler.mu.Unlock()
-	rows, err := s.pool.Query(ctx, `
+	rows, err := s.pool().Query(ctx, `
 		SELECT position, entry
 		FROM changes
 		WHERE position = ANY ($1) AND position <= coalesce((SELECT min(position) FROM replicas), 9223372036854775807)`, numbers)

@@ -76,7 +76,7 @@ func (s *Store) CreateSignup(ctx context.Context, n NewSignup) (Signup, error) {
 
 // DropSignup takes a sign-up back whose code could not be sent.
 func (s *Store) DropSignup(ctx context.Context, id uuid.UUID) error {
-	_, err := s.pool.Exec(ctx, `DELETE FROM signups WHERE id = $1`, id)
+	_, err := s.pool().Exec(ctx, `DELETE FROM signups WHERE id = $1`, id)
 	return s.failed("dropping a sign-up", err)
 }
 

@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -46,8 +48,10 @@ var errAddress = errors.New("the database's address is neither a postgres:// URL
 
 // Store is a pool of connections to one database. It is safe for concurrent use.
 type Store struct {
-	pool    *pgxpool.Pool
-	settler settler
+	current  atomic.Pointer[pgxpool.Pool] // pool returns it
+	retired  sync.WaitGroup               // of pools that renewPool has replaced
+	settler  settler
+	followed atomic.Bool // there has been a Feed
 }
 
 // Open makes a Store over the database at url, a postgres:// URL or a keyword/value string with pgx's pool_* settings.
@@ -61,7 +65,9 @@ func Open(ctx context.Context, url secret.Value) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the pool: %w", err)
 	}
-	return &Store{pool: pool, settler: newSettler()}, nil
+	s := &Store{settler: newSettler()}
+	s.current.Store(pool)
+	return s, nil
 }
 
 // CheckURL returns an error where Open would not take the address. The error does not repeat it.
@@ -91,15 +97,36 @@ func poolConfig(url secret.Value) (*pgxpool.Config, error) {
 		conn.RuntimeParams["application_name"] = "accesskeys"
 	}
 	conn.OnNotice = noteUnconfirmed
+	if len(hostsOf(conn)) > 1 && conn.ValidateConnect == nil { // nobody has said which: one that only reads is of no use here
+		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	cfg.BeforeConnect = chooseHost
 	return cfg, nil
 }
 
 // Close closes every connection, after those in use are given back.
-func (s *Store) Close() { s.pool.Close() }
+func (s *Store) Close() {
+	s.pool().Close()
+	s.retired.Wait()
+}
+
+func (s *Store) pool() *pgxpool.Pool { return s.current.Load() }
+
+// renewPool begins anew without a connection, once the database was lost and found again. A host that is gone leaves more than dead
+// connections behind: each that ran into a time-out takes up one of the pool's places for up to 15 s more, while the driver tries
+// to tell that host that it is no longer interested. What is under way on the old pool ends there.
+func (s *Store) renewPool() error {
+	pool, err := pgxpool.NewWithConfig(context.Background(), s.pool().Config())
+	if err != nil {
+		return fmt.Errorf("opening another pool: %w", err)
+	}
+	s.retired.Go(s.current.Swap(pool).Close)
+	return nil
+}
 
 // Ready returns nil where the database answers and holds at least this program's schema.
 func (s *Store) Ready(ctx context.Context) error {
-	version, err := schemaVersion(ctx, s.pool)
+	version, err := schemaVersion(ctx, s.pool())
 	if err != nil {
 		return s.failed("reading the schema's version", err)
 	}
@@ -122,7 +149,7 @@ type PoolStats struct {
 
 // PoolStats returns the figures as they stand.
 func (s *Store) PoolStats() PoolStats {
-	st := s.pool.Stat()
+	st := s.pool().Stat()
 	return PoolStats{
 		Max: st.MaxConns(), Total: st.TotalConns(), Idle: st.IdleConns(), Acquired: st.AcquiredConns(),
 		Acquires: st.AcquireCount(), EmptyAcquires: st.EmptyAcquireCount(), AcquireTime: st.AcquireDuration(),
@@ -140,7 +167,7 @@ func one[T any](ctx context.Context, s *Store, doing, sql string, args ...any) (
 
 // many runs a query and makes each row into a T by its columns' names. It never returns a nil slice without an error.
 func many[T any](ctx context.Context, s *Store, doing, sql string, args ...any) ([]T, error) {
-	rows, err := s.pool.Query(ctx, sql, args...)
+	rows, err := s.pool().Query(ctx, sql, args...)
 	if err != nil {
 		return nil, s.failed(doing, err)
 	}
@@ -185,7 +212,7 @@ const unconfirmed = "accesskeys.unconfirmed"
 
 // confirmed runs do on a connection of the pool, and returns errUnconfirmed where what it committed is not safe.
 func (s *Store) confirmed(ctx context.Context, do func(*pgx.Conn) error) error {
-	conn, err := s.pool.Acquire(ctx)
+	conn, err := s.pool().Acquire(ctx)
 	if err != nil {
 		return err
 	}

@@ -164,8 +164,12 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if p.challenge != "" {
 		header.Set("WWW-Authenticate", p.challenge)
 	}
-	if p.retryAfter > 0 {
-		seconds := (p.retryAfter + time.Second - 1) / time.Second
+	retryAfter := p.retryAfter
+	if code == http.StatusServiceUnavailable {
+		retryAfter = max(retryAfter, unavailableRetry)
+	}
+	if retryAfter > 0 {
+		seconds := (retryAfter + time.Second - 1) / time.Second
 		header.Set("Retry-After", strconv.Itoa(int(seconds)))
 	}
 	var body errorBody

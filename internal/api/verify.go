@@ -3,6 +3,7 @@ package api
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -78,29 +79,28 @@ func forProxy(next http.Handler) http.Handler {
 	})
 }
 
-// optionsOf reads the options from the query of the proxy's own request. Where that query is not the proxy's own there are none: a
-// path behind verifyPath comes with the client's query, and some proxies leave it on their own request too.
+// optionsOf reads the options from the query of the proxy's own request. Behind verifyPath comes the client's query, not the proxy's.
 //
-// SECURITY: an option that nobody knows is an error. One letter too few in "permission" must not open a door to everybody.
+// SECURITY: an option that nobody knows is an error: one letter too few in "permission" must not open a door to everybody. Where
+// the query is the same as the original one, a proxy may have left the client's in its place, with names of all kinds in it. What is
+// an option counts there too, since a client can write the original query as it likes: it may ask more of itself, never less.
 func optionsOf(r *http.Request) (verifyOptions, error) {
 	options := verifyOptions{statuses: strictStatuses}
 	if r.URL.Path != verifyPath {
 		return options, nil
 	}
-	for _, query := range originalQueries(r) {
-		if query == r.URL.RawQuery {
-			return options, nil
-		}
-	}
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return options, badOption("", "the query can't be read")
 	}
+	copied := slices.Contains(originalQueries(r), r.URL.RawQuery)
 	for name, given := range values {
 		switch {
 		case name == auth.ParamToken, name == auth.ParamAccessKey: // the credential, which is read elsewhere
 		case name != "permission" && name != "strict":
-			return options, badOption("", "there is no such option; there are permission and strict")
+			if !copied {
+				return options, badOption("", "there is no such option; there are permission and strict")
+			}
 		case len(given) > 1:
 			return options, badOption(name, "may be given once")
 		case name == "permission":

@@ -18,7 +18,7 @@ RACE     := $(if $(CC_FOUND),-race -gcflags=golang.org/x/crypto/...=-race=false,
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z.][a-z.-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.][a-z.-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## the server on a Postgres of its own, with demo credentials; Ctrl-C stops both
@@ -61,6 +61,10 @@ bench: build ## what the check costs, beside our router without it and a bare ha
 .PHONY: bench-depth
 bench-depth: build ## a page nine million keys down a list of BENCH_DEPTH_KEYS (ten million; 10 GB of disk)
 	BENCH_DEPTH_KEYS=$${BENCH_DEPTH_KEYS:-10000000} $(GO) test -tags bench -run '^$$' -bench Depth -benchtime $(BENCHTIME) -timeout 60m ./internal/bench
+
+.PHONY: bench-replicas
+bench-replicas: build ## what 1, 10, 30 and 100 replicas cost their database (4 GB of memory)
+	$(GO) test -tags bench -run '^$$' -bench Replicas -benchtime 1x -timeout 30m ./internal/bench
 
 .PHONY: fmt
 fmt: ## format the code

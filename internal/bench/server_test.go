@@ -97,7 +97,7 @@ func startServer(b *testing.B, database secret.Value, env ...string) *server {
 	s := &server{process: process{addr: freeAddr(b)}, log: logFile(b)}
 	s.cmd = exec.Command(binary, "serve")
 	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+database.Reveal()+"&pool_max_conns=32", "LISTEN_ADDR="+s.addr,
-		"JWT_SECRET="+jwtSecret.Reveal(), "RATE_LIMIT_AUTH_RPS=0", "BOOTSTRAP_CUSTOMER="+customer,
+		"JWT_SECRET="+jwtSecret.Reveal(), "RATE_LIMIT_AUTH_RPS=0", "SHUTDOWN_DELAY=0", "BOOTSTRAP_CUSTOMER="+customer,
 		"BOOTSTRAP_USERNAME="+username, "BOOTSTRAP_PASSWORD="+password, "BOOTSTRAP_ACCESSKEY="+accessKey)
 	s.cmd.Env = append(s.cmd.Env, env...)
 	s.cmd.Stderr, s.cmd.SysProcAttr = s.log, untilWeEnd()

@@ -89,11 +89,11 @@ func optionsOf(r *http.Request) (verifyOptions, error) {
 	if r.URL.Path != verifyPath {
 		return options, nil
 	}
+	copied := slices.Contains(originalQueries(r), r.URL.RawQuery)
 	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
+	if err != nil && !copied {
 		return options, badOption("", "the query can't be read")
 	}
-	copied := slices.Contains(originalQueries(r), r.URL.RawQuery)
 	for name, given := range values {
 		switch {
 		case name == auth.ParamToken, name == auth.ParamAccessKey: // the credential, which is read elsewhere

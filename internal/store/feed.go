@@ -16,10 +16,12 @@ type Feed struct {
 	conn  *pgx.Conn
 }
 
-// OpenFeed connects, and asks to be told of changes. Being told is a hint: behind a pooler nothing comes. Where there was a Feed
+// OpenFeed connects, and asks to be told of changes. Being told is a hint: behind a pooler in transaction mode, which DATABASE_URL's
+// default_query_exec_mode gives away, nothing comes. Where there was a Feed
 // before, the database was lost, and the Store's other connections are replaced too.
 func (s *Store) OpenFeed(ctx context.Context) (*Feed, error) {
 	cfg := s.pool().Config().ConnConfig
+	pooled := cfg.DefaultQueryExecMode == pgx.QueryExecModeExec || cfg.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol
 	// Works behind every kind of pooler, which may give each transaction another server connection.
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
 	conn, err := connectConfig(ctx, cfg)
@@ -33,6 +35,9 @@ func (s *Store) OpenFeed(ctx context.Context) (*Feed, error) {
 		}
 	}
 	f := &Feed{store: s, conn: conn}
+	if pooled { // DATABASE_URL has been told so: a LISTEN would stay with a server connection, whoever gets that next
+		return f, nil
+	}
 	if _, err := conn.Exec(ctx, `LISTEN accesskeys_changes`); err != nil {
 		f.Close()
 		return nil, translate("listening for changes", err)

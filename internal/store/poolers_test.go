@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -46,5 +47,31 @@ func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	held := must(feed.Heartbeat(t.Context(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: known}))(t)
 	if !held {
 		t.Error("no heartbeat")
+	}
+}
+
+// Behind a pooler in transaction mode a LISTEN would stay with a server connection that others get after us.
+func TestFeedBehindAPoolerListensToNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := open(t, w.url)
+	w.createAgent(w.acme, "the admin who stays")
+	listening := func(mode string) (told bool) {
+		t.Helper()
+		feed := must(open(t, secret.New(w.url.Reveal()+mode)).OpenFeed(t.Context()))(t)
+		defer feed.Close()
+		must(s.DeleteAgent(t.Context(), w.acme.ID, w.createAgent(w.acme, "deleted"+mode).ID))(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if err := feed.Wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return ctx.Err() == nil
+	}
+	if listening("&default_query_exec_mode=exec") || listening("&default_query_exec_mode=simple_protocol") {
+		t.Error("it listens")
+	}
+	if !listening("") { // the control
+		t.Error("it does not listen, though it could")
 	}
 }

@@ -67,13 +67,18 @@ func seedList(b *testing.B, database secret.Value, n int) (newest time.Time) {
 		}
 		progress("%d of %d keys after %.0f s", min(from+atOnce, n), n, time.Since(started).Seconds())
 	}
+	// Each has been used once.
+	if _, err := db.Exec(ctx, `INSERT INTO accesskey_uses SELECT id, tm_create FROM accesskeys`); err != nil {
+		b.Fatal(err)
+	}
 	settle(b, db)
 	rows, err := db.Query(ctx, `
-		SELECT relname::text, pg_size_pretty(pg_relation_size(oid))
-		FROM pg_class
-		WHERE oid = 'accesskeys'::regclass
-		   OR oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = 'accesskeys'::regclass)
-		ORDER BY pg_relation_size(oid) DESC`)
+		SELECT t.relname || coalesce(' ' || i.relname, ''), pg_size_pretty(pg_relation_size(coalesce(i.oid, t.oid)))
+		FROM pg_class t
+		LEFT JOIN (SELECT indrelid, indexrelid FROM pg_index UNION ALL SELECT oid, NULL FROM pg_class) x ON x.indrelid = t.oid
+		LEFT JOIN pg_class i ON i.oid = x.indexrelid
+		WHERE t.oid IN ('accesskeys'::regclass, 'accesskey_uses'::regclass)
+		ORDER BY t.relname, pg_relation_size(coalesce(i.oid, t.oid)) DESC`)
 	if err != nil {
 		b.Fatal(err)
 	}

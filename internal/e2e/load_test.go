@@ -1,0 +1,204 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// load is a steady stream of requests from clients that keep their connections: of five one makes a key, two ask who they are,
+// and two read a page of keys. Each is written once, on a connection of the client's own: http.Transport would repeat those that
+// it takes for idempotent where a kept connection turns out to be closed, and these are among the ones to be counted.
+type load struct {
+	addr    string
+	cancel  context.CancelFunc
+	clients sync.WaitGroup
+
+	mu      sync.Mutex
+	figures loadFigures
+}
+
+type loadFigures struct {
+	requests, posts, failed int
+	slowest                 time.Duration
+	made                    []string // the ids of the keys whose making was confirmed
+	failures                []string // what the first that failed had in common
+}
+
+// startLoad sends so many requests a second by so many clients, until end is called or the test ends.
+func startLoad(t testing.TB, addr string, clients, perSecond int) *load {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &load{addr: addr, cancel: cancel}
+	every := time.Duration(clients) * time.Second / time.Duration(perSecond)
+	for i := range clients {
+		l.clients.Go(func() { l.client(ctx, i, every, every*time.Duration(i)/time.Duration(clients)) })
+	}
+	t.Cleanup(func() { l.end() })
+	return l
+}
+
+// end waits for the requests under way, and returns what has come of all.
+func (l *load) end() loadFigures {
+	l.cancel()
+	l.clients.Wait()
+	return l.sofar()
+}
+
+func (l *load) sofar() loadFigures {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.figures
+}
+
+// client sends a request each time its turn has come; turns that pass while it waits for an answer are lost.
+func (l *load) client(ctx context.Context, number int, every, first time.Duration) {
+	k := &keptConnection{addr: l.addr}
+	defer k.close()
+	turn := time.NewTimer(first)
+	defer turn.Stop()
+	next := time.Now().Add(first)
+	for i := number; ; i++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-turn.C:
+		}
+		l.request(k, i%5)
+		for next = next.Add(every); time.Until(next) < 0; next = next.Add(every) {
+		}
+		turn.Reset(time.Until(next))
+	}
+}
+
+func (l *load) request(k *keptConnection, kind int) {
+	method, path, body := http.MethodGet, "/v1.0/me", ""
+	switch kind {
+	case 0:
+		method, path, body = http.MethodPost, "/v1.0/accesskeys", `{"name":"load"}`
+	case 1, 2:
+		path = "/v1.0/accesskeys?page_size=10"
+	}
+	began := time.Now()
+	status, content, err := k.send(method, path, body)
+	took := time.Since(began)
+	var key struct{ ID string }
+	if err == nil {
+		err = json.Unmarshal([]byte(content), &key)
+	}
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := &l.figures
+	f.requests++
+	f.slowest = max(f.slowest, took)
+	if method == http.MethodPost {
+		f.posts++
+	}
+	switch {
+	case status != http.StatusOK || err != nil:
+		f.failed++
+		if len(f.failures) < 20 {
+			f.failures = append(f.failures, fmt.Sprintf("%s %s %s after %v: status %d, %v, %.300s",
+				began.Format("15:04:05.000000"), method, path, took, status, err, content))
+		}
+	case method == http.MethodPost:
+		f.made = append(f.made, key.ID)
+	}
+}
+
+// keptConnection is a connection that is used for as long as the other side allows.
+type keptConnection struct {
+	addr string
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func (k *keptConnection) close() {
+	if k.conn != nil {
+		_ = k.conn.Close()
+	}
+	k.conn = nil
+}
+
+// send sends a request once, as the admin's key, and reads the answer.
+func (k *keptConnection) send(method, path, body string) (status int, content string, err error) {
+	const atMost = 30 * time.Second
+	if k.conn == nil {
+		if k.conn, err = net.DialTimeout("tcp", k.addr, atMost); err != nil {
+			return 0, "", fmt.Errorf("connecting: %w", err)
+		}
+		k.in = bufio.NewReader(k.conn)
+	}
+	last := true
+	defer func() {
+		if last || err != nil {
+			k.close()
+		}
+	}()
+	if err := k.conn.SetDeadline(time.Now().Add(atMost)); err != nil {
+		return 0, "", err
+	}
+	request := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
+		method, path, k.addr, adminKey, len(body), body)
+	if _, err := io.WriteString(k.conn, request); err != nil {
+		return 0, "", fmt.Errorf("sending: %w", err)
+	}
+	response, err := http.ReadResponse(k.in, nil)
+	if err != nil {
+		return 0, "", fmt.Errorf("reading the answer: %w", err)
+	}
+	defer response.Body.Close()
+	last = response.Close
+	all, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(all), err
+}
+
+// allKeys is the ids of all keys that a server lists.
+func allKeys(t testing.TB, c *http.Client, base string) map[string]bool {
+	t.Helper()
+	ids := map[string]bool{}
+	for query := ""; ; {
+		var page struct {
+			Result        []struct{ ID string }
+			NextPageToken *string `json:"next_page_token"`
+		}
+		call(t.Context(), c, http.MethodGet, base+"/v1.0/accesskeys"+query, "", "Authorization", "Bearer "+adminKey).into(t, &page)
+		for _, key := range page.Result {
+			ids[key.ID] = true
+		}
+		if page.NextPageToken == nil {
+			return ids
+		}
+		query = "?page_token=" + url.QueryEscape(*page.NextPageToken)
+	}
+}
+
+// mustHaveServedAll fails the test where a request has failed, or a server doesn't list just the keys that were confirmed, and
+// one more, the admin's.
+func (f loadFigures) mustHaveServedAll(t testing.TB, base string) {
+	t.Helper()
+	if f.failed > 0 {
+		t.Errorf("%d of %d requests failed:\n%s", f.failed, f.requests, strings.Join(f.failures, "\n"))
+	}
+	listed := allKeys(t, client(t), base)
+	for _, id := range f.made {
+		if !listed[id] {
+			t.Errorf("the key %s was confirmed and is not listed", id)
+		}
+	}
+	if f.failed == 0 && (len(listed) != len(f.made)+1 || len(f.made) != f.posts) {
+		t.Errorf("%d POSTs, %d keys confirmed, %d listed", f.posts, len(f.made), len(listed))
+	}
+}

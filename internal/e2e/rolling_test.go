@@ -1,0 +1,293 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// balancer is one of the two in examples/replicas, and how servers are run behind it.
+type balancer struct {
+	name       string
+	handedOver bool     // the servers' sockets stay open while they restart
+	env        []string // of the servers
+	run        func(t *testing.T, servers []*replica, replacements ...string) balancing
+}
+
+// balancing is a balancer at work.
+type balancing struct {
+	addr string
+	logs []string // the paths of what it writes
+}
+
+func haproxy() balancer { return balancer{"haproxy", false, []string{trusting}, runHAProxy} }
+
+func nginx() balancer {
+	return balancer{"nginx", true, []string{trusting, "SHUTDOWN_DELAY=0"}, runNginx}
+}
+
+const trusting = "TRUSTED_PROXIES=127.0.0.1/32"
+
+// replica is a server that may have its socket from whoever starts it, as systemd's socket units do it.
+type replica struct {
+	*server
+	socket *os.File
+}
+
+func newReplica(t testing.TB, database string, handedOver bool, env ...string) *replica {
+	t.Helper()
+	r := &replica{server: newServer(t, database, env...)}
+	if !handedOver {
+		return r
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if r.socket, err = listener.(*net.TCPListener).File(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.socket.Close() })
+	r.begin()
+	return r
+}
+
+// begin starts the process, and waits until it is ready.
+func (r *replica) begin() {
+	r.t.Helper()
+	if r.socket == nil {
+		r.server.begin()
+		return
+	}
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" serve`, binary)
+	cmd.Env = append(r.env, "LISTEN_FDS=1", "LISTEN_ADDR=") // which has to be of no account
+	cmd.ExtraFiles = []*os.File{r.socket}
+	r.program = start(r.t, "server", cmd)
+	r.awaitReady()
+}
+
+// used reports whether the process has had a request of the load's, which comes by the balancer only.
+func (r *replica) used(c *http.Client) bool {
+	return strings.Contains(call(r.t.Context(), c, http.MethodGet, r.url("/metrics"), "").body, `route="/v1.0/me"`)
+}
+
+// addressed is an example with its servers' addresses replaced by those of ours, and what else is to be.
+func addressed(t testing.TB, path string, servers []*replica, replacements ...string) string {
+	t.Helper()
+	for i, s := range servers {
+		replacements = append(replacements, fmt.Sprintf("127.0.0.1:%d", 8081+i), s.addr)
+	}
+	return example(t, path, replacements...)
+}
+
+func runHAProxy(t *testing.T, servers []*replica, replacements ...string) balancing {
+	t.Helper()
+	addr, file := freeAddr(t), filepath.Join(folder(t), "haproxy.cfg")
+	replacements = append(replacements, "bind :80\n", "bind "+addr+"\n")
+	if os.Geteuid() != 0 { // only root can change
+		replacements = append(replacements, "    user haproxy\n    group haproxy\n", "")
+	}
+	write(t, file, addressed(t, "replicas/haproxy.cfg", servers, replacements...))
+	p := start(t, "haproxy", exec.Command("haproxy", "-db", "-f", file))
+	eventually(t, "HAProxy listens", func() bool { return listens(addr) })
+	return balancing{addr, []string{p.log}}
+}
+
+func runNginx(t *testing.T, servers []*replica, replacements ...string) balancing {
+	t.Helper()
+	addr, dir := freeAddr(t), folder(t)
+	write(t, filepath.Join(dir, "accesskeys.conf"), addressed(t, "replicas/nginx.conf", servers,
+		append(replacements, "listen 80;", "listen "+addr+";", "/var/log/nginx/", dir+"/")...))
+	// What Debian's nginx.conf has around it, and folders that any account may write to.
+	write(t, filepath.Join(dir, "nginx.conf"), `
+worker_processes auto;
+pid nginx.pid;
+events {}
+http {
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    include accesskeys.conf;
+}
+`)
+	p := start(t, "nginx", exec.Command("nginx", "-e", "stderr", "-p", dir, "-c", "nginx.conf", "-g", "daemon off;"))
+	eventually(t, "nginx listens", func() bool { return listens(addr) })
+	return balancing{addr, []string{p.log, filepath.Join(dir, "accesskeys.log"), filepath.Join(dir, "accesskeys.error.log")}}
+}
+
+const (
+	rounds        = 20 // of restarts of each server, one after the other
+	loadClients   = 60
+	loadPerSecond = 250
+)
+
+// roll restarts each server in turn, the next one once the balancer has used the last one again, until something has failed or
+// the rounds are over, and returns how many it was.
+func roll(t *testing.T, servers []*replica, l *load) (restarts int) {
+	t.Helper()
+	c := client(t)
+	inUse := func(r *replica) {
+		t.Helper()
+		eventually(t, "the balancer uses the server", func() bool { return r.used(c) || l.sofar().failed > 0 })
+	}
+	for _, r := range servers {
+		inUse(r)
+	}
+	for range rounds {
+		for _, r := range servers {
+			if l.sofar().failed > 0 {
+				return restarts
+			}
+			if err := r.stop(); err != nil {
+				t.Fatalf("a server's end: %v", err)
+			}
+			r.begin()
+			inUse(r)
+			restarts++
+		}
+	}
+	return restarts
+}
+
+// Promised: a rolling restart fails no request. Nothing sends one twice, neither the balancer nor the client. What it takes is
+// taken away in two further cases, which fail some.
+func TestRollingRestartFailsNoRequest(t *testing.T) {
+	t.Parallel()
+	atOnce, refusing := haproxy(), nginx()
+	atOnce.env = append(atOnce.env, "SHUTDOWN_DELAY=0")
+	refusing.handedOver = false
+	for name, test := range map[string]struct {
+		balancer
+		with  string
+		fails string // what those that fail are told
+	}{
+		"haproxy":                              {haproxy(), "", ""},
+		"haproxy without SHUTDOWN_DELAY":       {atOnce, ", SHUTDOWN_DELAY=0", "status 503"},
+		"nginx":                                {nginx(), ", sockets handed over", ""},
+		"nginx without sockets that stay open": {refusing, ", sockets not handed over", "status 502"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			servers := newReplicas(t, newDatabase(t), test.balancer)
+			l := startLoad(t, test.run(t, servers).addr, loadClients, loadPerSecond)
+			restarts := roll(t, servers, l)
+			f := l.end()
+			if test.fails == "" {
+				f.mustHaveServedAll(t, servers[0].url(""))
+			} else if f.failed == 0 || !strings.Contains(f.failures[0], test.fails) {
+				t.Errorf("%d restarts, %d of %d requests failed: %q", restarts, f.failed, f.requests, f.failures)
+			}
+			counted(t, "rolling restarts of three replicas under load", version(t, test.name, "-v")+test.with,
+				"%d restarts, %d requests, %d of them POSTs: %d failed; slowest answer %v",
+				restarts, f.requests, f.posts, f.failed, f.slowest.Round(time.Millisecond))
+		})
+	}
+}
+
+func newReplicas(t testing.TB, database string, b balancer) []*replica {
+	t.Helper()
+	return []*replica{
+		newReplica(t, database, b.handedOver, b.env...),
+		newReplica(t, database, b.handedOver, b.env...),
+		newReplica(t, database, b.handedOver, b.env...),
+	}
+}
+
+// Behind a balancer the address in X-Forwarded-For is believed; so it must not be the client's own word.
+func TestBalancersTellWhoTheClientIs(t *testing.T) {
+	t.Parallel()
+	for _, b := range []balancer{haproxy(), nginx()} {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			const forged = "203.0.113.9"
+			servers := newReplicas(t, newDatabase(t), b)
+			told := func(base string) string { // what the servers log as the client's address
+				t.Helper()
+				a := call(t.Context(), client(t), http.MethodGet, base+"/v1.0/me", "", "Authorization", "Bearer "+adminKey, "X-Forwarded-For", forged)
+				a.into(t, &struct{}{})
+				var line struct {
+					RequestID string `json:"request_id"`
+					ClientIP  string `json:"client_ip"`
+				}
+				eventually(t, "the request is in a server's log", func() bool {
+					for _, s := range servers {
+						content, _ := os.ReadFile(s.log)
+						for text := range strings.Lines(string(content)) {
+							if json.Unmarshal([]byte(text), &line) == nil && line.RequestID == a.header.Get("X-Request-Id") {
+								return true
+							}
+						}
+					}
+					return false
+				})
+				return line.ClientIP
+			}
+			if got := told("http://" + b.run(t, servers).addr); got != "127.0.0.1" {
+				t.Errorf("behind %s the client's address is %s", b.name, got)
+			}
+			if got := told(servers[0].url("")); got != forged {
+				t.Errorf("without it the address is %s, want what was claimed", got)
+			}
+		})
+	}
+}
+
+// A balancer's log has each request, and of none the query string, whether it was answered or failed. The second case of each
+// logs as one would without giving it a thought.
+func TestBalancersLogNoCredential(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		balancer
+		change []string // in its configuration
+		leaks  bool
+	}{
+		"haproxy":                 {haproxy(), nil, false},
+		"haproxy, option httplog": {haproxy(), []string{"%HM %HPO", "%r"}, true},
+		"nginx":                   {nginx(), nil, false},
+		"nginx, combined":         {nginx(), []string{"accesskeys.log accesskeys;", "accesskeys.log;"}, true},
+		"nginx, error_log":        {nginx(), []string{"error.log emerg;", "error.log;"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			servers := []*replica{newReplica(t, newDatabase(t), false, trusting)}
+			at := test.run(t, append(servers, servers[0], servers[0]), test.change...)
+			c, route := client(t), "http://"+at.addr+"/v1.0/me?accesskey="+adminKey
+			call(t.Context(), c, http.MethodGet, route, "").into(t, &struct{}{})
+			servers[0].kill()
+			a := call(t.Context(), c, http.MethodGet, route, "")
+			switch {
+			case test.name == "nginx" && a.status == http.StatusBadGateway:
+			case a.status == http.StatusServiceUnavailable && a.header.Get("Retry-After") == "1" && strings.Contains(a.body, `"reason":"SERVICE_UNAVAILABLE"`):
+			default:
+				t.Errorf("without a server: %+v", a)
+			}
+			written := func() string {
+				var all []byte
+				for _, path := range at.logs {
+					content, _ := os.ReadFile(path)
+					all = append(all, content...)
+				}
+				return string(all)
+			}
+			eventually(t, "both requests are in the log", func() bool { return strings.Count(written(), "GET /v1.0/me") >= 2 })
+			if got := strings.Contains(written(), adminKey); got != test.leaks {
+				t.Errorf("the key is in the log: %t, want %t\n%s", got, test.leaks, written())
+			}
+		})
+	}
+}

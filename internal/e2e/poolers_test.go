@@ -1,0 +1,185 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// pooler is a pgbouncer that can be started again at its address.
+type pooler struct {
+	*program
+	t    testing.TB
+	addr string
+	dir  string
+}
+
+// newPooler starts examples/replicas/pgbouncer.ini in front of a Postgres.
+func newPooler(t testing.TB, database, mode string) *pooler {
+	t.Helper()
+	address, err := pgx.ParseConfig(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pooler{t: t, addr: freeAddr(t), dir: folder(t)}
+	host, port, err := net.SplitHostPort(p.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(p.dir, "userlist.txt"), fmt.Sprintf("%q %q\n", address.User, poolerPassword))
+	write(t, filepath.Join(p.dir, "pgbouncer.ini"), example(t, "replicas/pgbouncer.ini",
+		"host=/var/run/postgresql dbname=accesskeys", fmt.Sprintf("host=%s port=%d dbname=%s", address.Host, address.Port, address.Database),
+		"listen_addr = 127.0.0.1", "listen_addr = "+host, "listen_port = 6432", "listen_port = "+port,
+		"/etc/pgbouncer/userlist.txt", filepath.Join(p.dir, "userlist.txt"), "pool_mode = transaction", "pool_mode = "+mode))
+	p.begin()
+	return p
+}
+
+const poolerPassword = "pooled"
+
+func (p *pooler) begin() {
+	p.t.Helper()
+	p.program = start(p.t, "pgbouncer", unprivileged(p.t, exec.Command("pgbouncer", filepath.Join(p.dir, "pgbouncer.ini")), p.dir))
+	eventually(p.t, "pgbouncer listens", func() bool { return listens(p.addr) })
+}
+
+// url is the address of the database behind the pooler.
+func (p *pooler) url(parameters string) string {
+	return (&url.URL{Scheme: "postgres", User: url.UserPassword("postgres", poolerPassword), Host: p.addr, Path: "accesskeys", RawQuery: parameters}).String()
+}
+
+// shares reports whether clients that stay connected get one connection of Postgres in turns, which no session mode does.
+func (p *pooler) shares() bool {
+	p.t.Helper()
+	backend := func(conn *pgx.Conn) (pid int) {
+		p.t.Helper()
+		if err := conn.QueryRow(p.t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+			p.t.Fatal(err)
+		}
+		return pid
+	}
+	seen := map[int]bool{}
+	for range 10 {
+		conn, err := pgx.Connect(p.t.Context(), p.url("default_query_exec_mode=exec"))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		defer conn.Close(p.t.Context())
+		seen[backend(conn)] = true
+	}
+	return len(seen) < 10
+}
+
+// onAll sends a request with a key to every server at the same time, and returns the answers' statuses.
+func onAll(t testing.TB, c *http.Client, servers []*server, token string) []int {
+	statuses := make([]int, len(servers))
+	var asking sync.WaitGroup
+	for i, s := range servers {
+		asking.Go(func() {
+			statuses[i] = call(t.Context(), c, http.MethodGet, s.url("/v1.0/me"), "", "Authorization", "Bearer "+token).status
+		})
+	}
+	asking.Wait()
+	return statuses
+}
+
+func all(statuses []int, status int) bool {
+	return !slices.ContainsFunc(statuses, func(s int) bool { return s != status })
+}
+
+// Promised: behind pgbouncer, in session and in transaction mode, a new key works everywhere at once, and one that was deleted
+// nowhere; while the pooler is away the answer is a 503, and afterwards the servers go on by themselves.
+func TestKeysBehindPgbouncer(t *testing.T) {
+	t.Parallel()
+	for mode, parameters := range map[string]string{"session": "", "transaction": "default_query_exec_mode=exec"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			const keys = 100
+			p := newPooler(t, newDatabase(t), mode)
+			if got := p.shares(); got != (mode == "transaction") {
+				t.Fatalf("clients share a connection: %t", got)
+			}
+			var servers []*server
+			for range 3 { // the first migrates
+				servers = append(servers, newServer(t, p.url(parameters)))
+			}
+			c := client(t)
+			var took []time.Duration
+			var recovered time.Duration
+			for i := range keys {
+				if i == keys/2 {
+					recovered = p.outage(c, servers)
+				}
+				id, token := newKey(t, c, servers[i%3].url(""))
+				if got := onAll(t, c, servers, token); !all(got, http.StatusOK) {
+					t.Fatalf("a new key: %v", got)
+				}
+				began := time.Now()
+				deleteKey(t, c, servers[(i+1)%3].url(""), id)
+				took = append(took, time.Since(began))
+				if got := onAll(t, c, servers, token); !all(got, http.StatusUnauthorized) {
+					t.Fatalf("a deleted key: %v", got)
+				}
+			}
+			slices.Sort(took)
+			counted(t, "keys made, used and deleted on three replicas, and a restart of the pooler", version(t, "pgbouncer", "--version")+", "+mode+" mode",
+				"%d keys, each accepted 3 times, then refused 3 times; DELETE took %v in the median, %v at most; all go on %v after the pooler",
+				keys, took[keys/2].Round(time.Millisecond), took[keys-1].Round(time.Millisecond), recovered.Round(time.Millisecond))
+		})
+	}
+}
+
+// outage stops the pooler until every server has said that it can't go on, starts it, and returns after which time they did.
+func (p *pooler) outage(c *http.Client, servers []*server) time.Duration {
+	t := p.t
+	t.Helper()
+	id, token := newKey(t, c, servers[0].url(""))
+	if got := onAll(t, c, servers, token); !all(got, http.StatusOK) {
+		t.Fatalf("before the pooler's restart: %v", got)
+	}
+	_ = p.stop()
+	for _, s := range servers {
+		for method, path := range map[string]string{http.MethodPost: "/v1.0/accesskeys", http.MethodDelete: "/v1.0/accesskeys/" + id} {
+			began := time.Now()
+			a := call(t.Context(), c, method, s.url(path), "{}", "Authorization", "Bearer "+adminKey)
+			if a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || time.Since(began) > 5*time.Second {
+				t.Errorf("%s without the pooler, after %v: %+v", method, time.Since(began), a)
+			}
+		}
+	}
+	only := func(status int) func() bool {
+		return func() bool {
+			got := onAll(t, c, servers, token)
+			for _, s := range got {
+				if s != http.StatusOK && s != http.StatusServiceUnavailable {
+					t.Fatalf("while the pooler restarts, a good key: %v", got)
+				}
+			}
+			return all(got, status)
+		}
+	}
+	eventually(t, "no server checks credentials without the database", only(http.StatusServiceUnavailable))
+	p.begin()
+	began := time.Now()
+	eventually(t, "every server checks credentials again", only(http.StatusOK))
+	took := time.Since(began)
+	for _, s := range servers {
+		s.awaitReady()
+	}
+	deleteKey(t, c, servers[0].url(""), id)
+	if got := onAll(t, c, servers, token); !all(got, http.StatusUnauthorized) {
+		t.Fatalf("a key that was deleted after the pooler's restart: %v", got)
+	}
+	return took
+}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/privatepg"
 )
 
 // pooler is a pgbouncer that can be started again at its address.
@@ -99,14 +102,19 @@ func all(statuses []int, status int) bool {
 }
 
 // Promised: behind pgbouncer, in session and in transaction mode, a new key works everywhere at once, and one that was deleted
-// nowhere; while the pooler is away the answer is a 503, and afterwards the servers go on by themselves.
+// nowhere; while the pooler or the Postgres behind it is away the answer is a 503, and afterwards the servers go on by themselves.
 func TestKeysBehindPgbouncer(t *testing.T) {
 	t.Parallel()
 	for mode, parameters := range map[string]string{"session": "", "transaction": "default_query_exec_mode=exec"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			const keys = 100
-			p := newPooler(t, newDatabase(t), mode)
+			postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = postgres.Close() })
+			p := newPooler(t, postgres.URL("postgres"), mode)
 			if got := p.shares(); got != (mode == "transaction") {
 				t.Fatalf("clients share a connection: %t", got)
 			}
@@ -116,10 +124,20 @@ func TestKeysBehindPgbouncer(t *testing.T) {
 			}
 			c := client(t)
 			var took []time.Duration
-			var recovered time.Duration
+			var afterPooler, afterPostgres time.Duration
 			for i := range keys {
-				if i == keys/2 {
-					recovered = p.outage(c, servers)
+				switch i {
+				case keys / 3:
+					afterPooler = outage(t, c, servers, func() error {
+						_ = p.stop() // its exit code after a SIGTERM is 1
+						return nil
+					}, p.begin)
+				case 2 * keys / 3:
+					afterPostgres = outage(t, c, servers, func() error { return postgres.Stop(t.Context()) }, func() {
+						if err := postgres.Start(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+					})
 				}
 				id, token := newKey(t, c, servers[i%3].url(""))
 				if got := onAll(t, c, servers, token); !all(got, http.StatusOK) {
@@ -133,28 +151,35 @@ func TestKeysBehindPgbouncer(t *testing.T) {
 				}
 			}
 			slices.Sort(took)
-			counted(t, "keys made, used and deleted on three replicas, and a restart of the pooler", version(t, "pgbouncer", "--version")+", "+mode+" mode",
-				"%d keys, each accepted 3 times, then refused 3 times; DELETE took %v in the median, %v at most; all go on %v after the pooler",
-				keys, took[keys/2].Round(time.Millisecond), took[keys-1].Round(time.Millisecond), recovered.Round(time.Millisecond))
+			if afterPooler > 5*time.Second || afterPostgres > 5*time.Second { // server_login_retry
+				t.Errorf("all went on %v after the pooler and %v after Postgres", afterPooler, afterPostgres)
+			}
+			counted(t, "keys made, used and deleted on three replicas over a pooler, which is restarted, and its Postgres too",
+				version(t, "pgbouncer", "--version")+", "+mode+" mode",
+				"%d keys, each accepted 3 times, then refused 3 times; DELETE took %v in the median, %v at most; "+
+					"all went on %v after the pooler, %v after Postgres", keys, took[keys/2].Round(time.Millisecond),
+				took[keys-1].Round(time.Millisecond), afterPooler.Round(time.Millisecond), afterPostgres.Round(time.Millisecond))
 		})
 	}
 }
 
-// outage stops the pooler until every server has said that it can't go on, starts it, and returns after which time they did.
-func (p *pooler) outage(c *http.Client, servers []*server) time.Duration {
-	t := p.t
+// outage takes the database away until every server has said that it can't go on without, gives it back, and returns after
+// which time all did.
+func outage(t testing.TB, c *http.Client, servers []*server, stop func() error, begin func()) time.Duration {
 	t.Helper()
 	id, token := newKey(t, c, servers[0].url(""))
 	if got := onAll(t, c, servers, token); !all(got, http.StatusOK) {
-		t.Fatalf("before the pooler's restart: %v", got)
+		t.Fatalf("before the outage: %v", got)
 	}
-	_ = p.stop()
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
 	for _, s := range servers {
 		for method, path := range map[string]string{http.MethodPost: "/v1.0/accesskeys", http.MethodDelete: "/v1.0/accesskeys/" + id} {
 			began := time.Now()
 			a := call(t.Context(), c, method, s.url(path), "{}", "Authorization", "Bearer "+adminKey)
 			if a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || time.Since(began) > 5*time.Second {
-				t.Errorf("%s without the pooler, after %v: %+v", method, time.Since(began), a)
+				t.Errorf("%s without the database, after %v: %+v", method, time.Since(began), a)
 			}
 		}
 	}
@@ -163,14 +188,14 @@ func (p *pooler) outage(c *http.Client, servers []*server) time.Duration {
 			got := onAll(t, c, servers, token)
 			for _, s := range got {
 				if s != http.StatusOK && s != http.StatusServiceUnavailable {
-					t.Fatalf("while the pooler restarts, a good key: %v", got)
+					t.Fatalf("around the outage, a good key: %v", got)
 				}
 			}
 			return all(got, status)
 		}
 	}
 	eventually(t, "no server checks credentials without the database", only(http.StatusServiceUnavailable))
-	p.begin()
+	begin()
 	began := time.Now()
 	eventually(t, "every server checks credentials again", only(http.StatusOK))
 	took := time.Since(began)
@@ -179,7 +204,7 @@ func (p *pooler) outage(c *http.Client, servers []*server) time.Duration {
 	}
 	deleteKey(t, c, servers[0].url(""), id)
 	if got := onAll(t, c, servers, token); !all(got, http.StatusUnauthorized) {
-		t.Fatalf("a key that was deleted after the pooler's restart: %v", got)
+		t.Fatalf("a key that was deleted after the outage: %v", got)
 	}
 	return took
 }

@@ -18,8 +18,8 @@ import (
 )
 
 // load is a steady stream of requests from clients that keep their connections: of five one makes a key, two ask who they are,
-// and two read a page of keys. Each is written once, on a connection of the client's own: http.Transport would repeat those that
-// it takes for idempotent where a kept connection turns out to be closed, and these are among the ones to be counted.
+// and two read a page of keys. Each is written once, on a connection of the client's own: http.Transport would repeat those
+// that it takes for idempotent where a kept connection turns out to be closed, and these are among the ones to be counted.
 type load struct {
 	addr    string
 	cancel  context.CancelFunc
@@ -33,7 +33,7 @@ type loadFigures struct {
 	requests, posts, failed int
 	slowest                 time.Duration
 	made                    []string // the ids of the keys whose making was confirmed
-	failures                []string // what the first that failed had in common
+	failures                []string // the first of those that failed
 }
 
 // startLoad sends so many requests a second by so many clients, until end is called or the test ends.
@@ -53,10 +53,10 @@ func startLoad(t testing.TB, addr string, clients, perSecond int) *load {
 func (l *load) end() loadFigures {
 	l.cancel()
 	l.clients.Wait()
-	return l.sofar()
+	return l.soFar()
 }
 
-func (l *load) sofar() loadFigures {
+func (l *load) soFar() loadFigures {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.figures
@@ -161,8 +161,8 @@ func (k *keptConnection) send(method, path, body string) (status int, content st
 	}
 	defer response.Body.Close()
 	last = response.Close
-	all, err := io.ReadAll(response.Body)
-	return response.StatusCode, string(all), err
+	read, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(read), err
 }
 
 // allKeys is the ids of all keys that a server lists.
@@ -185,8 +185,8 @@ func allKeys(t testing.TB, c *http.Client, base string) map[string]bool {
 	}
 }
 
-// mustHaveServedAll fails the test where a request has failed, or a server doesn't list just the keys that were confirmed, and
-// one more, the admin's.
+// mustHaveServedAll fails the test where a request has failed, or a server doesn't list just the keys that were confirmed and
+// the admin's.
 func (f loadFigures) mustHaveServedAll(t testing.TB, base string) {
 	t.Helper()
 	if f.failed > 0 {

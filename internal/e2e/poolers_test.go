@@ -42,7 +42,8 @@ func newPooler(t testing.TB, database, mode string) *pooler {
 	}
 	write(t, filepath.Join(p.dir, "userlist.txt"), fmt.Sprintf("%q %q\n", address.User, poolerPassword))
 	write(t, filepath.Join(p.dir, "pgbouncer.ini"), example(t, "replicas/pgbouncer.ini",
-		"host=/var/run/postgresql dbname=accesskeys", fmt.Sprintf("host=%s port=%d dbname=%s", address.Host, address.Port, address.Database),
+		"host=/var/run/postgresql dbname=accesskeys",
+		fmt.Sprintf("host=%s port=%d dbname=%s", address.Host, address.Port, address.Database),
 		"listen_addr = 127.0.0.1", "listen_addr = "+host, "listen_port = 6432", "listen_port = "+port,
 		"/etc/pgbouncer/userlist.txt", filepath.Join(p.dir, "userlist.txt"), "pool_mode = transaction", "pool_mode = "+mode))
 	p.begin()
@@ -53,13 +54,15 @@ const poolerPassword = "pooled"
 
 func (p *pooler) begin() {
 	p.t.Helper()
-	p.program = start(p.t, "pgbouncer", unprivileged(p.t, exec.Command("pgbouncer", filepath.Join(p.dir, "pgbouncer.ini")), p.dir))
+	cmd := exec.Command("pgbouncer", filepath.Join(p.dir, "pgbouncer.ini"))
+	p.program = start(p.t, "pgbouncer", unprivileged(p.t, cmd, p.dir))
 	eventually(p.t, "pgbouncer listens", func() bool { return listens(p.addr) })
 }
 
 // url is the address of the database behind the pooler.
 func (p *pooler) url(parameters string) string {
-	return (&url.URL{Scheme: "postgres", User: url.UserPassword("postgres", poolerPassword), Host: p.addr, Path: "accesskeys", RawQuery: parameters}).String()
+	user := url.UserPassword("postgres", poolerPassword)
+	return (&url.URL{Scheme: "postgres", User: user, Host: p.addr, Path: "accesskeys", RawQuery: parameters}).String()
 }
 
 // shares reports whether clients that stay connected get one connection of Postgres in turns, which no session mode does.
@@ -97,12 +100,13 @@ func onAll(t testing.TB, c *http.Client, servers []*server, token string) []int 
 	return statuses
 }
 
-func all(statuses []int, status int) bool {
+func allAre(statuses []int, status int) bool {
 	return !slices.ContainsFunc(statuses, func(s int) bool { return s != status })
 }
 
 // Promised: behind pgbouncer, in session and in transaction mode, a new key works everywhere at once, and one that was deleted
-// nowhere; while the pooler or the Postgres behind it is away the answer is a 503, and afterwards the servers go on by themselves.
+// nowhere; while the pooler or the Postgres behind it is away the answer is a 503, and afterwards the servers go on by
+// themselves.
 func TestKeysBehindPgbouncer(t *testing.T) {
 	t.Parallel()
 	for mode, parameters := range map[string]string{"session": "", "transaction": "default_query_exec_mode=exec"} {
@@ -128,25 +132,25 @@ func TestKeysBehindPgbouncer(t *testing.T) {
 			for i := range keys {
 				switch i {
 				case keys / 3:
-					afterPooler = outage(t, c, servers, func() error {
+					afterPooler = databaseOutage(t, c, servers, func() error {
 						_ = p.stop() // its exit code after a SIGTERM is 1
 						return nil
 					}, p.begin)
 				case 2 * keys / 3:
-					afterPostgres = outage(t, c, servers, func() error { return postgres.Stop(t.Context()) }, func() {
+					afterPostgres = databaseOutage(t, c, servers, func() error { return postgres.Stop(t.Context()) }, func() {
 						if err := postgres.Start(t.Context()); err != nil {
 							t.Fatal(err)
 						}
 					})
 				}
 				id, token := newKey(t, c, servers[i%3].url(""))
-				if got := onAll(t, c, servers, token); !all(got, http.StatusOK) {
+				if got := onAll(t, c, servers, token); !allAre(got, http.StatusOK) {
 					t.Fatalf("a new key: %v", got)
 				}
 				began := time.Now()
 				deleteKey(t, c, servers[(i+1)%3].url(""), id)
 				took = append(took, time.Since(began))
-				if got := onAll(t, c, servers, token); !all(got, http.StatusUnauthorized) {
+				if got := onAll(t, c, servers, token); !allAre(got, http.StatusUnauthorized) {
 					t.Fatalf("a deleted key: %v", got)
 				}
 			}
@@ -163,23 +167,24 @@ func TestKeysBehindPgbouncer(t *testing.T) {
 	}
 }
 
-// outage takes the database away until every server has said that it can't go on without, gives it back, and returns after
+// databaseOutage takes the database away until every server has said that it can't go on without, gives it back, and returns after
 // which time all did.
-func outage(t testing.TB, c *http.Client, servers []*server, stop func() error, begin func()) time.Duration {
+func databaseOutage(t testing.TB, c *http.Client, servers []*server, stop func() error, begin func()) time.Duration {
 	t.Helper()
 	id, token := newKey(t, c, servers[0].url(""))
-	if got := onAll(t, c, servers, token); !all(got, http.StatusOK) {
+	if got := onAll(t, c, servers, token); !allAre(got, http.StatusOK) {
 		t.Fatalf("before the outage: %v", got)
 	}
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range servers {
-		for method, path := range map[string]string{http.MethodPost: "/v1.0/accesskeys", http.MethodDelete: "/v1.0/accesskeys/" + id} {
+		for method, path := range map[string]string{http.MethodPost: "", http.MethodDelete: "/" + id} {
 			began := time.Now()
-			a := call(t.Context(), c, method, s.url(path), "{}", "Authorization", "Bearer "+adminKey)
-			if a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || time.Since(began) > 5*time.Second {
-				t.Errorf("%s without the database, after %v: %+v", method, time.Since(began), a)
+			a := call(t.Context(), c, method, s.url("/v1.0/accesskeys"+path), "{}", "Authorization", "Bearer "+adminKey)
+			took := time.Since(began)
+			if a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || took > 5*time.Second {
+				t.Errorf("%s without the database, after %v: %+v", method, took, a)
 			}
 		}
 	}
@@ -191,7 +196,7 @@ func outage(t testing.TB, c *http.Client, servers []*server, stop func() error, 
 					t.Fatalf("around the outage, a good key: %v", got)
 				}
 			}
-			return all(got, status)
+			return allAre(got, status)
 		}
 	}
 	eventually(t, "no server checks credentials without the database", only(http.StatusServiceUnavailable))
@@ -203,7 +208,7 @@ func outage(t testing.TB, c *http.Client, servers []*server, stop func() error, 
 		s.awaitReady()
 	}
 	deleteKey(t, c, servers[0].url(""), id)
-	if got := onAll(t, c, servers, token); !all(got, http.StatusUnauthorized) {
+	if got := onAll(t, c, servers, token); !allAre(got, http.StatusUnauthorized) {
 		t.Fatalf("a key that was deleted after the outage: %v", got)
 	}
 	return took

@@ -29,9 +29,9 @@ type balancing struct {
 	logs []string // the paths of what it writes
 }
 
-func haproxy() balancer { return balancer{"haproxy", false, []string{trusting}, runHAProxy} }
+func behindHAProxy() balancer { return balancer{"haproxy", false, []string{trusting}, runHAProxy} }
 
-func nginx() balancer {
+func behindNginx() balancer {
 	return balancer{"nginx", true, []string{trusting, "SHUTDOWN_DELAY=0"}, runNginx}
 }
 
@@ -143,14 +143,14 @@ func roll(t *testing.T, servers []*replica, l *load) (restarts int) {
 	c := client(t)
 	inUse := func(r *replica) {
 		t.Helper()
-		eventually(t, "the balancer uses the server", func() bool { return r.used(c) || l.sofar().failed > 0 })
+		eventually(t, "the balancer uses the server", func() bool { return r.used(c) || l.soFar().failed > 0 })
 	}
 	for _, r := range servers {
 		inUse(r)
 	}
 	for range rounds {
 		for _, r := range servers {
-			if l.sofar().failed > 0 {
+			if l.soFar().failed > 0 {
 				return restarts
 			}
 			if err := r.stop(); err != nil {
@@ -168,7 +168,7 @@ func roll(t *testing.T, servers []*replica, l *load) (restarts int) {
 // taken away in two further cases, which fail some.
 func TestRollingRestartFailsNoRequest(t *testing.T) {
 	t.Parallel()
-	atOnce, refusing := haproxy(), nginx()
+	atOnce, refusing := behindHAProxy(), behindNginx()
 	atOnce.env = append(atOnce.env, "SHUTDOWN_DELAY=0")
 	refusing.handedOver = false
 	for name, test := range map[string]struct {
@@ -176,9 +176,9 @@ func TestRollingRestartFailsNoRequest(t *testing.T) {
 		with  string
 		fails string // what those that fail are told
 	}{
-		"haproxy":                              {haproxy(), "", ""},
+		"haproxy":                              {behindHAProxy(), "", ""},
 		"haproxy without SHUTDOWN_DELAY":       {atOnce, ", SHUTDOWN_DELAY=0", "status 503"},
-		"nginx":                                {nginx(), ", sockets handed over", ""},
+		"nginx":                                {behindNginx(), ", sockets handed over", ""},
 		"nginx without sockets that stay open": {refusing, ", sockets not handed over", "status 502"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -211,14 +211,15 @@ func newReplicas(t testing.TB, database string, b balancer) []*replica {
 // Behind a balancer the address in X-Forwarded-For is believed; so it must not be the client's own word.
 func TestBalancersTellWhoTheClientIs(t *testing.T) {
 	t.Parallel()
-	for _, b := range []balancer{haproxy(), nginx()} {
+	for _, b := range []balancer{behindHAProxy(), behindNginx()} {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
 			const forged = "203.0.113.9"
 			servers := newReplicas(t, newDatabase(t), b)
 			told := func(base string) string { // what the servers log as the client's address
 				t.Helper()
-				a := call(t.Context(), client(t), http.MethodGet, base+"/v1.0/me", "", "Authorization", "Bearer "+adminKey, "X-Forwarded-For", forged)
+				a := call(t.Context(), client(t), http.MethodGet, base+"/v1.0/me", "",
+					"Authorization", "Bearer "+adminKey, "X-Forwarded-For", forged)
 				a.into(t, &struct{}{})
 				var line struct {
 					RequestID string `json:"request_id"`
@@ -256,11 +257,11 @@ func TestBalancersLogNoCredential(t *testing.T) {
 		change []string // in its configuration
 		leaks  bool
 	}{
-		"haproxy":                 {haproxy(), nil, false},
-		"haproxy, option httplog": {haproxy(), []string{"%HM %HPO", "%r"}, true},
-		"nginx":                   {nginx(), nil, false},
-		"nginx, combined":         {nginx(), []string{"accesskeys.log accesskeys;", "accesskeys.log;"}, true},
-		"nginx, error_log":        {nginx(), []string{"error.log emerg;", "error.log;"}, true},
+		"haproxy":                 {behindHAProxy(), nil, false},
+		"haproxy, option httplog": {behindHAProxy(), []string{"%HM %HPO", "%r"}, true},
+		"nginx":                   {behindNginx(), nil, false},
+		"nginx, combined":         {behindNginx(), []string{"accesskeys.log accesskeys;", "accesskeys.log;"}, true},
+		"nginx, error_log":        {behindNginx(), []string{"error.log emerg;", "error.log;"}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -272,7 +273,8 @@ func TestBalancersLogNoCredential(t *testing.T) {
 			a := call(t.Context(), c, http.MethodGet, route, "")
 			switch {
 			case test.name == "nginx" && a.status == http.StatusBadGateway:
-			case a.status == http.StatusServiceUnavailable && a.header.Get("Retry-After") == "1" && strings.Contains(a.body, `"reason":"SERVICE_UNAVAILABLE"`):
+			case a.status == http.StatusServiceUnavailable && a.header.Get("Retry-After") == "1" &&
+				strings.Contains(a.body, `"reason":"SERVICE_UNAVAILABLE"`):
 			default:
 				t.Errorf("without a server: %+v", a)
 			}

@@ -238,12 +238,12 @@ func TestBalancersTellWhoTheClientIs(t *testing.T) {
 				})
 				return line.ClientIP
 			}
-			if got := told("http://" + b.run(t, servers).addr); got != "127.0.0.1" {
-				t.Errorf("behind %s the client's address is %s", b.name, got)
+			behind, without := told("http://"+b.run(t, servers).addr), told(servers[0].url(""))
+			if behind != "127.0.0.1" || without != forged {
+				t.Errorf("behind %s the client's address is %s; without, %s", b.name, behind, without)
 			}
-			if got := told(servers[0].url("")); got != forged {
-				t.Errorf("without it the address is %s, want what was claimed", got)
-			}
+			counted(t, "a forged X-Forwarded-For", version(t, b.name, "-v"),
+				"the servers take the client for %s; without the balancer for %s", behind, without)
 		})
 	}
 }
@@ -254,14 +254,15 @@ func TestBalancersLogNoCredential(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		balancer
+		with   string
 		change []string // in its configuration
 		leaks  bool
 	}{
-		"haproxy":                 {behindHAProxy(), nil, false},
-		"haproxy, option httplog": {behindHAProxy(), []string{"%HM %HPO", "%r"}, true},
-		"nginx":                   {behindNginx(), nil, false},
-		"nginx, combined":         {behindNginx(), []string{"accesskeys.log accesskeys;", "accesskeys.log;"}, true},
-		"nginx, error_log":        {behindNginx(), []string{"error.log emerg;", "error.log;"}, true},
+		"haproxy":                 {behindHAProxy(), "", nil, false},
+		"haproxy, option httplog": {behindHAProxy(), ", option httplog", []string{"%HM %HPO", "%r"}, true},
+		"nginx":                   {behindNginx(), "", nil, false},
+		"nginx, combined":         {behindNginx(), ", the combined format", []string{"accesskeys.log accesskeys;", "accesskeys.log;"}, true},
+		"nginx, error_log":        {behindNginx(), ", the usual error_log", []string{"error.log emerg;", "error.log;"}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -287,9 +288,13 @@ func TestBalancersLogNoCredential(t *testing.T) {
 				return string(all)
 			}
 			eventually(t, "both requests are in the log", func() bool { return strings.Count(written(), "GET /v1.0/me") >= 2 })
-			if got := strings.Contains(written(), adminKey); got != test.leaks {
-				t.Errorf("the key is in the log: %t, want %t\n%s", got, test.leaks, written())
+			log := written()
+			if got := strings.Contains(log, adminKey); got != test.leaks {
+				t.Errorf("the key is in the log: %t, want %t\n%s", got, test.leaks, log)
 			}
+			counted(t, "credentials in a balancer's log", version(t, test.name, "-v")+test.with,
+				"%d lines of two requests, of which one failed: the key is there %d times", strings.Count(log, "GET /v1.0/me"),
+				strings.Count(log, adminKey))
 		})
 	}
 }

@@ -76,6 +76,9 @@ func (p *program) tail() string {
 
 // stop ends the program as a service manager does, and kills its whole group where it takes too long.
 func (p *program) stop() error {
+	if !p.running() {
+		return p.err // its number may be another process's by now
+	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:
@@ -89,6 +92,9 @@ func (p *program) stop() error {
 
 // kill ends the program and its children at once.
 func (p *program) kill() {
+	if !p.running() {
+		return
+	}
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.ended
 }

@@ -104,7 +104,7 @@ func optionsOf(r *http.Request) (verifyOptions, error) {
 		case len(given) > 1:
 			return options, badOption(name, "may be given once")
 		case name == "permission":
-			known := false
+			var known bool
 			if options.permission, known = auth.NamedPermission(given[0]); !known {
 				return options, badOption(name, "takes superadmin, admin, manager or agent")
 			}

@@ -5,6 +5,7 @@ package e2e
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,15 +17,16 @@ import (
 	"time"
 )
 
-// authority signs certificates for 127.0.0.1 with openssl.
+// authority signs certificates for a loopback address with openssl.
 type authority struct {
-	t   *testing.T
-	dir string // with ca.pem and ca.key
+	t    *testing.T
+	host string
+	dir  string // with ca.pem and ca.key
 }
 
-func newAuthority(t *testing.T) authority {
+func newAuthority(t *testing.T, host string) authority {
 	t.Helper()
-	a := authority{t, folder(t)}
+	a := authority{t, host, folder(t)}
 	a.openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=e2e",
 		"-keyout", a.path("ca.key"), "-out", a.path("ca.pem"))
 	return a
@@ -42,8 +44,8 @@ func (a authority) openssl(arguments ...string) {
 // renew puts a new certificate and key in the place of those before, as the clients of certificate authorities do.
 func (a authority) renew(cert, key string) {
 	a.t.Helper()
-	a.openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-keyout", key+".new", "-out", a.path("request"))
-	write(a.t, a.path("names"), "subjectAltName=IP:127.0.0.1\n")
+	a.openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN="+a.host, "-keyout", key+".new", "-out", a.path("request"))
+	write(a.t, a.path("names"), "subjectAltName=IP:"+a.host+"\n")
 	a.openssl("x509", "-req", "-in", a.path("request"), "-CA", a.path("ca.pem"), "-CAkey", a.path("ca.key"), "-CAcreateserial", "-days", "1",
 		"-extfile", a.path("names"), "-out", cert+".new")
 	for _, path := range []string{cert, key} {
@@ -56,11 +58,12 @@ func (a authority) renew(cert, key string) {
 // Without a proxy the server answers by HTTPS itself, to real clients, and a certificate that is renewed fails none of them.
 func TestRenewedCertificateFailsNoRequest(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t)
+	s := &server{t: t, addr: freeAddr(t)}
+	host, _, _ := net.SplitHostPort(s.addr)
+	ca := newAuthority(t, host)
 	cert, key := ca.path("cert.pem"), ca.path("key.pem")
 	ca.renew(cert, key)
 	// The harness asks by HTTP whether a server is ready, so this one is started by hand.
-	s := &server{t: t, addr: freeAddr(t)}
 	cmd := exec.Command(binary, "serve")
 	cmd.Env = append(os.Environ(), "DATABASE_URL="+newDatabase(t), "LISTEN_ADDR="+s.addr, "JWT_SECRET="+strings.Repeat("e2e-secret", 4),
 		"BOOTSTRAP_CUSTOMER=E2E", "BOOTSTRAP_ACCESSKEY="+adminKey, "TLS_CERT_FILE="+cert, "TLS_KEY_FILE="+key)

@@ -4,9 +4,11 @@ package servertest
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 )
 
 // Build compiles the server to path. It uses the Makefile's flags, so that what is compiled already is not compiled again;
@@ -21,9 +23,14 @@ func Build(ctx context.Context, path string, arguments ...string) error {
 	return nil
 }
 
-// FreeAddr returns a loopback address that nobody listened on a moment ago.
+// FreeAddr returns a loopback address that nobody listened on a moment ago, and that no connection will come from: those come
+// from 127.0.0.1, whose ports they take at random. Only Linux has other addresses on loopback.
 func FreeAddr() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	host := "127.0.0.1"
+	if runtime.GOOS == "linux" {
+		host = fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(256), 1+rand.IntN(254))
+	}
+	listener, err := net.Listen("tcp", host+":0")
 	if err != nil {
 		return "", fmt.Errorf("looking for a free port: %w", err)
 	}

@@ -24,11 +24,18 @@ func (s *Store) OpenFeed(ctx context.Context) (*Feed, error) {
 	pooled := cfg.DefaultQueryExecMode == pgx.QueryExecModeExec || cfg.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol
 	// Works behind every kind of pooler, which may give each transaction another server connection.
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
-	conn, err := connectConfig(ctx, cfg)
+	several, before := len(hostsOf(&cfg.Config)) > 1, s.host.Load()
+	chosen, err := chooseHost(ctx, &cfg.Config, before)
 	if err != nil {
 		return nil, translate("connecting to the log of changes", err)
 	}
-	if s.followed.Swap(true) {
+	chosen.use(&cfg.Config)
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, translate("connecting to the log of changes", err)
+	}
+	s.host.Store(&chosen)
+	if before != nil || several { // else the pool has nothing but what this is too
 		if err := s.renewPool(); err != nil {
 			closeConn(conn)
 			return nil, err

@@ -2,13 +2,19 @@ package store_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sync/errgroup"
 
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
@@ -33,22 +39,16 @@ func withHosts(t *testing.T, database secret.Value, before ...string) secret.Val
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, own := pgconn.NetworkAddress(cfg.Host, cfg.Port)
-	hosts, ports := "", ""
+	var hosts, ports []string
 	for _, addr := range before {
 		host, port, err := net.SplitHostPort(addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		hosts, ports = hosts+host+",", ports+port+","
+		hosts, ports = append(hosts, host), append(ports, port)
 	}
-	port := "5432"
-	if _, p, err := net.SplitHostPort(own); err == nil {
-		port = p
-	} else if i := strings.LastIndex(own, ".s.PGSQL."); i >= 0 {
-		port = own[i+len(".s.PGSQL."):]
-	}
-	query := url.Values{"host": {hosts + cfg.Host}, "port": {ports + port}, "user": {cfg.User}, "sslmode": {"disable"}, "connect_timeout": {"60"}}
+	query := url.Values{"host": {strings.Join(append(hosts, cfg.Host), ",")}, "user": {cfg.User}, "sslmode": {"disable"}, "connect_timeout": {"60"},
+		"port": {strings.Join(append(ports, strconv.Itoa(int(cfg.Port))), ",")}}
 	if cfg.Password != "" {
 		query.Set("password", cfg.Password)
 	}
@@ -109,6 +109,97 @@ func TestOfSeveralHostsOneThatOnlyReadsIsNotTaken(t *testing.T) {
 		}
 		s.Close()
 		cancel()
+	}
+}
+
+// way is another address of a database, which counts its connections.
+type way struct {
+	addr  string
+	taken atomic.Int64
+}
+
+func newWay(t *testing.T, database secret.Value) *way {
+	t.Helper()
+	cfg, err := pgconn.ParseConfig(database.Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	w := &way{addr: listener.Addr().String()}
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			w.taken.Add(1)
+			go func() {
+				defer client.Close()
+				network, address := pgconn.NetworkAddress(cfg.Host, cfg.Port)
+				server, err := net.Dial(network, address)
+				if err != nil {
+					return
+				}
+				defer server.Close()
+				go func() { _, _ = io.Copy(server, client); _ = server.Close() }()
+				_, _ = io.Copy(client, server)
+			}()
+		}
+	}()
+	return w
+}
+
+// A primary that was failed over and lives says that it takes writes, as the new one does. Which of them it is the Feed finds out: the
+// pool uses no other than the Feed, and a Feed that was lost is opened elsewhere, if it can be.
+func TestOfTwoHostsThatTakeWritesThePoolUsesTheFeeds(t *testing.T) {
+	t.Parallel()
+	database := pgtest.Migrated(t)
+	one, two := newWay(t, database), newWay(t, database)
+	cfg, err := pgconn.ParseConfig(database.Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(t.Context(), secret.New("postgres://"+cfg.User+":"+cfg.Password+"@"+one.addr+","+two.addr+"/"+cfg.Database+"?sslmode=disable"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	var used []*way
+	for range 4 {
+		feed := must(s.OpenFeed(t.Context()))(t)
+		a, b := one.taken.Load(), two.taken.Load()
+		var group errgroup.Group
+		for range 8 { // at the same time, so that each takes a connection
+			group.Go(func() error {
+				_, err := s.AccessKey(t.Context(), uuid.New())
+				if errors.Is(err, store.ErrNotFound) {
+					return nil
+				}
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		a, b = one.taken.Load()-a, two.taken.Load()-b
+		feed.Close()
+		switch {
+		case a > 0 && b == 0:
+			used = append(used, one)
+		case b > 0 && a == 0:
+			used = append(used, two)
+		default:
+			t.Fatalf("the pool has taken %d connections to one host and %d to the other", a, b)
+		}
+	}
+	for i := range used[1:] {
+		if used[i] == used[i+1] {
+			t.Errorf("the Feed was lost %d times, and then opened where it was lost", i+1)
+		}
 	}
 }
 

@@ -48,10 +48,10 @@ var errAddress = errors.New("the database's address is neither a postgres:// URL
 
 // Store is a pool of connections to one database. It is safe for concurrent use.
 type Store struct {
-	current  atomic.Pointer[pgxpool.Pool] // pool returns it
-	retired  sync.WaitGroup               // of pools that renewPool has replaced
-	settler  settler
-	followed atomic.Bool // there has been a Feed
+	current atomic.Pointer[pgxpool.Pool] // pool returns it
+	retired sync.WaitGroup               // of pools that renewPool has replaced
+	host    atomic.Pointer[host]         // that of the last Feed, nil before the first
+	settler settler
 }
 
 // Open makes a Store over the database at url, a postgres:// URL or a keyword/value string with pgx's pool_* settings.
@@ -61,13 +61,29 @@ func Open(ctx context.Context, url secret.Value) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s := &Store{settler: newSettler()}
+	cfg.BeforeConnect = s.beforeConnect
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("opening the pool: %w", err)
 	}
-	s := &Store{settler: newSettler()}
 	s.current.Store(pool)
 	return s, nil
+}
+
+// beforeConnect has the pool connect to the host of the Feed. A primary that was failed over and lives says that it takes writes as
+// well; the Feed is the one to find out, because its commits are confirmed there no more.
+func (s *Store) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
+	chosen := s.host.Load()
+	if chosen == nil {
+		found, err := chooseHost(ctx, &cfg.Config, nil)
+		if err != nil {
+			return err
+		}
+		chosen = &found
+	}
+	chosen.use(&cfg.Config)
+	return nil
 }
 
 // CheckURL returns an error where Open would not take the address. The error does not repeat it.
@@ -97,10 +113,9 @@ func poolConfig(url secret.Value) (*pgxpool.Config, error) {
 		conn.RuntimeParams["application_name"] = "accesskeys"
 	}
 	conn.OnNotice = noteUnconfirmed
-	if len(hostsOf(conn)) > 1 && conn.ValidateConnect == nil { // nobody has said which: one that only reads is of no use here
+	if len(hostsOf(&conn.Config)) > 1 && conn.ValidateConnect == nil { // nobody has said which: one that only reads is of no use here
 		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
-	cfg.BeforeConnect = chooseHost
 	return cfg, nil
 }
 

@@ -1,0 +1,626 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"accesskeys/internal/privatepg"
+)
+
+// identityHeaders are what the service says of a caller, and a proxy to the backend.
+var identityHeaders = []string{"X-Auth-Type", "X-Auth-Id", "X-Customer-Id", "X-Agent-Id", "X-Auth-Permission", "X-Auth-Expire"}
+
+// arrival is a request as the backend got it.
+type arrival struct {
+	method, uri, body string
+	header            http.Header
+}
+
+// backend is what the proxies protect: it answers 200 and remembers the last request.
+type backend struct {
+	*httptest.Server
+	mu    sync.Mutex
+	count int
+	last  arrival
+}
+
+func newBackend(t testing.TB) *backend {
+	b := &backend{}
+	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.count++
+		b.last = arrival{r.Method, r.RequestURI, string(body), r.Header.Clone()}
+		_, _ = io.WriteString(w, "from the backend")
+	}))
+	t.Cleanup(b.Close)
+	return b
+}
+
+func (b *backend) addr() string { return b.Listener.Addr().String() }
+
+// arrivals is how many requests have come in, and the last of them.
+func (b *backend) arrivals() (int, arrival) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.count, b.last
+}
+
+// caller is somebody with a credential, and what a backend should be told of them.
+type caller struct {
+	name       string
+	credential string
+	parameter  string // the one that carries it in a URL
+	identity   map[string]string
+}
+
+// world is a server, its Postgres, and a caller of each kind.
+type world struct {
+	postgres    *privatepg.Server
+	server      *server
+	client      *http.Client
+	admin       caller            // customer-wide
+	agent       caller            // no admin
+	callers     []caller          // those two among them
+	bad         map[string]string // what is wrong, and a credential with which it is
+	credentials []string          // all that were presented
+}
+
+func newWorld(t *testing.T, env ...string) *world {
+	t.Helper()
+	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: map[string]string{"max_connections": "200"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = postgres.Close() })
+	// All proxies of these tests are on this address.
+	w := &world{postgres: postgres, client: client(t), bad: map[string]string{}}
+	w.server = newServer(t, postgres.URL("postgres"), append([]string{"TRUSTED_PROXIES=127.0.0.1/32", "LOG_LEVEL=debug"}, env...)...)
+	w.makeCallers(t)
+	w.makeBad(t)
+	for _, c := range w.callers {
+		w.credentials = append(w.credentials, c.credential)
+	}
+	for _, credential := range w.bad {
+		w.credentials = append(w.credentials, credential)
+	}
+	return w
+}
+
+// api calls the service directly, as the admin.
+func (w *world) api(t testing.TB, method, path, body string, into any) {
+	t.Helper()
+	call(t.Context(), w.client, method, w.server.url(path), body, "Authorization", "Bearer "+adminKey).into(t, into)
+}
+
+func (w *world) login(t testing.TB, username, password string) string {
+	t.Helper()
+	var answer struct{ Token string }
+	w.api(t, http.MethodPost, "/auth/login", fmt.Sprintf(`{"username":%q,"password":%q}`, username, password), &answer)
+	return answer.Token
+}
+
+type keyMade struct {
+	ID, Token  string
+	CustomerID string `json:"customer_id"`
+	TmExpire   string `json:"tm_expire"`
+}
+
+func (w *world) makeCallers(t testing.TB) {
+	var me struct {
+		ID         string
+		CustomerID string `json:"customer_id"`
+	}
+	admin := w.login(t, adminName, adminPassword)
+	call(t.Context(), w.client, http.MethodGet, w.server.url("/v1.0/me"), "", "Authorization", "Bearer "+admin).into(t, &me)
+	const username, password = "ada@e2e.example", "adas-password"
+	var agent struct{ ID string }
+	w.api(t, http.MethodPost, "/v1.0/agents", fmt.Sprintf(`{"username":%q,"password":%q,"permission":16}`, username, password), &agent)
+	var key, userKey keyMade
+	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"whole customer"}`, &key)
+	w.api(t, http.MethodPost, "/v1.0/accesskeys", fmt.Sprintf(`{"name":"Ada's","agent_id":%q}`, agent.ID), &userKey)
+	var account, manager struct{ ID string }
+	w.api(t, http.MethodPost, "/v1.0/service_accounts", `{"name":"export","roles":["accesskey_viewer"]}`, &account)
+	w.api(t, http.MethodPost, "/v1.0/service_accounts", `{"name":"set-up","roles":["customer_admin"]}`, &manager)
+
+	identity := func(kind, id, agentID, permission, expire string) map[string]string {
+		return map[string]string{
+			"X-Auth-Type": kind, "X-Auth-Id": id, "X-Customer-Id": me.CustomerID, "X-Agent-Id": agentID,
+			"X-Auth-Permission": permission, "X-Auth-Expire": expire,
+		}
+	}
+	ada := w.login(t, username, password)
+	signed, signedAdmin := w.sign(t, account.ID), w.sign(t, manager.ID)
+	w.admin = caller{"key of the whole customer", key.Token, "accesskey", identity("accesskey", key.ID, "", "32", key.TmExpire)}
+	w.agent = caller{"agent", ada, "token", identity("agent", agent.ID, agent.ID, "16", expireOf(t, ada))}
+	w.callers = []caller{
+		w.admin, w.agent,
+		{"admin", admin, "token", identity("agent", me.ID, me.ID, "32", expireOf(t, admin))},
+		{"key of an agent", userKey.Token, "accesskey", identity("accesskey", userKey.ID, agent.ID, "16", userKey.TmExpire)},
+		{"service account", signed, "token", identity("service_account", account.ID, "", "0", expireOf(t, signed))},
+		{"service account that is an admin", signedAdmin, "token", identity("service_account", manager.ID, "", "32", expireOf(t, signedAdmin))},
+	}
+}
+
+// sign makes a token of a service account with the server's own program.
+func (w *world) sign(t testing.TB, account string) string {
+	t.Helper()
+	made := call(t.Context(), w.client, http.MethodPost, w.server.url("/v1.0/service_accounts/"+account+"/keys"), "", "Authorization", "Bearer "+adminKey)
+	file := filepath.Join(folder(t), "credentials.json")
+	write(t, file, made.body)
+	output, err := exec.CommandContext(t.Context(), binary, "token", "sign", "--credentials", file).Output()
+	token, found := strings.CutPrefix(strings.TrimSpace(string(output)), "Authorization: Bearer ")
+	if err != nil || !found {
+		t.Fatalf("token sign: %v, %q", err, output)
+	}
+	return token
+}
+
+// expireOf is the exp of a JWT, as X-Auth-Expire has it.
+func expireOf(t testing.TB, jwt string) string {
+	t.Helper()
+	var claims struct{ Exp int64 }
+	_, rest, _ := strings.Cut(jwt, ".")
+	encoded, _, _ := strings.Cut(rest, ".")
+	decoded, err := base64.RawURLEncoding.DecodeString(encoded)
+	if err == nil {
+		err = json.Unmarshal(decoded, &claims)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Unix(claims.Exp, 0).UTC().Format("2006-01-02T15:04:05.000000Z")
+}
+
+// makeBad makes credentials that are refused.
+func (w *world) makeBad(t testing.TB) {
+	var deleted, expired keyMade
+	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"deleted"}`, &deleted)
+	deleteKey(t, w.client, w.server.url(""), deleted.ID)
+	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"expired","expire":1}`, &expired)
+	eventually(t, "the key has expired", func() bool {
+		a := call(t.Context(), w.client, http.MethodGet, w.server.url("/v1.0/me"), "", "Authorization", "Bearer "+expired.Token)
+		return a.status == http.StatusUnauthorized
+	})
+	w.bad["deleted"], w.bad["expired"] = deleted.Token, expired.Token
+	w.bad["never made"] = "vb_NobodyHasEverMadeThisKeyNobody00"
+	w.bad["another signature"] = w.agent.credential[:strings.LastIndexByte(w.agent.credential, '.')+1] + strings.Repeat("A", 43)
+	w.bad["malformed"] = "vb_short-and-secret"
+}
+
+// site is a proxy with a backend and a folder behind it, as the examples have it: anybody whom the service knows may come to
+// / and /files/, admins to /admin/.
+type site struct {
+	*world
+	name     string
+	url      string
+	client   *http.Client
+	backend  *backend
+	logs     []string // files that the proxy writes, the one about requests first
+	requests int
+	refused  int
+	forged   int // requests with identity headers of their own
+}
+
+// newFiles makes the folder that a site protects.
+func newFiles(t testing.TB, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, "srv/files"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "srv/files/hello.txt"), hello)
+}
+
+// hello is the content of the one file at /files/hello.txt.
+const hello = "hello from the folder\n"
+
+// call sends a request through the proxy.
+func (s *site) call(t testing.TB, method, path, body string, headers ...string) answer {
+	t.Helper()
+	a := call(t.Context(), s.client, method, s.url+path, body, headers...)
+	if a.err != nil {
+		t.Fatalf("%s %s: %v", method, path, a.err)
+	}
+	return s.count(a)
+}
+
+func (s *site) count(a answer) answer {
+	s.requests++
+	if a.status >= 400 {
+		s.refused++
+	}
+	return a
+}
+
+// raw sends the bytes of a request that Go's client would not send.
+func (s *site) raw(t testing.TB, request string) answer {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.url, "http://"), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("%v, to %q", err, request)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return s.count(answer{response.StatusCode, response.Header, string(body), err})
+}
+
+// passes demands that a request gets to the backend, and returns what arrived there.
+func (s *site) passes(t testing.TB, method, path, body string, headers ...string) arrival {
+	t.Helper()
+	before, _ := s.backend.arrivals()
+	a := s.call(t, method, path, body, headers...)
+	after, arrived := s.backend.arrivals()
+	if a.status != http.StatusOK || after != before+1 {
+		t.Fatalf("%s %.200s: %d, and %d requests got to the backend: %s", method, path, a.status, after-before, a.body)
+	}
+	return arrived
+}
+
+// refuses demands that a request gets this status, and not to the backend.
+func (s *site) refuses(t testing.TB, status int, method, path string, headers ...string) answer {
+	t.Helper()
+	before, _ := s.backend.arrivals()
+	a := s.call(t, method, path, "", headers...)
+	after, _ := s.backend.arrivals()
+	if a.status != status || after != before {
+		t.Fatalf("%s %.200s with %.300q: %d, not %d; %d requests got to the backend: %s", method, path, headers, a.status, status, after-before, a.body)
+	}
+	challenge := a.header.Get("WWW-Authenticate")
+	if (status == http.StatusUnauthorized) != strings.HasPrefix(challenge, `Bearer realm="voipbin"`) {
+		t.Fatalf("%s %.200s: a %d with WWW-Authenticate: %q", method, path, status, challenge)
+	}
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+		if seconds, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || seconds < 1 {
+			t.Fatalf("a %d with Retry-After: %q", status, a.header.Get("Retry-After"))
+		}
+	}
+	return a
+}
+
+func bearer(credential string) []string { return []string{"Authorization", "Bearer " + credential} }
+
+// told demands that the backend was told who is calling and nothing else, by whatever spelling of a header's name: many a
+// backend can't tell X_Agent_Id from X-Agent-Id.
+func told(t testing.TB, arrived arrival, c caller) {
+	t.Helper()
+	for _, name := range identityHeaders {
+		var values []string
+		for spelling, given := range arrived.header {
+			if strings.EqualFold(strings.ReplaceAll(spelling, "_", "-"), name) {
+				values = append(values, given...)
+			}
+		}
+		if want := c.identity[name]; len(values) > 1 || strings.Join(values, "") != want {
+			t.Fatalf("the backend was told that %s is %q of the %s, not %q:\n%v", name, values, c.name, want, arrived.header)
+		}
+	}
+	if given := arrived.header["Authorization"]; given != nil {
+		t.Fatalf("the backend got the credential of the %s", c.name)
+	}
+}
+
+// check is what every proxy has to do.
+type check struct {
+	name string
+	run  func(*testing.T, *site)
+}
+
+var checks = []check{
+	{"EveryCallerPassesOverEveryCarrier", everyCallerPasses},
+	{"EveryMethodArrivesWithItsBody", everyMethodArrives},
+	{"LongRequestsAreNoTrouble", longRequestsPass},
+	{"WithoutOneGoodCredentialNobodyPasses", nobodyElsePasses},
+	{"RevokedIsRefusedByTheNextRequest", revokedIsRefused},
+	{"PermissionIsAskedForInEverySpellingOfThePath", permissionIsAsked},
+	{"ClientsQueryChangesNoOption", queryChangesNothing},
+	{"ForgedIdentityNeverReachesTheBackend", forgedNeverArrives},
+	{"DatabaseAwayIsA503", databaseAway},
+	{"ServiceAwayIsA503", serviceAway},
+	{"NoLogHoldsACredential", logsHoldNoCredential},
+}
+
+func everyCallerPasses(t *testing.T, s *site) {
+	for _, c := range s.callers {
+		told(t, s.passes(t, http.MethodGet, "/page", "", bearer(c.credential)...), c)
+		told(t, s.passes(t, http.MethodGet, "/page", "", "authorization", "bearer "+c.credential), c)
+		query := "/page?a=1&" + c.parameter + "=" + c.credential + "&b=%2F%20+"
+		arrived := s.passes(t, http.MethodGet, query, "")
+		told(t, arrived, c)
+		if arrived.uri != query {
+			t.Errorf("the backend was asked for %q", arrived.uri)
+		}
+		for _, headers := range [][]string{bearer(c.credential), nil} {
+			path := "/files/hello.txt"
+			if headers == nil {
+				path += "?" + c.parameter + "=" + c.credential
+			}
+			if a := s.call(t, http.MethodGet, path, "", headers...); a.status != http.StatusOK || a.body != hello {
+				t.Errorf("the %s got %d for the file: %s", c.name, a.status, a.body)
+			}
+		}
+	}
+}
+
+func everyMethodArrives(t *testing.T, s *site) {
+	for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"} {
+		for _, body := range []string{"", "some bytes", strings.Repeat("a megabyte, but for a bit ", 40_000)} {
+			if method == "HEAD" && body != "" {
+				continue
+			}
+			arrived := s.passes(t, method, "/page", body, bearer(s.agent.credential)...)
+			told(t, arrived, s.agent)
+			if arrived.method != method || arrived.body != body {
+				t.Errorf("%s with %d bytes arrived as %s with %d", method, len(body), arrived.method, len(arrived.body))
+			}
+		}
+		s.refuses(t, http.StatusUnauthorized, method, "/page")
+		s.refuses(t, http.StatusForbidden, method, "/admin/page", bearer(s.agent.credential)...)
+	}
+	// A preflight without a credential is a request without one.
+	s.refuses(t, http.StatusUnauthorized, "OPTIONS", "/page", "Origin", "https://example.com", "Access-Control-Request-Method", "GET")
+}
+
+func longRequestsPass(t *testing.T, s *site) {
+	cookies := []string{}
+	for i := range 4 {
+		cookies = append(cookies, "Cookie", fmt.Sprintf("c%d=%s", i, strings.Repeat("x", 7_500)))
+	}
+	arrived := s.passes(t, http.MethodGet, "/page", "", append(cookies, bearer(s.admin.credential)...)...)
+	told(t, arrived, s.admin)
+	if size := len(strings.Join(arrived.header["Cookie"], "")); size < 30_000 {
+		t.Errorf("%d bytes of cookies arrived", size)
+	}
+	path := "/page?long=" + strings.Repeat("y", 7_000) + "&accesskey=" + s.admin.credential
+	told(t, s.passes(t, http.MethodGet, path, ""), s.admin)
+	s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/page", append(cookies, bearer(s.bad["deleted"])...)...)
+}
+
+func nobodyElsePasses(t *testing.T, s *site) {
+	key, jwt := s.admin.credential, s.agent.credential
+	var queries []string
+	headers := [][]string{nil, bearer(""), {"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte("admin:"+key))},
+		{"Authorization", key}, {"X-Api-Key", key}, {"Cookie", "token=" + jwt + "; accesskey=" + key}}
+	for _, credential := range s.bad {
+		headers = append(headers, bearer(credential))
+		queries = append(queries, "accesskey="+credential, "token="+credential)
+	}
+	queries = append(queries, "token=", "accesskey=", "token="+key, "accesskey="+jwt, "accesskey="+key+"&accesskey="+key,
+		"accesskey="+key+"&token="+jwt, "accesskey="+key+";", "accesskey="+key+"%00", "access%6bey="+key+"&accesskey="+key)
+	for _, path := range []string{"/page", "/admin/page", "/files/hello.txt", "/files/no-such-file", "/"} {
+		for _, h := range headers {
+			s.refuses(t, http.StatusUnauthorized, http.MethodGet, path, h...)
+		}
+		for _, q := range queries {
+			s.refuses(t, http.StatusUnauthorized, http.MethodGet, path+"?"+q)
+		}
+		s.refuses(t, http.StatusUnauthorized, http.MethodGet, path+"?accesskey="+key, bearer(key)...)
+		s.refuses(t, http.StatusUnauthorized, http.MethodGet, path+"?token="+jwt, bearer(s.bad["deleted"])...)
+	}
+	// What names another URL to the service is not the client's to say.
+	for _, header := range []string{"X-Original-URI", "X-Forwarded-Uri", "X-Original-Url", "X_Original_Uri", "X-Rewrite-Url"} {
+		s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/page", header, "/page?accesskey="+key)
+		told(t, s.passes(t, http.MethodGet, "/page", "", append(bearer(key), header, "/page?accesskey="+s.bad["deleted"])...), s.admin)
+	}
+	if a := s.raw(t, "GET /page HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer "+s.bad["deleted"]+
+		"\r\nAuthorization: Bearer "+key+"\r\n\r\n"); a.status != http.StatusUnauthorized && a.status != http.StatusBadRequest {
+		t.Errorf("a good credential behind a bad one: %d", a.status)
+	}
+}
+
+func revokedIsRefused(t *testing.T, s *site) {
+	for range 20 {
+		id, token := newKey(t, s.world.client, s.server.url(""))
+		s.credentials = append(s.credentials, token)
+		for range 3 {
+			s.passes(t, http.MethodGet, "/page", "", bearer(token)...)
+		}
+		deleteKey(t, s.world.client, s.server.url(""), id)
+		s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/page", bearer(token)...)
+		s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/files/hello.txt?accesskey="+token)
+	}
+}
+
+func permissionIsAsked(t *testing.T, s *site) {
+	for _, c := range s.callers {
+		if c.identity["X-Auth-Permission"] == "32" {
+			told(t, s.passes(t, http.MethodGet, "/admin/page", "", bearer(c.credential)...), c)
+			continue
+		}
+		for _, path := range []string{"/admin/page", "//admin/page", "/%61dmin/page", "/admin%2Fpage", "/x/../admin/page", "/x/%2e%2e/admin/page",
+			"/x/..%2fadmin/page", "/./admin/page", "/admin//page", "/admin/../admin/"} {
+			request := "GET " + path + " HTTP/1.1\r\nHost: " + strings.TrimPrefix(s.url, "http://") +
+				"\r\nConnection: close\r\nAuthorization: Bearer " + c.credential + "\r\n\r\n"
+			before, _ := s.backend.arrivals()
+			a := s.raw(t, request)
+			after, arrived := s.backend.arrivals()
+			if a.status != http.StatusForbidden || after != before {
+				t.Errorf("%s by the %s: %d, and the backend was asked for %q", path, c.name, a.status, arrived.uri)
+			}
+		}
+	}
+}
+
+func queryChangesNothing(t *testing.T, s *site) {
+	for _, query := range []string{"permission=agent", "permission=admin", "strict=0", "strict=1", "strict=0&permission=admin", "permission=admin&strict=0",
+		"permission=", "permission=agent&permission=admin", "strict=0&permission=agent", "nonsense=1"} {
+		s.refuses(t, http.StatusForbidden, http.MethodGet, "/admin/page?"+query, bearer(s.agent.credential)...)
+		s.refuses(t, http.StatusForbidden, http.MethodGet, "/admin/page?"+query+"&token="+s.agent.credential)
+		told(t, s.passes(t, http.MethodGet, "/admin/page?"+query, "", bearer(s.admin.credential)...), s.admin)
+		told(t, s.passes(t, http.MethodGet, "/page?"+query, "", bearer(s.agent.credential)...), s.agent)
+	}
+}
+
+// forgeries are ways to say who one is oneself: each a list of header lines.
+func forgeries() (all [][]string) {
+	for _, name := range identityHeaders {
+		forged := "forged-" + name
+		underscores := strings.ReplaceAll(name, "-", "_")
+		mixed := strings.Replace(name, "-", "_", 1)
+		mixed2 := name[:strings.LastIndexByte(name, '-')] + "_" + name[strings.LastIndexByte(name, '-')+1:]
+		for _, spelling := range []string{name, strings.ToLower(name), strings.ToUpper(name), underscores, strings.ToUpper(underscores), mixed, mixed2} {
+			all = append(all, []string{spelling + ": " + forged})
+		}
+		all = append(all,
+			[]string{name + ": "},
+			[]string{name + ": ", name + ": " + forged},
+			[]string{name + ": " + forged, name + ": " + forged},
+			[]string{name + ": " + forged, strings.ToLower(name) + ": " + forged + "2", underscores + ": " + forged},
+			[]string{"Connection: " + name}, // whose name is told in Connection, goes no further
+			[]string{"Connection: close, " + strings.ToLower(name), name + ": " + forged},
+		)
+	}
+	return all
+}
+
+func forgedNeverArrives(t *testing.T, s *site) {
+	for _, c := range s.callers {
+		for _, lines := range forgeries() {
+			arrived, a := s.forge(t, c, lines)
+			if a.status != http.StatusOK {
+				t.Fatalf("%q by the %s: %d", lines, c.name, a.status)
+			}
+			told(t, arrived, c)
+		}
+	}
+}
+
+// forge sends a request with further header lines.
+func (s *site) forge(t testing.TB, c caller, lines []string) (arrival, answer) {
+	t.Helper()
+	s.forged++
+	before, _ := s.backend.arrivals()
+	a := s.raw(t, "GET /page HTTP/1.1\r\nHost: "+strings.TrimPrefix(s.url, "http://")+"\r\nConnection: close\r\nAuthorization: Bearer "+
+		c.credential+"\r\n"+strings.Join(lines, "\r\n")+"\r\n\r\n")
+	after, arrived := s.backend.arrivals()
+	if after != before+1 {
+		return arrival{}, a
+	}
+	return arrived, a
+}
+
+func databaseAway(t *testing.T, s *site) {
+	if err := s.postgres.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/page", "/admin/page", "/files/hello.txt"} {
+		eventually(t, "nobody is let in from memory any more", func() bool {
+			a := s.call(t, http.MethodGet, path, "", bearer(s.admin.credential)...)
+			if a.status != http.StatusOK && a.status != http.StatusServiceUnavailable {
+				t.Fatalf("without a database: %d", a.status)
+			}
+			return a.status == http.StatusServiceUnavailable
+		})
+		for _, credential := range []string{s.admin.credential, s.agent.credential, s.bad["deleted"], s.bad["never made"]} {
+			s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, path, bearer(credential)...)
+			s.refuses(t, http.StatusServiceUnavailable, http.MethodPost, path, bearer(credential)...)
+		}
+		s.refuses(t, http.StatusUnauthorized, http.MethodGet, path) // for that no database is needed
+	}
+	if err := s.postgres.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.recovers(t)
+}
+
+func serviceAway(t *testing.T, s *site) {
+	s.logs = append(s.logs, s.server.log)
+	s.server.kill()
+	for _, path := range []string{"/page", "/admin/page?accesskey=" + s.admin.credential, "/files/hello.txt"} {
+		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, path)
+		s.refuses(t, http.StatusServiceUnavailable, http.MethodPost, path, bearer(s.admin.credential)...)
+	}
+	s.server.begin()
+	s.recovers(t)
+}
+
+func (s *site) recovers(t testing.TB) {
+	t.Helper()
+	eventually(t, "callers are let in again", func() bool {
+		return s.call(t, http.MethodGet, "/page", "", bearer(s.admin.credential)...).status == http.StatusOK
+	})
+}
+
+// logsHoldNoCredential comes after all the others, so that the logs have something to hold.
+func logsHoldNoCredential(t *testing.T, s *site) {
+	for i, path := range append(s.logs, s.server.log) {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 && !bytes.Contains(content, []byte("/page")) {
+			t.Errorf("nothing of these tests is in %s", path)
+		}
+		for _, credential := range s.credentials {
+			end := credential[max(0, len(credential)-12):] // an access key's beginning is no secret
+			if at := bytes.Index(content, []byte(end)); at >= 0 {
+				t.Errorf("%s holds a credential: %.600s", filepath.Base(path), content[max(0, at-200):])
+			}
+		}
+	}
+}
+
+// The settings for limitsPerClient: an address has burst requests, more than newWorld makes from its own, and then none.
+const burst = 40
+
+func limited() []string {
+	return []string{"RATE_LIMIT_V1_RPS=0.001", "RATE_LIMIT_V1_BURST=" + strconv.Itoa(burst)}
+}
+
+// limitsPerClient shows that the addresses of clients are told apart, and not told by the clients.
+func limitsPerClient(t *testing.T, s *site) {
+	from := func(address string) func(...string) answer {
+		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+		transport := &http.Transport{DialContext: dialer.DialContext}
+		t.Cleanup(transport.CloseIdleConnections)
+		return func(headers ...string) answer {
+			s.client = &http.Client{Transport: transport, Timeout: patience}
+			return s.call(t, http.MethodGet, "/page", "", append(bearer(s.admin.credential), headers...)...)
+		}
+	}
+	first, second := from("127.0.0.2"), from("127.0.0.3")
+	for i := range burst {
+		if a := first("X-Forwarded-For", fmt.Sprintf("192.0.2.%d", i)); a.status != http.StatusOK {
+			t.Fatalf("request %d: %d", i, a.status)
+		}
+	}
+	for i := range 5 {
+		a := first("X-Forwarded-For", fmt.Sprintf("192.0.2.%d", i))
+		if a.status != http.StatusTooManyRequests || a.header.Get("Retry-After") == "" {
+			t.Fatalf("beyond the limit: %d with Retry-After: %q", a.status, a.header.Get("Retry-After"))
+		}
+	}
+	if a := second(); a.status != http.StatusOK {
+		t.Fatalf("another address: %d", a.status)
+	}
+}

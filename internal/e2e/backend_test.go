@@ -88,16 +88,18 @@ type world struct {
 	credentials []string          // all that were presented
 }
 
-func newWorld(t *testing.T, env ...string) *world {
+// trusted is the setting by which the server believes the proxies of these tests.
+const trusted = "TRUSTED_PROXIES=127.0.0.1/32"
+
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: map[string]string{"max_connections": "200"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = postgres.Close() })
-	// All proxies of these tests are on this address.
 	w := &world{postgres: postgres, client: client(t), bad: map[string]string{}}
-	w.server = newServer(t, postgres.URL("postgres"), append([]string{"TRUSTED_PROXIES=127.0.0.1/32", "LOG_LEVEL=debug"}, env...)...)
+	w.server = newServer(t, postgres.URL("postgres"), trusted, "LOG_LEVEL=debug")
 	w.makeCallers(t)
 	w.makeBad(t)
 	for _, c := range w.callers {
@@ -246,6 +248,8 @@ func (s *site) call(t testing.TB, method, path, body string, headers ...string) 
 	return s.count(a)
 }
 
+func (s *site) host() string { return strings.TrimPrefix(s.url, "http://") }
+
 func (s *site) count(a answer) answer {
 	s.requests++
 	if a.status >= 400 {
@@ -257,7 +261,7 @@ func (s *site) count(a answer) answer {
 // raw sends the bytes of a request that Go's client would not send.
 func (s *site) raw(t testing.TB, request string) answer {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.url, "http://"), patience)
+	conn, err := net.DialTimeout("tcp", s.host(), patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -432,7 +436,7 @@ func nobodyElsePasses(t *testing.T, s *site) {
 		s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/page", header, "/page?accesskey="+key)
 		told(t, s.passes(t, http.MethodGet, "/page", "", append(bearer(key), header, "/page?accesskey="+s.bad["deleted"])...), s.admin)
 	}
-	if a := s.raw(t, "GET /page HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer "+s.bad["deleted"]+
+	if a := s.raw(t, "GET /page HTTP/1.1\r\nHost: "+s.host()+"\r\nConnection: close\r\nAuthorization: Bearer "+s.bad["deleted"]+
 		"\r\nAuthorization: Bearer "+key+"\r\n\r\n"); a.status != http.StatusUnauthorized && a.status != http.StatusBadRequest {
 		t.Errorf("a good credential behind a bad one: %d", a.status)
 	}
@@ -459,7 +463,7 @@ func permissionIsAsked(t *testing.T, s *site) {
 		}
 		for _, path := range []string{"/admin/page", "//admin/page", "/%61dmin/page", "/admin%2Fpage", "/x/../admin/page", "/x/%2e%2e/admin/page",
 			"/x/..%2fadmin/page", "/./admin/page", "/admin//page", "/admin/../admin/"} {
-			request := "GET " + path + " HTTP/1.1\r\nHost: " + strings.TrimPrefix(s.url, "http://") +
+			request := "GET " + path + " HTTP/1.1\r\nHost: " + s.host() +
 				"\r\nConnection: close\r\nAuthorization: Bearer " + c.credential + "\r\n\r\n"
 			before, _ := s.backend.arrivals()
 			a := s.raw(t, request)
@@ -496,7 +500,8 @@ func forgeries() (all [][]string) {
 			[]string{name + ": ", name + ": " + forged},
 			[]string{name + ": " + forged, name + ": " + forged},
 			[]string{name + ": " + forged, strings.ToLower(name) + ": " + forged + "2", underscores + ": " + forged},
-			[]string{"Connection: " + name}, // whose name is told in Connection, goes no further
+			[]string{"Connection: " + name}, // what Connection names goes no further (RFC 9110, section 7.6.1)
+			[]string{"Connection: keep-alive", "Connection: upgrade , " + strings.ToUpper(name)},
 			[]string{"Connection: close, " + strings.ToLower(name), name + ": " + forged},
 		)
 	}
@@ -520,7 +525,7 @@ func (s *site) forge(t testing.TB, c caller, lines []string) (arrival, answer) {
 	t.Helper()
 	s.forged++
 	before, _ := s.backend.arrivals()
-	a := s.raw(t, "GET /page HTTP/1.1\r\nHost: "+strings.TrimPrefix(s.url, "http://")+"\r\nConnection: close\r\nAuthorization: Bearer "+
+	a := s.raw(t, "GET /page HTTP/1.1\r\nHost: "+s.host()+"\r\nConnection: close\r\nAuthorization: Bearer "+
 		c.credential+"\r\n"+strings.Join(lines, "\r\n")+"\r\n\r\n")
 	after, arrived := s.backend.arrivals()
 	if after != before+1 {
@@ -590,11 +595,14 @@ func logsHoldNoCredential(t *testing.T, s *site) {
 	}
 }
 
-// The settings for limitsPerClient: an address has burst requests, more than newWorld makes from its own, and then none.
-const burst = 40
+// burst is how many requests an address has at a limited server.
+const burst = 10
 
-func limited() []string {
-	return []string{"RATE_LIMIT_V1_RPS=0.001", "RATE_LIMIT_V1_BURST=" + strconv.Itoa(burst)}
+// limit makes the world's server one that limits its clients.
+func (w *world) limit(t testing.TB) *world {
+	t.Helper()
+	w.server = newServer(t, w.postgres.URL("postgres"), trusted, "RATE_LIMIT_V1_RPS=0.001", fmt.Sprintf("RATE_LIMIT_V1_BURST=%d", burst))
+	return w
 }
 
 // limitsPerClient shows that the addresses of clients are told apart, and not told by the clients.

@@ -3,9 +3,13 @@
 package e2e
 
 import (
+	"bytes"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -49,5 +53,111 @@ func TestCaddyLetsInOnlyWhomTheServiceKnows(t *testing.T) {
 }
 
 func TestCaddyTellsClientsApartForTheRateLimit(t *testing.T) {
-	limitsPerClient(t, newCaddy(t, newWorld(t, limited()...)))
+	limitsPerClient(t, newCaddy(t, newWorld(t).limit(t)))
+}
+
+// TestCaddysCheckIsWhatTheServiceReads looks at the requests that Caddy checks with.
+func TestCaddysCheckIsWhatTheServiceReads(t *testing.T) {
+	w := newWorld(t)
+	const query = "a=%2F&b=%zz;c&permission=admin"
+	for _, test := range []struct{ uri, asked string }{
+		{"/auth/verify?strict=0{args.0}", "/auth/verify?strict=0"},
+		{"/auth/verify?permission=admin", "/auth/verify?permission=admin"},
+		{"/auth/verify?", "/auth/verify"},
+		// Without a query of its own Caddy leaves the client's, byte for byte.
+		{"/auth/verify", "/auth/verify?" + query},
+	} {
+		service := newBackend(t)
+		s := newCaddy(t, w, "/auth/verify?strict=0{args.0}", test.uri, w.server.addr, service.addr())
+		s.call(t, http.MethodPost, "/page?"+query, "body", "X-Forwarded-Uri", "/other?forged=1", "X-Original-URI", "/other?forged=1", "Cookie", "a=b")
+		_, asked := service.arrivals()
+		if asked.method != http.MethodGet || asked.uri != test.asked || asked.body != "" || asked.header.Get("X-Original-Uri") != "" ||
+			strings.Join(asked.header["X-Forwarded-Uri"], " ") != "/page?"+query || asked.header.Get("Cookie") != "" {
+			t.Errorf("with %q: %+v", test.uri, asked)
+		}
+	}
+
+	// Both ways the service finds the credential of the client's URL, and the options that are Caddy's.
+	plain := newCaddy(t, w, "uri /auth/verify?strict=0{args.0}", "uri /auth/verify")
+	for _, c := range w.callers {
+		told(t, plain.passes(t, http.MethodGet, "/page?x=%zz&nonsense=1&"+c.parameter+"="+c.credential, ""), c)
+		told(t, plain.passes(t, http.MethodGet, "/page?strict=0", "", bearer(c.credential)...), c)
+	}
+	plain.refuses(t, http.StatusUnauthorized, http.MethodGet, "/page?accesskey="+w.admin.credential, bearer(w.admin.credential)...)
+	strict := newCaddy(t, w, "/auth/verify?strict=0{args.0}", "/auth/verify?permission=admin")
+	strict.refuses(t, http.StatusForbidden, http.MethodGet, "/page?permission=admin", bearer(w.agent.credential)...)
+	strict.passes(t, http.MethodGet, "/page?permission=admin", "", bearer(w.admin.credential)...)
+}
+
+// TestCaddyNeedsEveryLineOfItsExample takes lines out of the example, and sees what they are there against.
+func TestCaddyNeedsEveryLineOfItsExample(t *testing.T) {
+	w := newWorld(t)
+	const copied = "copy_headers X-Auth-Type X-Auth-Id X-Customer-Id X-Agent-Id "
+
+	t.Run("request_header -X-Agent-Id", func(t *testing.T) {
+		// A Caddy that copies no empty header, as from 2.10 on.
+		withoutEmpty := []string{copied, strings.Replace(copied, "X-Agent-Id ", "", 1)}
+		arrived, _ := newCaddy(t, w, withoutEmpty...).forge(t, w.admin, []string{"X-Agent-Id: forged"})
+		told(t, arrived, w.admin)
+		arrived, _ = newCaddy(t, w, append(withoutEmpty, "request_header -X-Agent-Id\n", "")...).forge(t, w.admin, []string{"X-Agent-Id: forged"})
+		if arrived.header.Get("X-Agent-Id") != "forged" {
+			t.Errorf("a header that nothing deletes or sets did not arrive: %v", arrived.header)
+		}
+	})
+	t.Run("request_header -*_*", func(t *testing.T) {
+		arrived, _ := newCaddy(t, w, "request_header -*_*\n", "").forge(t, w.admin, []string{"X_Agent_Id: forged"})
+		if !slices.Equal(arrived.header["X_agent_id"], []string{"forged"}) {
+			t.Errorf("a header with underscores did not arrive: %v", arrived.header)
+		}
+	})
+	t.Run("request_header Connection", func(t *testing.T) {
+		arrived, _ := newCaddy(t, w, "request_header Connection \"(?i)x[-a-z]+\" \"\"\n", "").forge(t, w.agent, []string{"Connection: X-Agent-Id"})
+		if arrived.header["X-Agent-Id"] != nil {
+			t.Errorf("a header that Connection names arrived: %v", arrived.header)
+		}
+	})
+	t.Run("request_header -Authorization", func(t *testing.T) {
+		s := newCaddy(t, w, "request_header -Authorization\n", "")
+		if arrived := s.passes(t, http.MethodGet, "/page", "", bearer(w.admin.credential)...); arrived.header.Get("Authorization") == "" {
+			t.Error("the credential did not arrive")
+		}
+	})
+	t.Run("route", func(t *testing.T) {
+		arrived := newCaddy(t, w, "\troute {\n", "\thandle {\n").passes(t, http.MethodGet, "/page", "", bearer(w.admin.credential)...)
+		if arrived.header["X-Auth-Id"] != nil {
+			t.Errorf("what is deleted after the check arrived: %v", arrived.header)
+		}
+	})
+	t.Run("without_credentials", func(t *testing.T) {
+		s := newCaddy(t, w, "\timport without_credentials\n", "")
+		s.server.kill()
+		defer s.server.begin()
+		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+w.admin.credential)
+		content, err := os.ReadFile(s.logs[0])
+		if err != nil || !bytes.Contains(content, []byte(w.admin.credential)) {
+			t.Errorf("the log does not hold the credential: %v, %s", err, content)
+		}
+	})
+	t.Run("handle_errors", func(t *testing.T) {
+		s := newCaddy(t, w, "respond 503", "respond 418")
+		s.server.kill()
+		defer s.server.begin()
+		s.refuses(t, http.StatusTeapot, http.MethodGet, "/page")
+	})
+	t.Run("strict=0 and header_up", func(t *testing.T) {
+		s := newCaddy(t, w, "header_up -Cookie\n", "")
+		if a := s.call(t, http.MethodGet, "/page", "", append(bearer(w.admin.credential), "Cookie", strings.Repeat("x", 40_000))...); a.status == http.StatusOK {
+			t.Error("the service took 40 kB of headers")
+		}
+		told(t, newCaddy(t, w).passes(t, http.MethodGet, "/page", "", append(bearer(w.admin.credential), "Cookie", strings.Repeat("x", 40_000))...), w.admin)
+	})
+}
+
+// TestCaddysOwnErrorsStayWhatTheyAre has the backend away: that is not for the check to explain.
+func TestCaddysOwnErrorsStayWhatTheyAre(t *testing.T) {
+	w := newWorld(t)
+	s := newCaddy(t, w)
+	s.backend.Close()
+	s.refuses(t, http.StatusBadGateway, http.MethodGet, "/page", bearer(w.admin.credential)...)
+	s.refuses(t, http.StatusNotFound, http.MethodGet, "/files/no-such-file", bearer(w.admin.credential)...)
 }

@@ -60,7 +60,7 @@ func TestNginxLetsInOnlyWhomTheServiceKnows(t *testing.T) {
 }
 
 func TestNginxTellsClientsApartForTheRateLimit(t *testing.T) {
-	limitsPerClient(t, newNginx(t, newWorld(t, limited()...)))
+	limitsPerClient(t, newNginx(t, newWorld(t).limit(t)))
 }
 
 // TestNginxNeedsEveryLineOfItsExample takes lines out of the example, and sees what they are there against.
@@ -84,7 +84,7 @@ func TestNginxNeedsEveryLineOfItsExample(t *testing.T) {
 		}
 	})
 	t.Run("log_format and error_log", func(t *testing.T) {
-		s := newNginx(t, w, "$request_method $uri $server_protocol", "$request", "accesskeys-error.log crit;", "accesskeys-error.log;")
+		s := newNginx(t, w, "$request_method $uri $server_protocol", "$request", "log crit;", "log;")
 		s.server.kill()
 		defer s.server.begin()
 		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+s.admin.credential)
@@ -117,8 +117,9 @@ func TestNginxNeedsEveryLineOfItsExample(t *testing.T) {
 	})
 	t.Run("proxy_pass_request_body", func(t *testing.T) {
 		body := strings.Repeat("x", 100_000)
-		s := newNginx(t, w, "proxy_pass_request_body    off;", "", `proxy_set_header Content-Length  "";`, "")
-		_ = s.call(t, http.MethodPost, "/page", body, bearer(w.admin.credential)...)
-		t.Log(s.backend.arrivals())
+		s := newNginx(t, w, "proxy_pass_request_body    off;", "", `proxy_set_header Content-Length  "";`, "", "proxy_read_timeout    10s;", "proxy_read_timeout 1s;")
+		if a := s.call(t, http.MethodPost, "/page", body, bearer(w.admin.credential)...); a.status != http.StatusServiceUnavailable {
+			t.Errorf("a check that waits for a body: %d", a.status)
+		}
 	})
 }

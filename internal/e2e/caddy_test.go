@@ -80,8 +80,11 @@ func TestCaddysCheckIsWhatTheServiceReads(t *testing.T) {
 	// Both ways the service finds the credential of the client's URL, and the options that are Caddy's.
 	plain := newCaddy(t, w, "uri /auth/verify?strict=0{args.0}", "uri /auth/verify")
 	for _, c := range w.callers {
-		told(t, plain.passes(t, http.MethodGet, "/page?x=%zz&nonsense=1&"+c.parameter+"="+c.credential, ""), c)
+		told(t, plain.passes(t, http.MethodGet, "/page?a=%2F&nonsense=1&"+c.parameter+"="+c.credential, ""), c)
 		told(t, plain.passes(t, http.MethodGet, "/page?strict=0", "", bearer(c.credential)...), c)
+		// That is why the example has a query: without one the service takes the client's for Caddy's, and looks for options in it.
+		plain.refuses(t, http.StatusForbidden, http.MethodGet, "/page?permission=write", bearer(c.credential)...)
+		plain.refuses(t, http.StatusForbidden, http.MethodGet, "/page?"+query, bearer(c.credential)...)
 	}
 	plain.refuses(t, http.StatusUnauthorized, http.MethodGet, "/page?accesskey="+w.admin.credential, bearer(w.admin.credential)...)
 	strict := newCaddy(t, w, "/auth/verify?strict=0{args.0}", "/auth/verify?permission=admin")

@@ -123,3 +123,14 @@ func TestNginxNeedsEveryLineOfItsExample(t *testing.T) {
 		}
 	})
 }
+
+// TestNginxRefusesARepeatedAuthorization is about a second credential behind the one that would be checked.
+func TestNginxRefusesARepeatedAuthorization(t *testing.T) {
+	w := newWorld(t)
+	s := newNginx(t, w)
+	for _, second := range []string{w.bad["deleted"], w.agent.credential, w.admin.credential} {
+		if arrived, a := s.forge(t, w.admin, []string{"Authorization: Bearer " + second}); a.status != http.StatusBadRequest || arrived.method != "" {
+			t.Errorf("a second header: %d, and %v arrived", a.status, arrived)
+		}
+	}
+}

@@ -261,7 +261,13 @@ func (s *site) count(a answer) answer {
 // raw sends the bytes of a request that Go's client would not send.
 func (s *site) raw(t testing.TB, request string) answer {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", s.host(), patience)
+	return s.count(rawCall(t, s.host(), request))
+}
+
+// rawCall sends the bytes of a request, which asks for the connection to be closed.
+func rawCall(t testing.TB, addr, request string) answer {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +282,7 @@ func (s *site) raw(t testing.TB, request string) answer {
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
-	return s.count(answer{response.StatusCode, response.Header, string(body), err})
+	return answer{response.StatusCode, response.Header, string(body), err}
 }
 
 // passes demands that a request gets to the backend, and returns what arrived there.

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -357,6 +358,7 @@ var checks = []check{
 	{"ForgedIdentityNeverReachesTheBackend", forgedNeverArrives},
 	{"DatabaseAwayIsA503", databaseAway},
 	{"ServiceAwayIsA503", serviceAway},
+	{"HangingServiceIsA503", serviceHangs},
 	{"NoLogHoldsACredential", logsHoldNoCredential},
 }
 
@@ -377,6 +379,8 @@ func everyCallerPasses(t *testing.T, s *site) {
 			}
 			if a := s.call(t, http.MethodGet, path, "", headers...); a.status != http.StatusOK || a.body != hello {
 				t.Errorf("the %s got %d for the file: %s", c.name, a.status, a.body)
+			} else if a.header.Get("Cache-Control") != "private, no-cache" || a.header.Get("Referrer-Policy") != "no-referrer" {
+				t.Errorf("a cache may keep the file, or a page tell its address: %v", a.header)
 			}
 		}
 	}
@@ -467,7 +471,7 @@ func permissionIsAsked(t *testing.T, s *site) {
 			told(t, s.passes(t, http.MethodGet, "/admin/page", "", bearer(c.credential)...), c)
 			continue
 		}
-		for _, path := range []string{"/admin/page", "//admin/page", "/%61dmin/page", "/admin%2Fpage", "/x/../admin/page", "/x/%2e%2e/admin/page",
+		for _, path := range []string{"/admin", "/admin?a=b", "/admin/", "/admin/page", "//admin/page", "/%61dmin/page", "/admin%2Fpage", "/x/../admin/page", "/x/%2e%2e/admin/page",
 			"/x/..%2fadmin/page", "/./admin/page", "/admin//page", "/admin/../admin/"} {
 			request := "GET " + path + " HTTP/1.1\r\nHost: " + s.host() +
 				"\r\nConnection: close\r\nAuthorization: Bearer " + c.credential + "\r\n\r\n"
@@ -572,6 +576,29 @@ func serviceAway(t *testing.T, s *site) {
 		s.refuses(t, http.StatusServiceUnavailable, http.MethodPost, path, bearer(s.admin.credential)...)
 	}
 	s.server.begin()
+	s.recovers(t)
+}
+
+func serviceHangs(t *testing.T, s *site) {
+	process := s.server.cmd.Process
+	if err := process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = process.Signal(syscall.SIGCONT) }()
+	eventually(t, "every thread of the server has stopped", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", process.Pid))
+		for _, thread := range threads {
+			status, _ := os.ReadFile(thread)
+			if !bytes.Contains(status, []byte("\nState:\tT")) {
+				return false
+			}
+		}
+		return err == nil && len(threads) > 0
+	})
+	s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page", bearer(s.admin.credential)...)
+	if err := process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
 	s.recovers(t)
 }
 

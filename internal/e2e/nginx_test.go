@@ -29,12 +29,13 @@ func newNginx(t *testing.T, w *world, replacements ...string) *site {
 		"/var/log/nginx/accesskeys-error.log", errors,
 		"root /srv;", "root " + dir + "/srv;",
 	}, replacements...)...))
-	// What Debian's nginx.conf says that matters here, with every folder that nginx writes to below the test's.
+	// What Debian's nginx.conf says that matters here, with every folder that nginx writes to below the test's. It is one process:
+	// workers outlive a master that is killed.
 	var temporary strings.Builder
 	for _, what := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 		temporary.WriteString(what + "_temp_path " + filepath.Join(dir, what) + ";\n")
 	}
-	write(t, filepath.Join(dir, "nginx.conf"), "daemon off;\nworker_processes 2;\npid "+dir+"/nginx.pid;\nerror_log "+dir+"/main-error.log;\n"+
+	write(t, filepath.Join(dir, "nginx.conf"), "daemon off;\nmaster_process off;\npid "+dir+"/nginx.pid;\nerror_log "+dir+"/main-error.log;\n"+
 		"events { worker_connections 768; }\nhttp {\ninclude /etc/nginx/mime.types;\naccess_log off;\n"+temporary.String()+
 		"include "+dir+"/accesskeys.conf;\n}\n")
 	s.logs = []string{access, errors, filepath.Join(dir, "main-error.log")}

@@ -76,7 +76,8 @@ func TestNginxGuideProtectsAFolder(t *testing.T) {
 		"grep -rlF \"${KEY:11}\" /var/log /etc; grep -rlF \"${BOOTSTRAP_ACCESSKEY:11}\" /var/log; echo 'logs: searched'\n"+
 		"kill %1; wait %1\n"+
 		status("stopped", page+` -H "Authorization: Bearer $BOOTSTRAP_ACCESSKEY"`))
-	arguments := []string{"unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", filepath.Join(dir, "machine.sh")}
+	arguments := []string{"unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
+		"bash", filepath.Join(dir, "machine.sh")}
 	if os.Geteuid() != 0 {
 		arguments = append([]string{"sudo", "-n"}, arguments...)
 	}
@@ -104,21 +105,24 @@ func TestNginxGuideProtectsAFolder(t *testing.T) {
 	if !slices.Equal(statuses, want) || strings.Count(shown, "\nfor those with a key\n") != 2 {
 		t.Errorf("the guide's requests were answered with %q:\n%s", statuses, shown)
 	}
-	const wanted = "deleted, in a link: 401\nthe admin's key: 200\nthe published key: 401\nanother site: 200\nsecrets: 600\nlogs: searched\nstopped: 503\n"
+	const wanted = "deleted, in a link: 401\nthe admin's key: 200\nthe published key: 401\nanother site: 200\n" +
+		"secrets: 600\nlogs: searched\nstopped: 503\n"
 	if after != wanted {
 		t.Errorf("after the guide:\n%s", after)
 	}
 	if files := machineFiles(t); files != before {
 		t.Errorf("the guide has left something:\n%s\nwhere there was\n%s", files, before)
 	}
-	counted(t, "the guide of examples/nginx, pasted", version(t, "nginx", "-v"), "%d lines in %.1f s", strings.Count(lines, "\n"), took.Seconds())
+	counted(t, "the guide of examples/nginx, pasted", version(t, "nginx", "-v"), "%d lines in %.1f s",
+		strings.Count(lines, "\n"), took.Seconds())
 }
 
 // machineFiles is what there is on the real machine where the guide writes.
 func machineFiles(t testing.TB) string {
 	t.Helper()
 	var found []string
-	for _, pattern := range []string{"/etc/accesskeys.env", "/etc/nginx/conf.d/*", "/srv/*", "/var/lib/accesskeys", "/var/log/accesskeys*", "/run/nginx.pid"} {
+	for _, pattern := range []string{"/etc/accesskeys.env", "/etc/nginx/conf.d/*", "/srv/*", "/var/lib/accesskeys", "/var/log/accesskeys*",
+		"/run/nginx.pid"} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)

@@ -221,7 +221,8 @@ func envoy(t testing.TB, addr string) replayed {
 	for what, is := range map[string]bool{
 		"the check comes first, the router last": manager.HTTPFilters[0].Name == "envoy.filters.http.ext_authz" &&
 			manager.HTTPFilters[len(manager.HTTPFilters)-1].Name == "envoy.filters.http.router",
-		"nobody passes unchecked":                    filter.FailureModeAllow != nil && !*filter.FailureModeAllow && filter.StatusOnError.Code == "ServiceUnavailable",
+		"nobody passes unchecked":                    filter.FailureModeAllow != nil && !*filter.FailureModeAllow,
+		"what the client gets then is a 503":         filter.StatusOnError.Code == "ServiceUnavailable",
 		"no body is sent":                            filter.WithRequestBody == nil,
 		"the client gets all of a refusal's headers": filter.HTTPService.AuthorizationResponse.AllowedClientHeaders == nil,
 		"the client's address is told":               manager.UseRemoteAddress,
@@ -310,6 +311,12 @@ func (r *replay) refuses(t testing.TB, status int, a asked) answer {
 	return d.client
 }
 
+// row adds the line to the table.
+func (r *replay) row(t testing.TB, what, with string) {
+	t.Helper()
+	counted(t, what, with, "%d requests, %d refused, %d with a forged identity: none arrived", r.requests, r.refused, r.forged)
+}
+
 // everything replays what every proxy has to do.
 func (r *replay) everything(t *testing.T) {
 	key, jwt := r.admin.credential, r.agent.credential
@@ -321,8 +328,8 @@ func (r *replay) everything(t *testing.T) {
 			r.refuses(t, http.StatusUnauthorized, request(method, "/page", bearer(r.bad["deleted"])...))
 		}
 		// Envoy's check has the client's path in its own: wherever that leads, it is no way around.
-		for _, path := range []string{"/", "//", "/../", "/../../ping", "/../login", "/..%2f..%2fping", "/%2e%2e/%2e%2e/ping", "/auth/verify", "/auth/login",
-			"/v1.0/accesskeys", "/a;b", "/healthz", "/.", "/page/", "/%00"} {
+		for _, path := range []string{"/", "//", "/../", "/../../ping", "/../login", "/..%2f..%2fping", "/%2e%2e/%2e%2e/ping",
+			"/auth/verify", "/auth/login", "/v1.0/accesskeys", "/a;b", "/healthz", "/.", "/page/", "/%00"} {
 			r.passes(t, c, request("GET", path, bearer(c.credential)...))
 			r.passes(t, c, request("GET", path+"?"+c.parameter+"="+c.credential))
 			r.refuses(t, http.StatusUnauthorized, request("GET", path))
@@ -360,8 +367,10 @@ func (r *replay) everything(t *testing.T) {
 	r.refuses(t, http.StatusUnauthorized, request("GET", "/page?accesskey="+jwt))
 	r.refuses(t, http.StatusUnauthorized, request("GET", "/page?accesskey="+key+"&accesskey="+key))
 	r.refuses(t, http.StatusUnauthorized, request("GET", "/page", append(bearer(key), bearer(jwt)...)...))
-	r.refuses(t, http.StatusUnauthorized, request("GET", "/page", "X-Original-URI", "/page?accesskey="+key, "X-Forwarded-Uri", "/page?accesskey="+key))
-	r.passes(t, r.admin, request("GET", "/page", append(bearer(key), "X-Original-URI", "/?accesskey="+r.bad["deleted"], "Cookie", "token="+jwt)...))
+	for _, header := range []string{"X-Original-URI", "X-Forwarded-Uri"} {
+		r.refuses(t, http.StatusUnauthorized, request("GET", "/page", header, "/page?accesskey="+key))
+		r.passes(t, r.admin, request("GET", "/page", append(bearer(key), header, "/?accesskey="+r.bad["deleted"])...))
+	}
 	r.passes(t, r.agent, request("GET", "/page?permission=superadmin&strict=2&strict=3&nonsense", bearer(jwt)...))
 
 	id, token := newKey(t, r.client, r.server.url(""))
@@ -390,7 +399,9 @@ func (r *replay) away(t *testing.T, status int) {
 			t.Fatal(err)
 		}
 	}()
-	eventually(t, "nobody is let in from memory any more", func() bool { return !r.proxy(t, request("GET", "/page", bearer(r.admin.credential)...)).passes })
+	eventually(t, "nobody is let in from memory any more", func() bool {
+		return !r.proxy(t, request("GET", "/page", bearer(r.admin.credential)...)).passes
+	})
 	for _, credential := range []string{r.admin.credential, r.bad["deleted"]} {
 		a := r.refuses(t, status, request("GET", "/page", bearer(credential)...))
 		if a.header.Get("Retry-After") == "" || !strings.Contains(a.body, "SERVICE_UNAVAILABLE") {
@@ -433,8 +444,7 @@ func TestTraefiksRequestsAreAnsweredAsItsDocumentationWants(t *testing.T) {
 	w.limit(t)
 	r.proxy = traefik(t, "api", w.server.addr)
 	r.limited(t, http.StatusTooManyRequests)
-	counted(t, "Traefik's requests, replayed (not run)", "its documentation", "%d requests, %d refused, %d with a forged identity: none arrived",
-		r.requests, r.refused, r.forged)
+	r.row(t, "Traefik's requests, replayed (not run)", "its documentation")
 }
 
 func TestEnvoysRequestsAreAnsweredAsItsDocumentationWants(t *testing.T) {
@@ -446,6 +456,5 @@ func TestEnvoysRequestsAreAnsweredAsItsDocumentationWants(t *testing.T) {
 	w.limit(t)
 	r.proxy = envoy(t, w.server.addr)
 	r.limited(t, http.StatusForbidden)
-	counted(t, "Envoy's requests, replayed (not run)", "its documentation", "%d requests, %d refused, %d with a forged identity: none arrived",
-		r.requests, r.refused, r.forged)
+	r.row(t, "Envoy's requests, replayed (not run)", "its documentation")
 }

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -20,10 +21,14 @@ func newCaddy(t *testing.T, w *world, replacements ...string) *site {
 	s := &site{world: w, name: "caddy", client: client(t), backend: newBackend(t)}
 	addr := freeAddr(t)
 	s.url = "http://" + addr
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
 	access := filepath.Join(dir, "access.log")
 	newFiles(t, dir)
 	write(t, filepath.Join(dir, "Caddyfile"), example(t, "caddy/Caddyfile", append([]string{
-		"{\n\tlog {\n\t\timport", "{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tlog {\n\t\timport",
+		"{\n\tlog {\n\t\timport", "{\n\tadmin off\n\tdefault_bind " + host + "\n\tlog {\n\t\timport",
 		"127.0.0.1:8080", w.server.addr,
 		"127.0.0.1:3000", s.backend.addr(),
 		"http://localhost", s.url,

@@ -84,7 +84,7 @@ func TestNginxNeedsEveryLineOfItsExample(t *testing.T) {
 		}
 	})
 	t.Run("log_format and error_log", func(t *testing.T) {
-		s := newNginx(t, w, "$request_method $uri $server_protocol", "$request", "log crit;", "log;")
+		s := newNginx(t, w, "$request_method $uri $server_protocol", "$request", "log emerg;", "log;")
 		s.server.kill()
 		defer s.server.begin()
 		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+s.admin.credential)

@@ -162,3 +162,98 @@ func TestNoCredentialIsNobody(t *testing.T) {
 		}
 	}
 }
+
+// Contract 12: the original URL carries a credential under the rules of section 3, exactly one in all, and the very same query counts
+// once. In the cases <K> is an access key and <J> has the shape of a JWT.
+func TestExtractForwardedFindsTheOneCredentialInAllQueries(t *testing.T) {
+	t.Parallel()
+	const key, token = "vb_0123456789abcdefABCDEFghijKLMNO_", "eyJh.eyJz.c2ln"
+	fill := strings.NewReplacer("<K>", key, "<J>", token)
+	const none, invalid = "none", "invalid"
+	for _, c := range []struct {
+		queries []string
+		header  string
+		want    string // J, K, none or invalid
+	}{
+		{nil, "", none},
+		{[]string{"", "", ""}, "", none},
+		{[]string{"x=1", "", "y=2"}, "", none},
+		{nil, "Bearer <K>", "K"},
+		{[]string{"accesskey=<K>"}, "", "K"},
+		{[]string{"", "accesskey=<K>"}, "", "K"},
+		{[]string{"", "x=1", "token=<J>"}, "", "J"},
+		{[]string{"x=1", "x=1"}, "Bearer <J>", "J"},
+		{[]string{"accesskey=<K>", "accesskey=<K>"}, "", "K"},
+		{[]string{"accesskey=<K>", "accesskey=<K>", "accesskey=<K>"}, "", "K"},
+		{[]string{"accesskey=<K>&x", "x=1", "accesskey=<K>&x"}, "", "K"},
+		{[]string{"accesskey=<K>&token=", "accesskey=<K>&token="}, "", "K"},
+		{[]string{"accesskey=<K>", "accesskey=<K>&"}, "", invalid},
+		{[]string{"accesskey=<K>", "accesskey=%76" + key[1:]}, "", invalid},
+		{[]string{"accesskey=<K>", "x=1&accesskey=<K>"}, "", invalid},
+		{[]string{"accesskey=<K>", "token=<J>"}, "", invalid},
+		{[]string{"token=<J>", "accesskey=<K>"}, "", invalid},
+		{[]string{"accesskey=<K>", "accesskey=<K>", "token=<J>"}, "", invalid},
+		{[]string{"token=<J>", "accesskey=<K>", "token=<J>"}, "", invalid},
+		{[]string{"accesskey=<K>", "accesskey=<K>"}, "Bearer <K>", invalid},
+		{[]string{"", "accesskey=<K>"}, "Bearer <J>", invalid},
+		{[]string{"accesskey=<K>&accesskey=<K>", "accesskey=<K>&accesskey=<K>"}, "", invalid},
+		{[]string{"accesskey=<K>", "accesskey="}, "", invalid},
+		{[]string{"accesskey=", "accesskey=<K>"}, "", invalid},
+		{[]string{"token=", "accesskey=<K>"}, "", "K"},
+		{[]string{"token=", "token="}, "", none},
+		{[]string{"token=", "token"}, "", none},
+		{[]string{"x=1", "token=<K>"}, "", invalid},
+		{[]string{"x=1", "accesskey=<J>"}, "", invalid},
+		{[]string{"accesskey=<K>", "x=1;token=<J>"}, "", invalid},
+		{[]string{"x=1;token=<J>", "accesskey=<K>"}, "", invalid},
+		{[]string{"accesskey=<K>", "token=%zz"}, "", invalid},
+		{[]string{"token=%zz"}, "Bearer <K>", invalid},
+		{[]string{"accesskey=", "<K>"}, "", none}, // two queries are not one text
+		{[]string{"access", "key=<K>"}, "", none},
+	} {
+		var queries, header []string
+		for _, query := range c.queries {
+			queries = append(queries, fill.Replace(query))
+		}
+		if c.header != "" {
+			header = []string{fill.Replace(c.header)}
+		}
+		got, err := ExtractForwarded(queries, header)
+		var ok bool
+		switch c.want {
+		case "K":
+			ok = err == nil && got.Kind == KindAccessKey && got.token.Reveal() == key && got.jwt == ""
+		case "J":
+			ok = err == nil && got.Kind == KindJWT && got.jwt == token && got.token.Empty()
+		case none:
+			ok = errors.Is(err, ErrNoCredential) && got == (Credential{})
+		default:
+			ok = errors.Is(err, ErrInvalidCredential) && got == (Credential{})
+		}
+		if !ok {
+			t.Errorf("%q %s: %v %v, want %s", c.queries, c.header, got.Kind, err, c.want)
+		}
+	}
+}
+
+// A text that is asked about is an access key or has the form of a JWT, to the byte, or is refused.
+func TestParsedCredentialIsWhatTheTextIsAndNothingNear(t *testing.T) {
+	t.Parallel()
+	const key, token = "vb_0123456789abcdefABCDEFghijKLMNO_", "eyJh.eyJz.c2ln"
+	if c, err := ParseCredential(key); err != nil || c.Kind != KindAccessKey || c.token.Reveal() != key {
+		t.Errorf("a key: %v %v", c.Kind, err)
+	}
+	for _, text := range []string{token, "..", "a.b.c", strings.Repeat("a", maxJWTLength-4) + ".b.c"} {
+		if c, err := ParseCredential(text); err != nil || c.Kind != KindJWT || c.jwt != text {
+			t.Errorf("%.20s: %v %v", text, c.Kind, err)
+		}
+	}
+	for _, text := range []string{
+		"", " ", "x", "vb_", key + " ", " " + key, key + "\n", key[:34], key + "a", "Bearer " + key, strings.ToUpper(key), "vb_a.b.c", key + ".b.c", "a.b", "a.b.c.d",
+		strings.Repeat("a", maxJWTLength-3) + ".b.c", strings.Repeat(".", 1<<20),
+	} {
+		if c, err := ParseCredential(text); !errors.Is(err, ErrInvalidCredential) || errors.Is(err, ErrNoCredential) || c != (Credential{}) {
+			t.Errorf("%.50q: %v %v, want a refusal", text, c.Kind, err)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,55 @@ func FuzzExtract(f *testing.F) {
 		}
 		if err != nil && c != (Credential{}) {
 			t.Fatalf("a refusal that gives %v", c.Kind)
+		}
+	})
+}
+
+// Contract 12: "exactly one in all". Several queries are read as one that has all of their pairs, but for copies; so nothing
+// hides in the seam between two, nothing is accepted that Extract would refuse, and the order makes no difference.
+func FuzzExtractForwarded(f *testing.F) {
+	const key, token = "vb_0123456789abcdefABCDEFghijKLMNO_", "eyJh.eyJz.c2ln"
+	queries := []string{
+		"", "token=" + token, "accesskey=" + key, "token=" + key, "accesskey=", "token", "x=1", "x=1;token=" + token, "token=%zz", "accesskey=" + key + "&",
+		"%61ccesskey=" + key, "token=" + token + "&token=", "&", "access", "key=" + key, "accesskey=" + key + ";",
+	}
+	for i, first := range queries {
+		f.Add(first, "", "", "", uint8(0))
+		f.Add(first, first, first, "Bearer "+key, uint8(i))
+		for j, second := range queries {
+			f.Add(first, second, queries[(i+j)%len(queries)], "bearer "+token, uint8(i+j))
+		}
+	}
+	f.Fuzz(func(t *testing.T, first, second, third, header string, shape uint8) {
+		all := []string{first, second, third}[:shape%4]
+		var authorization []string
+		if shape%8 >= 4 {
+			authorization = []string{header}
+		}
+		var distinct []string
+		for _, query := range all {
+			if !slices.Contains(distinct, query) {
+				distinct = append(distinct, query)
+			}
+		}
+		joined := strings.Join(distinct, "&")
+		c, err := ExtractForwarded(all, authorization)
+		one, oneErr := Extract(joined, authorization)
+		if c != one || errors.Is(err, ErrNoCredential) != errors.Is(oneErr, ErrNoCredential) ||
+			errors.Is(err, ErrInvalidCredential) != errors.Is(oneErr, ErrInvalidCredential) {
+			t.Fatalf("%q and %q: %v %v, as one query %v %v", all, authorization, c.Kind, err, one.Kind, oneErr)
+		}
+		if byGo, bySemicolons := naiveReadings(joined, authorization); err == nil && (len(byGo) != 1 || len(bySemicolons) != 1 || byGo[0] != bySemicolons[0]) {
+			t.Fatalf("%q and %q: accepted, where others find %q and %q", all, authorization, byGo, bySemicolons)
+		}
+		if err != nil && c != (Credential{}) || err == nil && c.Kind == "" {
+			t.Fatalf("%q and %q: %v with %v", all, authorization, c.Kind, err)
+		}
+		backwards := slices.Clone(all)
+		slices.Reverse(backwards)
+		again, againErr := ExtractForwarded(backwards, authorization)
+		if c != again || errors.Is(err, ErrNoCredential) != errors.Is(againErr, ErrNoCredential) || (err == nil) != (againErr == nil) {
+			t.Fatalf("%q and %q: %v %v, backwards %v %v", all, authorization, c.Kind, err, again.Kind, againErr)
 		}
 	})
 }

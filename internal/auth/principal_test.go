@@ -80,3 +80,39 @@ func TestRolesGiveTheirRightsAndNoMore(t *testing.T) {
 		t.Errorf("the roles are %v", Roles())
 	}
 }
+
+// superadmin has more power than admin, admin than manager, manager than agent; no other bit gives any, and no other name is one.
+func TestPermissionReachesWhatHasLessPower(t *testing.T) {
+	t.Parallel()
+	order := []string{"agent", "manager", "admin", "superadmin"} // from least to most
+	bits := []Permission{16, 64, 32, 1}
+	var named Permission
+	for at, name := range order {
+		if bit, ok := NamedPermission(name); !ok || bit != bits[at] {
+			t.Errorf("%s is %d, %t, want %d", name, bit, ok, bits[at])
+		}
+		named |= bits[at]
+	}
+	for _, name := range []string{"", "Admin", "ADMIN", "admin ", " admin", "admins", "root", "none", "all", "customer_admin", "32", "admin,agent"} {
+		if bit, ok := NamedPermission(name); ok || bit != PermissionNone {
+			t.Errorf("%q is %d, %t", name, bit, ok)
+		}
+	}
+	for asked, bit := range bits {
+		for mask := range Permission(1 << 4) { // every set of the four
+			var held Permission
+			most := -1
+			for at, one := range bits {
+				if mask&(1<<at) != 0 {
+					held |= one
+					most = max(most, at)
+				}
+			}
+			for _, others := range []Permission{0, PermissionAll &^ named, ^named} {
+				if got, want := (held | others).Reaches(bit), most >= asked; got != want {
+					t.Errorf("%#x reaches %s: %t, want %t", int64(held|others), order[asked], got, want)
+				}
+			}
+		}
+	}
+}

@@ -181,6 +181,7 @@ func misplaced(s string, hasShape bool) []request {
 		fmt.Fprintf(&everywhere, "%%%02X", s[i])
 	}
 	escaped := url.QueryEscape(s)
+	asked := func(name, value string) request { return request{path: verifyPath, header: http.Header{name: {value}}} }
 	var all []request
 	for _, query := range []string{
 		"token=" + escaped, "accesskey=" + escaped, "token=" + everywhere.String(), "accesskey=" + everywhere.String(),
@@ -191,13 +192,19 @@ func misplaced(s string, hasShape bool) []request {
 	} {
 		all = append(all, request{path: "/v1.0/me?" + query}, request{path: "/v1.0/none?" + query}, request{path: "/ping?" + query},
 			request{method: http.MethodPost, path: "/auth/login?" + query, body: "{}"})
+		all = append(all, request{path: verifyPath + "?" + query}, request{path: verifyPath + "/a?" + query}, asked("X-Original-Uri", "/a?"+query),
+			asked("X-Forwarded-Uri", "https://x.example/?"+query), form(query))
 	}
 	for name, value := range map[string]string{
 		"Authorization": "Bearer " + s, "X-Api-Key": s, "Cookie": "token=" + escaped, "Referer": "https://x.example/?token=" + s,
 		"User-Agent": s, "X-Forwarded-For": s, "Origin": "https://" + s, "Proxy-Authorization": "Bearer " + s, "Accept": s,
 		"X-Forwarded-Uri": "/?token=" + s, "X-Original-Uri": "/?token=" + s, "Traceparent": s, "Forwarded": "for=" + s, "If-None-Match": s,
+		"X-Auth-Id": s, "X-Forwarded-Method": s,
 	} {
-		all = append(all, header(name, value))
+		all = append(all, header(name, value), asked(name, value))
+	}
+	for _, value := range []string{s, "/" + s, "/a#" + s, "https://" + escaped + "@x.example/", "/a?" + escaped, "?" + escaped + "=1"} {
+		all = append(all, asked("X-Original-Uri", value), asked("X-Forwarded-Uri", value))
 	}
 	for _, value := range []string{s, "Basic " + base64.StdEncoding.EncodeToString([]byte(s+":")), "Basic " + s, "Token " + s, "Bearer " + s + ", Bearer x"} {
 		all = append(all, header("Authorization", value))
@@ -222,6 +229,8 @@ func misplaced(s string, hasShape bool) []request {
 		"/v1.0/me?" + s, "/v1.0/me?" + everywhere.String(), "/v1.0/me?" + s + "=1", "/v1.0/accesskeys?page_size=" + s,
 		"/v1.0/accesskeys?page_token=" + s, "/v1.0/accesskeys?page_token=" + everywhere.String(), "/v1.0/me&token=" + s,
 		"/v1.0/accesskeys?page_size=1;token=" + s, "/ping/" + s, "/auth/" + s, "//" + s, "/v1.0/" + strings.Repeat("a", 500) + "/" + s,
+		"/auth/verify/" + s, "/auth/verify/a/" + everywhere.String() + "/b?x", "/auth/verify?" + s, "/auth/verify?permission=" + s, "/auth/verify?strict=" + everywhere.String(),
+		"/auth/verify/a?page_token=" + s, "/auth/introspect/" + s, "/auth/introspect?x=" + s, "/auth/verify" + s,
 	} {
 		all = append(all, request{path: path}, request{method: http.MethodDelete, path: path})
 	}
@@ -281,9 +290,16 @@ func TestNoSecretShowsInAnySink(t *testing.T) {
 		{method: http.MethodGet, path: "/v1.0/accesskeys?accesskey=" + created},
 		{method: http.MethodGet, path: "/v1.0/accesskeys/" + id + "?token=" + session},
 		{method: http.MethodPut, path: "/v1.0/accesskeys/" + id, body: map[string]any{"name": "m", "token": created}, header: bearing(created)},
+		{method: http.MethodGet, path: verifyPath, header: http.Header{"X-Original-Uri": {"/a?accesskey=" + created}}},
+		{method: http.MethodGet, path: verifyPath, header: http.Header{"X-Forwarded-Uri": {"/a?token=" + session}}},
+		{method: http.MethodGet, path: verifyPath + "/a?accesskey=" + created},
+		{method: http.MethodGet, path: verifyPath + "?permission=admin&token=" + session},
 		{method: http.MethodDelete, path: "/v1.0/accesskeys/" + id, header: bearing(deleted)},
 	} {
 		a.ask(h, req).wants(http.StatusOK)
+	}
+	for _, about := range []string{created, deleted, session, auth.NewAccessToken().Reveal()} {
+		a.ask(h, introspecting(session, about)).wants(http.StatusOK)
 	}
 	tokens := map[string]string{
 		"created key": created, "deleted key": deleted, "unknown key": auth.NewAccessToken().Reveal(), "JWT": session,
@@ -317,7 +333,9 @@ func TestNoSecretShowsInAnySink(t *testing.T) {
 	ask(h, map[string]string{"password": password}, 1)
 	codes := map[int]int{}
 	for name, broken := range brokenServers(h) {
-		for _, req := range []request{login, create, {method: http.MethodGet, path: "/v1.0/me?accesskey=" + created}, {method: http.MethodGet, path: "/v1.0/me?token=" + session}} {
+		for _, req := range []request{login, create, {method: http.MethodGet, path: "/v1.0/me?accesskey=" + created}, {method: http.MethodGet, path: "/v1.0/me?token=" + session},
+			{method: http.MethodGet, path: verifyPath + "?strict=0", header: http.Header{"X-Original-Uri": {"/a?accesskey=" + created}}},
+			{method: http.MethodGet, path: verifyPath + "?strict=0&accesskey=" + created}, introspecting(session, created)} {
 			got := a.ask(broken, req)
 			codes[got.code]++
 			if name != "blabs" && got.code < 500 {

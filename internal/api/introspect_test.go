@@ -21,12 +21,16 @@ func form(body string) request {
 	}
 }
 
-// introspect asks about a token as this caller.
-func (h *harness) introspect(caller, token string) response {
-	h.t.Helper()
+// introspecting asks about a token as this caller.
+func introspecting(caller, token string) request {
 	asked := form(url.Values{"token": {token}}.Encode())
 	asked.header.Set("Authorization", "Bearer "+caller)
-	return h.send(asked)
+	return asked
+}
+
+func (h *harness) introspect(caller, token string) response {
+	h.t.Helper()
+	return h.send(introspecting(caller, token))
 }
 
 // lifetime is a credential's iat and exp, read without the code that writes them.

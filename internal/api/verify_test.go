@@ -213,7 +213,7 @@ var asking = map[string]func(request) request{
 		return request{method: http.MethodGet, path: verifyPath + "?" + query, header: about.header}
 	},
 	"X-Original-URI": func(about request) request {
-		return request{method: http.MethodGet, path: verifyPath, header: with(about.header, "X-Original-Uri", about.path)}
+		return request{method: http.MethodGet, path: verifyPath, header: with(about.header, "X-Original-URI", about.path)}
 	},
 	"X-Forwarded-Uri": func(about request) request {
 		return request{method: http.MethodGet, path: verifyPath, header: with(about.header, "X-Forwarded-Uri", about.path)}
@@ -226,13 +226,13 @@ var asking = map[string]func(request) request{
 	},
 }
 
-// with is a header with one more line.
+// with is a header with one more line, its name as it is written here.
 func with(header http.Header, name, value string) http.Header {
 	more := header.Clone()
 	if more == nil {
 		more = http.Header{}
 	}
-	more.Add(name, value)
+	more[name] = append(more[name], value)
 	return more
 }
 
@@ -372,13 +372,60 @@ func TestTwoCredentialsAreRefusedWhereverTheyAre(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"X-Original-Url", "X-Rewrite-Url", "X-Forwarded-Url", "X-Envoy-Original-Path", "X-Auth-Request-Redirect", "Referer"} {
-		req := check()
-		req.header.Set(name, "/a?accesskey="+h.acme.token)
-		if wrong := h.send(req).notAChallenge("AUTHENTICATION_REQUIRED"); wrong != "" {
-			t.Errorf("%s: %s", name, wrong)
+}
+
+// Nothing else is read: what other proxies send, cookies, Basic, the body. Good credentials lie there, and one in its place is good beside
+// them.
+func TestCheckReadsACredentialNowhereElse(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	key := h.globex.token
+	basic := base64.StdEncoding.EncodeToString([]byte(h.globex.admin.Username + ":" + tenantPassword))
+	url := "https://x.example/a?accesskey=" + key
+	for name, value := range map[string]string{
+		"X-Original-Url": url, "X-Rewrite-Url": url, "X-Forwarded-Url": url, "X-Envoy-Original-Path": url, "X-Auth-Request-Redirect": url, "Referer": url,
+		"X_Original_URI": url, "X-Original-Uri-": url, "X-Forwarded-Query": "accesskey=" + key, "X-Replaced-Path": url, "X-Original-Authorization": "Bearer " + key,
+		"X-Forwarded-Authorization": "Bearer " + key, "Proxy-Authorization": "Bearer " + key, "X-Api-Key": key, "Accesskey": key, "Token": h.globex.adminJWT,
+		"Cookie": "accesskey=" + key + "; token=" + h.globex.adminJWT, "Authorization": "Basic " + basic, "X-Auth-Id": h.globex.key.ID.String(),
+	} {
+		header := http.Header{name: {value}}
+		h.send(request{method: http.MethodGet, path: verifyPath, header: header}).wantsChallenge("AUTHENTICATION_REQUIRED")
+		good := with(header, "X-Original-URI", "/a?accesskey="+h.acme.token)
+		if got := h.send(request{method: http.MethodGet, path: verifyPath, header: good}).wants(http.StatusOK); got.header.Get("X-Auth-Id") != h.acme.key.ID.String() {
+			t.Errorf("%s: %v", name, got.header)
 		}
 	}
+	for _, path := range []string{verifyPath, verifyPath + "/a"} {
+		inBody := form("accesskey=" + key)
+		inBody.path = path
+		h.send(inBody).wantsChallenge("AUTHENTICATION_REQUIRED")
+	}
+}
+
+// However many paths and methods clients ask for, the metrics know two routes, and count what became of the credentials.
+func TestChecksAreCountedByRouteAndResultAlone(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	for i := range 20 {
+		path := fmt.Sprint(verifyPath, "/a", i, "/b?c=", i)
+		h.send(request{method: fmt.Sprint("M", i), path: path, header: bearing(h.acme.token)}).wants(http.StatusOK)
+		h.get(path, "").stops(401, "AUTHENTICATION_REQUIRED")
+		h.get(verifyPath, h.acme.token+"x").stops(401, "INVALID_CREDENTIALS")
+	}
+	var got []string
+	for line := range strings.Lines(string(h.get("/metrics", "").raw)) {
+		if strings.HasPrefix(line, "accesskeys_http_requests_total{") || strings.HasPrefix(line, "accesskeys_credential_checks_total{") {
+			got = append(got, strings.TrimSpace(line))
+		}
+	}
+	equalJSON(t, got, []string{
+		`accesskeys_credential_checks_total{kind="accesskey",result="accepted"} 20`,
+		`accesskeys_credential_checks_total{kind="none",result="absent"} 20`,
+		`accesskeys_credential_checks_total{kind="none",result="refused"} 20`,
+		`accesskeys_http_requests_total{method="GET",route="/auth/verify",status="401"} 20`,
+		`accesskeys_http_requests_total{method="GET",route="/auth/verify/*",status="401"} 20`,
+		`accesskeys_http_requests_total{method="other",route="/auth/verify/*",status="200"} 20`,
+	})
 }
 
 // powers are how many of the names agent, manager, admin and superadmin each kind of caller has; -1 is no caller any more.

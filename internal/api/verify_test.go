@@ -639,7 +639,8 @@ func TestChecksAreLimitedWithV1AndNotAsLoginsAre(t *testing.T) {
 	h.get("/v1.0/me", h.acme.token).wants(http.StatusOK)
 	for path, code := range map[string]int{
 		verifyPath: 403, verifyPath + "?permission=agent": 403, verifyPath + "?nonsense": 403, verifyPath + "/a?strict=0": 403,
-		verifyPath + "?strict=0": 429, "/v1.0/me": 429,
+		verifyPath + "?strict=0&nonsense": 403, verifyPath + "?nonsense&strict=0": 403, verifyPath + "?permission=root&strict=0": 403,
+		verifyPath + "?strict=0&x=1&y=2": 403, verifyPath + "?strict=0": 429, "/v1.0/me": 429,
 	} {
 		for _, credential := range []string{h.acme.token, h.globex.adminJWT, ""} {
 			got := h.get(path, credential).stops(code, "RATE_LIMIT_EXCEEDED")

@@ -197,7 +197,7 @@ func TestDevWithACertificatePrintsAddressesOfHTTPS(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = res.Body.Close()
-	if !strings.HasPrefix(base, "https://") || res.StatusCode != 200 {
+	if !strings.HasPrefix(base, "https://") || res.StatusCode != http.StatusOK {
 		t.Errorf("%s: %d", base, res.StatusCode)
 	}
 }

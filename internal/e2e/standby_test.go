@@ -1,0 +1,438 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// standbyPair is two Postgres on loopback, of which one follows the other.
+type standbyPair struct {
+	t       testing.TB
+	dir     string
+	bin     string
+	addrs   [2]string
+	nodes   [2]*program
+	primary int
+}
+
+// newStandbyPair starts a primary and its standby. Commits wait for the standby once synchronous is called.
+func newStandbyPair(t testing.TB) *standbyPair {
+	t.Helper()
+	machines := freeMachines(t)
+	c := &standbyPair{t: t, dir: folder(t), bin: postgresBin(t), addrs: [2]string{machines[0] + ":5432", machines[1] + ":5432"}}
+	c.command("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--pgdata="+c.data(0))
+	c.start(0)
+	c.sql(0, `CREATE DATABASE accesskeys`)
+	c.sql(0, `CREATE TABLE scratch (at timestamptz DEFAULT now())`)
+	c.follow()
+	return c
+}
+
+// freeMachines are three addresses of the loopback network on which etcd's, Postgres' and Patroni's ports are free, and
+// stay so: what goes out from this machine to itself has 127.0.0.1.
+func freeMachines(t testing.TB) (addrs [3]string) {
+	t.Helper()
+	eventually(t, "there are three addresses whose ports are free", func() bool {
+		network := fmt.Sprintf("127.%d.%d.", 1+rand.IntN(250), rand.IntN(250))
+		for i := range addrs {
+			addrs[i] = network + strconv.Itoa(11+i)
+			for _, port := range []string{"2379", "2380", "5432", "8008"} {
+				if listens(addrs[i] + ":" + port) {
+					return false
+				}
+			}
+		}
+		return true
+	})
+	return addrs
+}
+
+// postgresBin is the folder of Postgres' programs.
+func postgresBin(t testing.TB) string {
+	t.Helper()
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pg_basebackup")
+	if path, err := exec.LookPath("pg_basebackup"); len(found) == 0 && err == nil {
+		found = []string{path}
+	}
+	if len(found) == 0 {
+		t.Fatal("pg_basebackup is not installed (make e2e installs it)")
+	}
+	return filepath.Dir(found[len(found)-1])
+}
+
+func (c *standbyPair) data(node int) string { return filepath.Join(c.dir, strconv.Itoa(node)) }
+
+// url is the address of one Postgres, with the scratch table.
+func (c *standbyPair) url(node int) string {
+	return "postgres://postgres@" + c.addrs[node] + "/postgres?sslmode=disable&connect_timeout=1"
+}
+
+// databaseURL is what our servers are given: both hosts, always in the same order.
+func (c *standbyPair) databaseURL() string {
+	return "postgres://postgres@" + c.addrs[0] + "," + c.addrs[1] + "/accesskeys?sslmode=disable&target_session_attrs=read-write"
+}
+
+func (c *standbyPair) command(name string, arguments ...string) {
+	c.t.Helper()
+	cmd := exec.CommandContext(c.t.Context(), filepath.Join(c.bin, name), arguments...)
+	cmd.Dir = c.dir
+	if output, err := unprivileged(c.t, cmd, c.dir).CombinedOutput(); err != nil {
+		c.t.Fatalf("%s: %v\n%s", name, err, output)
+	}
+}
+
+func (c *standbyPair) start(node int) {
+	c.t.Helper()
+	host, port, _ := net.SplitHostPort(c.addrs[node])
+	cmd := exec.Command(filepath.Join(c.bin, "postgres"), "-D", c.data(node), "-h", host, "-p", port, "-k", "",
+		"-c", "max_connections=200", "-c", "wal_retrieve_retry_interval=100ms")
+	cmd.Dir = c.dir
+	c.nodes[node] = start(c.t, fmt.Sprintf("postgres-%d", node), unprivileged(c.t, cmd))
+	c.t.Cleanup(func() { c.kill(node) })
+	eventually(c.t, "Postgres answers", func() bool {
+		if !c.nodes[node].running() {
+			c.t.Fatalf("Postgres has ended: %v\n%s", c.nodes[node].err, c.nodes[node].tail())
+		}
+		_, err := query(c.t.Context(), c.url(node), `SELECT 1`)
+		return err == nil
+	})
+}
+
+// follow makes a standby of the server that is not the primary, out of a fresh copy.
+func (c *standbyPair) follow() {
+	c.t.Helper()
+	standby := 1 - c.primary
+	if err := os.RemoveAll(c.data(standby)); err != nil {
+		c.t.Fatal(err)
+	}
+	host, port, _ := net.SplitHostPort(c.addrs[c.primary])
+	c.command("pg_basebackup", "--pgdata="+c.data(standby), "--checkpoint=fast", "--write-recovery-conf",
+		"--dbname=host="+host+" port="+port+" user=postgres application_name=standby")
+	c.start(standby)
+	eventually(c.t, "the standby follows", func() bool {
+		return c.text(`SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = 'standby'`) == "1"
+	})
+}
+
+// synchronous makes commits wait for the standby, and returns once all that was committed before is safe, too. It is set on
+// a primary that has its standby, so that no copy has it: one that was promoted would wait for a standby that it doesn't
+// have.
+func (c *standbyPair) synchronous() {
+	c.t.Helper()
+	c.sql(c.primary, `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
+	c.sql(c.primary, `SELECT pg_reload_conf()`)
+	eventually(c.t, "the standby is synchronous", func() bool {
+		return c.text(`SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == "1"
+	})
+	c.sql(c.primary, `INSERT INTO scratch DEFAULT VALUES`)
+}
+
+// promote makes a primary of the standby.
+func (c *standbyPair) promote() {
+	c.t.Helper()
+	c.primary = 1 - c.primary
+	if promoted := c.text(`SELECT pg_promote(true, 60)`); promoted != "true" {
+		c.t.Fatalf("pg_promote answered %s", promoted)
+	}
+}
+
+// query runs a statement and returns the last row's first value.
+func query(ctx context.Context, url, sql string) (value any, err error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	rows, err := conn.Query(ctx, sql, pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		values, err := rows.Values()
+		if err != nil {
+			return nil, err
+		}
+		value = values[0]
+	}
+	return value, rows.Err()
+}
+
+// execute runs a statement that has to succeed.
+func execute(t testing.TB, url, sql string) {
+	t.Helper()
+	if _, err := query(t.Context(), url, sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (c *standbyPair) sql(node int, sql string) {
+	c.t.Helper()
+	execute(c.t, c.url(node), sql)
+}
+
+// program is Postgres with its version.
+func (c *standbyPair) program() string {
+	return version(c.t, filepath.Join(c.bin, "postgres"), "--version")
+}
+
+// text is the one value of a query to the primary.
+func (c *standbyPair) text(sql string) string {
+	c.t.Helper()
+	value, err := query(c.t.Context(), c.url(c.primary), sql)
+	if err != nil {
+		c.t.Fatalf("%s: %v", sql, err)
+	}
+	return fmt.Sprint(value)
+}
+
+// kill ends a Postgres as a machine that loses its power does: none of its processes does anything any more.
+func (c *standbyPair) kill(node int) {
+	c.signal(node, syscall.SIGKILL)
+	<-c.nodes[node].ended
+}
+
+// signal sends a signal to every process of a Postgres. They are in no common process group: each makes its own.
+func (c *standbyPair) signal(node int, s syscall.Signal) {
+	if !c.nodes[node].running() {
+		return
+	}
+	first := c.nodes[node].cmd.Process.Pid
+	_ = syscall.Kill(first, syscall.SIGSTOP) // or it would start others meanwhile
+	for _, pid := range children(first) {
+		_ = syscall.Kill(pid, s)
+	}
+	_ = syscall.Kill(first, s)
+}
+
+// children are the processes that a process has started.
+func children(of int) (pids []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		// pid (name) state parent ...
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err == nil && len(fields) > 1 && fields[1] == strconv.Itoa(of) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// newServers are three of ours on these databases.
+func newServers(t testing.TB, database string) []*server {
+	t.Helper()
+	var servers []*server
+	for range 3 {
+		servers = append(servers, newServer(t, database))
+	}
+	return servers
+}
+
+// TestPromotionLosesNothing kills the primary again and again, and promotes the standby that its commits have waited for.
+func TestPromotionLosesNothing(t *testing.T) {
+	t.Parallel()
+	const promotions = 6 // both ways three times
+	c := newStandbyPair(t)
+	c.synchronous()
+	w := witnessed(t, lightly, newServers(t, c.databaseURL())...)
+	var all outage
+	for range promotions {
+		w.settle()
+		old := c.primary
+		c.kill(old)
+		lost := w.now()
+		c.promote()
+		all = all.and(w.recovered(lost, w.takesWrites(c.url(c.primary)), 0))
+		c.follow()
+		c.synchronous()
+	}
+	f := w.judge()
+	f.kept(t)
+	all.soon(t)
+	counted(t, "primary killed, synchronous standby promoted", c.program(),
+		"%d promotions, %v, %v", promotions, f, all)
+}
+
+// TestPromotionWhileThePrimaryIsSilentLosesNothing promotes the standby while nobody gets an answer from the primary, not
+// even that there is nobody. Who asks one host after the other waits for it each time.
+func TestPromotionWhileThePrimaryIsSilentLosesNothing(t *testing.T) {
+	t.Parallel()
+	for _, silence := range []struct {
+		name  string
+		begin func(c *standbyPair, node int) (end func())
+	}{
+		// Connections to it stay open, new ones are taken, and nothing comes.
+		{"hangs", func(c *standbyPair, node int) func() {
+			c.signal(node, syscall.SIGSTOP)
+			return func() { c.kill(node) } // who promotes beside a primary that may go on has to fence it
+		}},
+		// What is sent to it vanishes.
+		{"is gone", func(c *standbyPair, node int) func() {
+			c.kill(node)
+			return swallow(c.t, c.addrs[node])
+		}},
+	} {
+		t.Run(silence.name, func(t *testing.T) {
+			t.Parallel()
+			c := newStandbyPair(t)
+			c.synchronous()
+			servers := newServers(t, c.databaseURL())
+			w := witnessed(t, heavily, servers...)
+			w.settle()
+			end := silence.begin(c, c.primary)
+			lost := w.now()
+			c.promote()
+			accepting := w.takesWrites(c.url(c.primary))
+			late := newServer(t, c.databaseURL())
+			o := w.recovered(lost, accepting, 8*time.Second) // the time-outs of what was under way are over by then
+			id, _ := newKey(t, w.client, late.url(""))
+			deleteKey(t, w.client, servers[0].url(""), id)
+			end()
+			f := w.judge()
+			f.kept(t)
+			o.soon(t)
+			counted(t, "primary "+silence.name+", synchronous standby promoted", c.program(), "%v, %v", f, o)
+		})
+	}
+}
+
+// swallow makes a port on which connecting takes for ever, as with a machine that has lost its power, until end is called:
+// the system drops what would be one connection too many in a queue that nobody empties.
+func swallow(t testing.TB, addr string) (end func()) {
+	t.Helper()
+	resolved, err := net.ResolveTCPAddr("tcp4", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() { _ = syscall.Close(fd) })
+	t.Cleanup(end)
+	err = errors.Join(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1),
+		syscall.Bind(fd, &syscall.SockaddrInet4{Port: resolved.Port, Addr: [4]byte(resolved.IP.To4())}), syscall.Listen(fd, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "connecting takes for ever", func() bool {
+		conn, err := net.DialTimeout("tcp", addr, 200*time.Millisecond)
+		if err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+			return false
+		}
+		var timeout net.Error
+		return errors.As(err, &timeout) && timeout.Timeout()
+	})
+	return end
+}
+
+// TestPromotionBesideALivingPrimaryUndoesNothing promotes the standby while the primary goes on, and answers whoever asks.
+// Servers with a lease find out, since its commits are confirmed no more; one with CACHE_LEASE=0 goes on to believe it,
+// which is what fencing is for.
+func TestPromotionBesideALivingPrimaryUndoesNothing(t *testing.T) {
+	t.Parallel()
+	c := newStandbyPair(t)
+	c.synchronous()
+	servers := newServers(t, c.databaseURL())
+	believer := newServer(t, c.databaseURL(), "CACHE_LEASE=0")
+	w := witnessed(t, lightly, servers...)
+	w.settle()
+	id, token := newKey(t, w.client, believer.url(""))
+	accepts := func() bool {
+		a := call(t.Context(), w.client, http.MethodGet, believer.url("/v1.0/me"), "", "Authorization", "Bearer "+token)
+		return a.status == http.StatusOK
+	}
+	if !accepts() {
+		t.Fatal("a key that was just made is refused")
+	}
+	lost := w.now()
+	c.promote()
+	w.excuse() // no lease goes on after the promotion
+	o := w.recovered(lost, w.takesWrites(c.url(c.primary)), 15*time.Second)
+	deleteKey(t, w.client, servers[0].url(""), id)
+	believed := accepts()
+	if !believed {
+		t.Error("the server with CACHE_LEASE=0 does not go by the old primary: what is this test about?")
+	}
+	c.kill(1 - c.primary)
+	f := w.judge()
+	f.kept(t)
+	counted(t, "primary lives, synchronous standby promoted", c.program(),
+		"%v, %v; new keys refused: %d; with CACHE_LEASE=0 a revoked one was accepted: %t", f, o, f.excused, believed)
+}
+
+// TestOnlySynchronousReplicationKeepsPromises cuts the standby off before the primary dies. Without synchronous replication
+// the witness finds what that loses, as it would if the other tests lost anything; with it nothing is acknowledged
+// meanwhile.
+func TestOnlySynchronousReplicationKeepsPromises(t *testing.T) {
+	t.Parallel()
+	for _, synchronous := range []bool{false, true} {
+		t.Run(fmt.Sprintf("synchronous=%t", synchronous), func(t *testing.T) {
+			t.Parallel()
+			c := newStandbyPair(t)
+			if synchronous {
+				c.synchronous()
+			}
+			w := witnessed(t, lightly, newServers(t, c.databaseURL())...)
+			w.settle()
+			sender, err := strconv.Atoi(c.text(`SELECT pid FROM pg_stat_replication`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := w.count()
+			if err := syscall.Kill(sender, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			if synchronous {
+				eventually(t, "POSTs fail", func() bool { return w.count().unknown > before.unknown })
+				silent := w.count()
+				eventually(t, "more of them fail", func() bool { return w.count().unknown > silent.unknown+20 })
+				if now := w.count(); now.made != silent.made || now.revoked != silent.revoked {
+					t.Errorf("while the standby was cut off %d keys and %d revocations were acknowledged",
+						now.made-silent.made, now.revoked-silent.revoked)
+				}
+			} else {
+				eventually(t, "keys were made and revoked meanwhile", func() bool {
+					now := w.count()
+					return now.made > before.made+50 && now.revoked > before.revoked+20
+				})
+			}
+			c.kill(c.primary)
+			lost := w.now()
+			c.promote()
+			w.recovered(lost, w.takesWrites(c.url(c.primary)), 0)
+			f := w.judge()
+			if synchronous {
+				f.kept(t)
+			} else if f.lost == 0 || f.undone == 0 {
+				t.Errorf("the witness has found %d lost keys and %d undone revocations", f.lost, f.undone)
+			}
+			what := fmt.Sprintf("standby cut off, primary killed, standby promoted; synchronous: %t", synchronous)
+			counted(t, what, c.program(), "%v", f)
+		})
+	}
+}

@@ -145,6 +145,9 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
 // noContent is the Content-Length of an answer without a body. Nobody changes it.
 var noContent = []string{"0"}
 
+// identityHeaders say who the caller is, in the order of setIdentity.
+var identityHeaders = [...]string{"X-Auth-Type", "X-Auth-Id", "X-Customer-Id", "X-Agent-Id", "X-Auth-Permission", "X-Auth-Expire"}
+
 // setIdentity says who the caller is.
 //
 // SECURITY: all headers are there every time, also one without a value: a proxy copies them over the client's, and the client's own
@@ -154,10 +157,11 @@ func setIdentity(header http.Header, p auth.Principal) {
 	if p.AgentID != uuid.Nil {
 		agent = p.AgentID.String()
 	}
-	header["X-Auth-Type"] = []string{string(p.Type)}
-	header["X-Auth-Id"] = []string{p.ID.String()}
-	header["X-Customer-Id"] = []string{p.CustomerID.String()}
-	header["X-Agent-Id"] = []string{agent}
-	header["X-Auth-Permission"] = []string{strconv.FormatInt(int64(p.Permission), 10)}
-	header["X-Auth-Expire"] = []string{p.Expires.UTC().Format(timestampLayout)}
+	values := [len(identityHeaders)]string{
+		string(p.Type), p.ID.String(), p.CustomerID.String(), agent,
+		strconv.FormatInt(int64(p.Permission), 10), p.Expires.UTC().Format(timestampLayout),
+	}
+	for i, name := range identityHeaders {
+		header[name] = values[i : i+1 : i+1]
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"text/tabwriter"
@@ -59,6 +61,7 @@ func report() string {
 	var text bytes.Buffer
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\nwhat was run\twith\tcounted")
+	slices.SortStableFunc(rows, func(a, b row) int { return strings.Compare(a.what, b.what) }) // they end in any order
 	for _, r := range rows {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", r.what, r.with, r.counted)
 	}

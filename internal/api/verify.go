@@ -86,7 +86,7 @@ func forProxy(next http.Handler) http.Handler {
 // an option counts there too, since a client can write the original query as it likes: it may ask more of itself, never less.
 func optionsOf(r *http.Request) (verifyOptions, error) {
 	options := verifyOptions{statuses: strictStatuses}
-	if r.URL.Path != verifyPath {
+	if r.URL.Path != verifyPath || r.URL.RawQuery == "" {
 		return options, nil
 	}
 	copied := slices.Contains(originalQueries(r), r.URL.RawQuery)

@@ -5,7 +5,6 @@ package bench
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // binary is the server under test, built by `make bench`.
@@ -94,7 +94,11 @@ type server struct {
 // startServer runs the binary until the benchmark ends or stop is called. env has further settings.
 func startServer(b *testing.B, database secret.Value, env ...string) *server {
 	b.Helper()
-	s := &server{process: process{addr: freeAddr(b)}, log: logFile(b)}
+	addr, err := servertest.FreeAddr()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &server{process: process{addr: addr}, log: logFile(b)}
 	s.cmd = exec.Command(binary, "serve")
 	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+database.Reveal()+"&pool_max_conns=32", "LISTEN_ADDR="+s.addr,
 		"JWT_SECRET="+jwtSecret.Reveal(), "RATE_LIMIT_AUTH_RPS=0", "SHUTDOWN_DELAY=0", "BOOTSTRAP_CUSTOMER="+customer,
@@ -141,16 +145,6 @@ func ready(addr string) bool {
 	}
 	_ = res.Body.Close()
 	return res.StatusCode == http.StatusOK
-}
-
-func freeAddr(b *testing.B) string {
-	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // resident reads the server's resident memory in MiB.

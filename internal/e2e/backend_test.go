@@ -252,6 +252,15 @@ func (s *site) call(t testing.TB, method, path, body string, headers ...string) 
 	return s.count(a)
 }
 
+// runChecks runs all checks on the site, and adds its line to the table.
+func (s *site) runChecks(t *testing.T, what, with string) {
+	t.Helper()
+	for _, c := range checks {
+		t.Run(c.name, func(t *testing.T) { c.run(t, s) })
+	}
+	s.row(t, what, with)
+}
+
 // row adds the site's line to the table.
 func (s *site) row(t testing.TB, what, with string) {
 	t.Helper()

@@ -39,21 +39,13 @@ func newCaddy(t *testing.T, w *world, replacements ...string) *site {
 	caddy.Env = append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_DATA_HOME="+dir)
 	p := start(t, "caddy", unprivileged(t, caddy, dir))
 	s.logs = []string{access, p.log}
-	eventually(t, "caddy listens", func() bool {
-		if !p.running() {
-			t.Fatalf("caddy has ended: %v\n%s", p.err, p.tail())
-		}
-		return listens(addr)
-	})
+	p.awaitListening(t, addr)
 	return s
 }
 
 func TestCaddyLetsInOnlyWhomTheServiceKnows(t *testing.T) {
 	s := newCaddy(t, newWorld(t))
-	for _, c := range checks {
-		t.Run(c.name, func(t *testing.T) { c.run(t, s) })
-	}
-	s.row(t, "forward_auth asks /auth/verify", version(t, "caddy", "version"))
+	s.runChecks(t, "forward_auth asks /auth/verify", version(t, "caddy", "version"))
 }
 
 func TestCaddyTellsClientsApartForTheRateLimit(t *testing.T) {

@@ -42,21 +42,13 @@ func newNginx(t *testing.T, w *world, replacements ...string) *site {
 	nginx := exec.Command("nginx", "-c", filepath.Join(dir, "nginx.conf"), "-e", filepath.Join(dir, "main-error.log"))
 	p := start(t, "nginx", unprivileged(t, nginx, dir))
 	s.logs = append(s.logs, p.log)
-	eventually(t, "nginx listens", func() bool {
-		if !p.running() {
-			t.Fatalf("nginx has ended: %v\n%s", p.err, p.tail())
-		}
-		return listens(addr)
-	})
+	p.awaitListening(t, addr)
 	return s
 }
 
 func TestNginxLetsInOnlyWhomTheServiceKnows(t *testing.T) {
 	s := newNginx(t, newWorld(t))
-	for _, c := range checks {
-		t.Run(c.name, func(t *testing.T) { c.run(t, s) })
-	}
-	s.row(t, "auth_request asks /auth/verify", version(t, "nginx", "-v"))
+	s.runChecks(t, "auth_request asks /auth/verify", version(t, "nginx", "-v"))
 }
 
 func TestNginxTellsClientsApartForTheRateLimit(t *testing.T) {

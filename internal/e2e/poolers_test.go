@@ -56,7 +56,7 @@ func (p *pooler) begin() {
 	p.t.Helper()
 	cmd := exec.Command("pgbouncer", filepath.Join(p.dir, "pgbouncer.ini"))
 	p.program = start(p.t, "pgbouncer", unprivileged(p.t, cmd, p.dir))
-	eventually(p.t, "pgbouncer listens", func() bool { return listens(p.addr) })
+	p.awaitListening(p.t, p.addr)
 }
 
 // url is the address of the database behind the pooler.

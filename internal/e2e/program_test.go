@@ -99,6 +99,17 @@ func (p *program) kill() {
 	<-p.ended
 }
 
+// awaitListening waits until the program accepts connections there.
+func (p *program) awaitListening(t testing.TB, addr string) {
+	t.Helper()
+	eventually(t, p.name+" listens", func() bool {
+		if !p.running() {
+			t.Fatalf("%s has ended: %v\n%s", p.name, p.err, p.tail())
+		}
+		return listens(addr)
+	})
+}
+
 // running reports whether the program has not ended.
 func (p *program) running() bool {
 	select {

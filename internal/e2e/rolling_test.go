@@ -102,7 +102,7 @@ func runHAProxy(t *testing.T, servers []*replica, replacements ...string) balanc
 	}
 	write(t, file, addressed(t, "replicas/haproxy.cfg", servers, replacements...))
 	p := start(t, "haproxy", exec.Command("haproxy", "-db", "-f", file))
-	eventually(t, "HAProxy listens", func() bool { return listens(addr) })
+	p.awaitListening(t, addr)
 	return balancing{addr, []string{p.log}}
 }
 
@@ -126,7 +126,7 @@ http {
 }
 `)
 	p := start(t, "nginx", exec.Command("nginx", "-e", "stderr", "-p", dir, "-c", "nginx.conf", "-g", "daemon off;"))
-	eventually(t, "nginx listens", func() bool { return listens(addr) })
+	p.awaitListening(t, addr)
 	return balancing{addr, []string{p.log, filepath.Join(dir, "accesskeys.log"), filepath.Join(dir, "accesskeys.error.log")}}
 }
 

@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"migrations": {},
 	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/replica", "internal/certificate"},
 
-	"internal/api":         {"internal/auth", "internal/mail", "internal/replica", "internal/store", "internal/secret", "api"},
+	"internal/api":         {"internal/auth", "internal/mail", "internal/replica", "internal/rules", "internal/store", "internal/secret", "api"},
 	"internal/auth":        {"internal/replica", "internal/store", "internal/secret"},
 	"internal/replica":     {"internal/rules", "internal/store"},
 	"internal/store":       {"internal/rules", "internal/secret", "migrations"},

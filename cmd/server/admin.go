@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"unicode/utf8"
@@ -28,12 +29,73 @@ func migrateUp(ctx context.Context, inv invocation) error {
 	})
 }
 
+// lostWith says what goes with each step of the schema, besides what only the running servers need.
+func lostWith(version int) string {
+	switch version {
+	case 1:
+		return "every customer, agent and access key"
+	case 2:
+		return "sign-ups under way and service accounts with their key pairs; access keys of agents, and those with fewer rights than an admin, are deleted"
+	case 3:
+		return "when each access key was used last"
+	case 4:
+		return "who made each access key; access keys that service accounts made are deleted"
+	default:
+		return "what came with it"
+	}
+}
+
 func migrateDown(ctx context.Context, inv invocation) error {
-	return migrateTo(ctx, inv, "migrate down", func(ctx context.Context, cfg *settings) (int, error) {
-		log, flush := newLogger(inv.stderr, cfg)
-		defer flush()
-		return store.MigrateDown(ctx, cfg.databaseURL, log)
-	})
+	flags, given := inv.flagSet("migrate down")
+	yes := flags.Bool("yes", false, "don't ask, whatever data is lost")
+	cfg, err := inv.parse(flags, given, "DATABASE_URL")
+	if err != nil {
+		return err
+	}
+	log, flush := newLogger(inv.stderr, cfg)
+	defer flush()
+	takeBack := inv.takeBackAgreed
+	if *yes {
+		takeBack = store.MigrateDown
+	}
+	version, err := takeBack(ctx, cfg.databaseURL, log)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(inv.stdout, version)
+	return err
+}
+
+// takeBackAgreed is store.MigrateDown, once somebody has agreed where data is lost.
+func (inv invocation) takeBackAgreed(ctx context.Context, url secret.Value, log *slog.Logger) (int, error) {
+	for agreed := 0; ; {
+		version, err := store.MigrateDownAgreed(ctx, url, log, agreed)
+		loss, loses := errors.AsType[*store.LossError](err)
+		if !loses {
+			return version, err
+		}
+		if err := inv.confirmLoss(loss.Version); err != nil {
+			return 0, err
+		}
+		agreed = loss.Version // by now the newest may be another, which is asked for too
+	}
+}
+
+// confirmLoss returns nil where somebody at a terminal agrees to lose what goes with a step.
+func (inv invocation) confirmLoss(version int) error {
+	loss := fmt.Sprintf("version %d of the schema would be taken back, and with it is lost: %s", version, lostWith(version))
+	if _, is := inv.terminal(); !is {
+		return usagef("%s. Nothing was changed; --yes does it", loss)
+	}
+	fmt.Fprintf(inv.stderr, "%s.\nTake it back? [y/N] ", loss)
+	answer, err := inv.readText()
+	if err != nil {
+		return fmt.Errorf("reading the answer: %w", err)
+	}
+	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
+		return fmt.Errorf("version %d of the schema was not taken back: the answer was not yes", version)
+	}
+	return nil
 }
 
 func migrateVersion(ctx context.Context, inv invocation) error {
@@ -70,7 +132,7 @@ func createCustomer(ctx context.Context, inv invocation) error {
 	if *name == "" {
 		return usagef("--name is missing: it takes the customer's name")
 	}
-	c, err := s.CreateCustomer(ctx, store.NewCustomer{Name: *name, Detail: *detail, Email: *email})
+	c, err := s.CreateCustomer(ctx, store.Operator(), store.NewCustomer{Name: *name, Detail: *detail, Email: *email})
 	if err != nil {
 		return err
 	}
@@ -120,7 +182,7 @@ func createAgent(ctx context.Context, inv invocation) error {
 	if err != nil {
 		return err
 	}
-	agent, err := s.CreateAgent(ctx, store.NewAgent{
+	agent, err := s.CreateAgent(ctx, store.Operator(), store.NewAgent{
 		CustomerID: *customer, Username: *username, PasswordHash: hash, Name: *name, Detail: *detail,
 		Permission: int64(permission),
 	})
@@ -154,7 +216,7 @@ func createAccessKey(ctx context.Context, inv invocation) error {
 		return err
 	}
 	token := auth.NewAccessToken()
-	key, err := s.CreateAccessKey(ctx, store.NewAccessKey{
+	key, err := s.CreateAccessKey(ctx, store.Operator(), store.NewAccessKey{
 		CustomerID: *customer, Name: *name, Detail: *detail, TokenHash: token.Hash(), TokenPrefix: token.Prefix(),
 		Expire: *expire,
 	})
@@ -213,12 +275,27 @@ func (inv invocation) readPassword() (secret.Value, error) {
 }
 
 func (inv invocation) readLine() (string, error) {
-	if f, ok := inv.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if descriptor, is := inv.terminal(); is {
 		fmt.Fprint(inv.stderr, "Password: ")
-		line, err := term.ReadPassword(int(f.Fd()))
+		line, err := term.ReadPassword(descriptor)
 		fmt.Fprintln(inv.stderr)
 		return string(line), err
 	}
+	return inv.readText()
+}
+
+// terminal is that of standard input, if it is one.
+func (inv invocation) terminal() (descriptor int, is bool) {
+	f, ok := inv.stdin.(*os.File)
+	if !ok {
+		return 0, false
+	}
+	descriptor = int(f.Fd())
+	return descriptor, term.IsTerminal(descriptor)
+}
+
+// readText reads one line from standard input.
+func (inv invocation) readText() (string, error) {
 	line, err := bufio.NewReader(inv.stdin).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", err

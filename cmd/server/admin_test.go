@@ -18,26 +18,30 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 		first  = "accesskeys agents customers schema_migrations"
 		second = "accesskeys agents customers schema_migrations service_account_keys service_accounts signups"
 		third  = "accesskey_uses accesskeys agents change_head changes customers replicas schema_migrations service_account_keys service_accounts signups"
+		fourth = "accesskey_uses accesskeys accesskeys_migrations agents change_head changes customers instances service_account_keys service_accounts signups"
 	)
 	database := pgtest.Empty(t)
 	env := map[string]string{"DATABASE_URL": database.Reveal()}
 	for i, step := range []struct{ command, version, tables string }{
 		{"version", "0", ""},
 		{"down", "0", ""},
-		{"up", "3", third},
+		{"up", "4", fourth},
+		{"version", "4", fourth},
+		{"up", "4", fourth},
+		{"down", "3", third},
 		{"version", "3", third},
-		{"up", "3", third},
 		{"down", "2", second},
 		{"version", "2", second},
 		{"down", "1", first},
 		{"version", "1", first},
-		{"up", "3", third},
+		{"up", "4", fourth},
+		{"down", "3", third},
 		{"down", "2", second},
 		{"down", "1", first},
-		{"down", "0", "schema_migrations"},
-		{"version", "0", "schema_migrations"},
-		{"down", "0", "schema_migrations"},
-		{"up", "3", third},
+		{"down", "0", ""},
+		{"version", "0", ""},
+		{"down", "0", ""},
+		{"up", "4", fourth},
 	} {
 		out, log, err := cli(t, env, "", "migrate", step.command)
 		if err != nil || out != step.version+"\n" {
@@ -75,6 +79,9 @@ func TestWhatTheCommandLineMakesWorksInTheAPI(t *testing.T) {
 	withToken := strings.Replace(shown.body, `"token_prefix"`, `"token":"`+token+`","token_prefix"`, 1)
 	if withToken != keyText {
 		t.Errorf("GET /v1.0/accesskeys/{id} and the token: %s\nprinted: %s", withToken, keyText)
+	}
+	if made, there := key["created_by"]; made != nil || !there || !strings.HasSuffix(keyText, `,"created_by":null}`) {
+		t.Errorf("who made the key printed: %s", keyText)
 	}
 	if expire := sql(t, database, `SELECT extract(epoch FROM tm_expire - tm_create)::int FROM accesskeys WHERE id = $1`, key["id"]); expire != "3600" {
 		t.Errorf("--expire 3600 made a key for %s s", expire)

@@ -157,7 +157,7 @@ func (a *app) demo(ctx context.Context, b bootstrapSettings) (demo, error) {
 	a.fillDemo(&b)
 	done, err := a.bootstrap(ctx, b)
 	if err == nil && done.Customer == store.Deleted {
-		if _, err = a.store.CreateCustomer(ctx, store.NewCustomer{Name: b.customer}); err == nil {
+		if _, err = a.store.CreateCustomer(ctx, store.Operator(), store.NewCustomer{Name: b.customer}); err == nil {
 			done, err = a.bootstrap(ctx, b)
 		}
 	}
@@ -170,7 +170,7 @@ func (a *app) demo(ctx context.Context, b bootstrapSettings) (demo, error) {
 	}
 	if done.AccessKey == store.Deleted || done.AccessKey == store.Expired {
 		d.accessKey = auth.NewAccessToken()
-		_, err = a.store.CreateAccessKey(ctx, store.NewAccessKey{
+		_, err = a.store.CreateAccessKey(ctx, store.Operator(), store.NewAccessKey{
 			CustomerID: done.CustomerID, Name: "demo", TokenHash: d.accessKey.Hash(), TokenPrefix: d.accessKey.Prefix(),
 			Expire: randomExpire,
 		})
@@ -202,9 +202,9 @@ func (a *app) fillDemo(b *bootstrapSettings) {
 // database, open nothing on an address that others can reach.
 func (a *app) retirePublished(ctx context.Context) error {
 	published, _ := auth.ParseAccessToken(demoAccessKey)
-	key, err := a.store.AccessKeyByHash(ctx, published.Hash(), store.Position{})
-	if err == nil {
-		_, err = a.store.DeleteAccessKey(ctx, key.CustomerID, key.ID)
+	found, err := a.store.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{published.Hash()}}, store.Position{}, store.HeadFirst)
+	if key, there := found.AccessKeys[published.Hash()]; err == nil && there {
+		_, err = a.store.DeleteAccessKey(ctx, store.Operator(), key.CustomerID, key.ID)
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
@@ -220,7 +220,7 @@ func (a *app) retirePublished(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.store.SetPassword(ctx, agent.ID, hash)
+	_, err = a.store.SetPassword(ctx, store.Operator(), agent, hash)
 	return err
 }
 
@@ -235,12 +235,12 @@ func (a *app) demoLogin(ctx context.Context, b bootstrapSettings, done store.Boo
 		return secret.Value{}, err
 	}
 	if done.Agent == store.Deleted {
-		_, err = a.store.CreateAgent(ctx, store.NewAgent{
+		_, err = a.store.CreateAgent(ctx, store.Operator(), store.NewAgent{
 			CustomerID: done.CustomerID, Username: b.username, PasswordHash: hash,
 			Permission: int64(auth.PermissionCustomerAdmin),
 		})
 	} else {
-		_, err = a.store.SetPassword(ctx, done.AgentID, hash)
+		_, err = a.store.SetPassword(ctx, store.Operator(), store.Agent{ID: done.AgentID, CustomerID: done.CustomerID}, hash)
 	}
 	if err != nil {
 		return secret.Value{}, err

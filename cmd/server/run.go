@@ -36,7 +36,10 @@ func commands() []command {
 		{"serve", "", "migrate the database, bootstrap, and serve", serve},
 		{"dev", "[--dir DIR]", "the same on a Postgres of its own, with demo credentials", dev},
 		{"migrate up", "", "bring the schema to the newest version", migrateUp},
-		{"migrate down", "", "take back the newest step, with the data that it holds", migrateDown},
+		{
+			"migrate down", "[--yes]",
+			"take back the newest step, with the data that it holds: asks first where there is any, or takes --yes", migrateDown,
+		},
 		{"migrate version", "", "print the schema's version", migrateVersion},
 		{"customer create", "--name NAME [--detail TEXT] [--email ADDRESS]", "create a customer and print it", createCustomer},
 		{

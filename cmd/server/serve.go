@@ -32,6 +32,9 @@ const (
 	shutdownLinger = 500 * time.Millisecond
 	// slowWorkWait is how long a login, or a new key pair, waits for its turn before it is refused.
 	slowWorkWait = time.Second
+	// connectTimeout is how long a start waits for a database that takes no connection; connectPause is between two attempts.
+	connectTimeout = 30 * time.Second
+	connectPause   = 100 * time.Millisecond
 
 	// Bounds against clients that are slow on purpose. Every request is small, and so is every answer.
 	readHeaderTimeout = 5 * time.Second
@@ -108,9 +111,6 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	if a.store, err = store.Open(ctx, cfg.databaseURL); err != nil {
 		return nil, usagef("DATABASE_URL: %w", err)
 	}
-	if _, err = store.MigrateUp(ctx, cfg.databaseURL, log); err != nil {
-		return nil, fmt.Errorf("preparing the database at DATABASE_URL: %w", err)
-	}
 	// Half of the cores at most do slow work; the rest stays for checking credentials.
 	atOnce := max(1, runtime.GOMAXPROCS(0)/2)
 	if a.passwords, err = auth.NewPasswords(atOnce, slowWorkWait); err != nil {
@@ -124,15 +124,12 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	if err != nil {
 		return nil, err
 	}
-	if cfg.bootstrap.customer != "" {
-		if _, err := a.bootstrap(ctx, cfg.bootstrap); err != nil {
-			return nil, err
-		}
-	}
-	if err := a.warnOfFailover(ctx); err != nil {
+	if err := retryForConnection(ctx, log, connectTimeout, func() error { return a.prepare(ctx, cfg) }); err != nil {
 		return nil, err
 	}
-	a.replica, err = replica.New(replica.Config{Store: a.store, Log: log, Lease: cfg.cacheLease, CacheBytes: cfg.cacheBytes})
+	a.replica, err = replica.New(replica.Config{
+		Store: a.store, Log: log, Lease: cfg.cacheLease, MaxAge: cfg.cacheMaxAge, CacheBytes: cfg.cacheBytes,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +162,41 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 		a.server.TLSConfig = a.certificate.Config()
 	}
 	return a, nil
+}
+
+// prepare migrates and bootstraps.
+func (a *app) prepare(ctx context.Context, cfg *settings) error {
+	if _, err := store.MigrateUp(ctx, cfg.databaseURL, a.log); err != nil {
+		return fmt.Errorf("preparing the database at DATABASE_URL: %w", err)
+	}
+	if cfg.bootstrap.customer != "" {
+		if _, err := a.bootstrap(ctx, cfg.bootstrap); err != nil {
+			return err
+		}
+	}
+	return a.warnOfFailover(ctx)
+}
+
+// retryForConnection calls do until it ends otherwise than with store.ErrNoConnection, for as long as patience lasts. Servers that are
+// flooded can hold all that the database has for a moment: a start that gave up then would be no help to them.
+func retryForConnection(ctx context.Context, log *slog.Logger, patience time.Duration, do func() error) error {
+	ended := time.After(patience)
+	for attempt := 1; ; attempt++ {
+		err := do()
+		if !errors.Is(err, store.ErrNoConnection) {
+			return err
+		}
+		if attempt == 1 {
+			log.Warn("the database takes no connection now; trying again", "at_most", patience.String(), "error", err.Error())
+		}
+		select {
+		case <-time.After(connectPause):
+		case <-ended:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // addr is where the program listens.

@@ -36,6 +36,7 @@ type settings struct {
 	audience           string
 	accessKeyMinExpire int64 // seconds
 	cacheLease         time.Duration
+	cacheMaxAge        time.Duration
 	cacheBytes         uint64
 	logLevel           slog.Level
 	logFormat          string
@@ -88,6 +89,7 @@ func settingsTable() []setting {
 		{name: "AUDIENCE", takes: "the name of this service that service accounts' tokens may give as aud, at most 255 characters", set: setAudience},
 		{name: "ACCESSKEY_MIN_EXPIRE", takes: "a whole number of seconds from 1 to 3153600000", value: "1", set: setMinExpire},
 		{name: "CACHE_LEASE", takes: "for how long credentials may be checked from memory after the last word from the database: 100ms to 20s, or 0 to ask it each time", value: "2s", set: setCacheLease},
+		{name: "CACHE_MAX_AGE", takes: "how old a credential in memory may become before it is read from the database again: 1s to 24h", value: "10m", set: setCacheMaxAge},
 		{name: "CACHE_SIZE", takes: "the MiB of memory for credentials, from 1", value: "256", set: setCacheSize},
 		{name: "LOG_LEVEL", takes: "debug, info, warn or error", value: "info", set: setLogLevel},
 		{name: "LOG_FORMAT", takes: "json or text", value: "json", set: setLogFormat},
@@ -286,6 +288,15 @@ func setCacheLease(s *settings, v string) error {
 		return errNotValid
 	}
 	s.cacheLease = lease
+	return nil
+}
+
+func setCacheMaxAge(s *settings, v string) error {
+	age, err := parseDuration(v)
+	if err != nil || age < replica.MinMaxAge || age > replica.MaxMaxAge {
+		return errNotValid
+	}
+	s.cacheMaxAge = age
 	return nil
 }
 

@@ -90,6 +90,11 @@ func settingCases() []settingCase {
 			wrong: []string{"99ms", "21", "20.1s", "-1s", "1e1", "x"},
 		},
 		{
+			name: "CACHE_MAX_AGE", get: func(s *settings) any { return s.cacheMaxAge }, unset: 10 * time.Minute,
+			right: map[string]any{"1s": time.Second, "1": time.Second, "90m": 90 * time.Minute, "600": 10 * time.Minute, "24h": 24 * time.Hour},
+			wrong: []string{"0", "0s", "999ms", "24h1s", "25h", "-1s", "1e1", "x"},
+		},
+		{
 			name: "CACHE_SIZE", get: func(s *settings) any { return s.cacheBytes }, unset: uint64(256 << 20),
 			right: map[string]any{"1": uint64(1 << 20), "4096": uint64(4096 << 20)},
 			wrong: []string{"0", "-1", "1.5", "64MB", "99999999999"},

@@ -13,7 +13,7 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// Contract 6: "migrate (safe with many replicas starting at once), bootstrap, serve".
+// Contract 6: "migrate (safe with many instances starting at once), bootstrap, serve".
 func TestManyServersStartAtOnceOnAnEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
@@ -35,8 +35,8 @@ func TestManyServersStartAtOnceOnAnEmptyDatabase(t *testing.T) {
 	if got, want := schemaOf(t, database), schemaOf(t, pgtest.Migrated(t)); got != want || !strings.Contains(want, "agents_live_username") {
 		t.Errorf("schema\n%s\nwant\n%s", got, want)
 	}
-	if versions := sql(t, database, `SELECT string_agg(version || ' ' || dirty, ',') FROM schema_migrations`); versions != "3 false" {
-		t.Errorf("schema_migrations: %s", versions)
+	if versions := sql(t, database, `SELECT string_agg(version || ' ' || dirty, ',') FROM accesskeys_migrations`); versions != "4 false" {
+		t.Errorf("accesskeys_migrations: %s", versions)
 	}
 	for _, p := range programs {
 		if err := p.end(); err != nil {
@@ -62,13 +62,13 @@ func schemaOf(t *testing.T, database secret.Value) string {
 func TestServerStartsOnANewerSchema(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)
-	sql(t, database, `UPDATE schema_migrations SET version = 999`)
+	sql(t, database, `UPDATE accesskeys_migrations SET version = 999`)
 	p := launch(t, environment(database, nil), "serve")
 	bootstrapWorks(t, p.base())
 	if err := p.end(); err != nil {
 		t.Error(err)
 	}
-	if version := sql(t, database, `SELECT version FROM schema_migrations`); version != "999" {
+	if version := sql(t, database, `SELECT version FROM accesskeys_migrations`); version != "999" {
 		t.Errorf("the schema's version is now %s", version)
 	}
 }

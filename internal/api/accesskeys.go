@@ -33,9 +33,21 @@ type accessKeyJSON struct {
 	TmDelete    timestamp `json:"tm_delete"`
 	// TmLastUsed is null for never.
 	TmLastUsed *timestamp `json:"tm_last_used"`
+	// CreatedBy is null for keys of before it was noted, and for those that nobody with a credential made.
+	CreatedBy *creatorJSON `json:"created_by"`
+}
+
+// creatorJSON is who made something.
+type creatorJSON struct {
+	Type auth.PrincipalType `json:"type"`
+	ID   wireID             `json:"id"`
 }
 
 func wireAccessKey(k store.AccessKey) accessKeyJSON {
+	var createdBy *creatorJSON
+	if k.CreatedByType != nil && k.CreatedByID != nil {
+		createdBy = &creatorJSON{Type: auth.PrincipalType(*k.CreatedByType), ID: wireID(*k.CreatedByID)}
+	}
 	return accessKeyJSON{
 		ID:          wireID(k.ID),
 		CustomerID:  wireID(k.CustomerID),
@@ -48,6 +60,7 @@ func wireAccessKey(k store.AccessKey) accessKeyJSON {
 		TmUpdate:    timestamp(k.TmUpdate),
 		TmDelete:    timestamp(k.TmDelete),
 		TmLastUsed:  (*timestamp)(k.TmLastUsed),
+		CreatedBy:   createdBy,
 	}
 }
 
@@ -77,48 +90,51 @@ func (s *Server) createAccessKey(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	caller := principalOf(r)
-	customerID, err := s.mayBindTo(r, caller, agentID)
+	of, err := s.mayBindTo(r, caller, agentID)
 	if err != nil {
 		return err
 	}
 	token := auth.NewAccessToken()
-	key, err := s.store.CreateAccessKey(r.Context(), store.NewAccessKey{
-		CustomerID:  customerID,
-		AgentID:     agentID,
-		Roles:       caller.Roles, // a customer-wide key has no more rights than its maker
-		Name:        orEmpty(name),
-		Detail:      orEmpty(detail),
-		TokenHash:   token.Hash(),
-		TokenPrefix: token.Prefix(),
-		Expire:      expire,
+	key, err := s.store.CreateAccessKey(r.Context(), caller.Caller(), store.NewAccessKey{
+		CustomerID:      of.CustomerID,
+		AgentID:         agentID,
+		AgentPermission: of.Permission,
+		Roles:           caller.Roles, // a customer-wide key has no more rights than its maker
+		Name:            orEmpty(name),
+		Detail:          orEmpty(detail),
+		TokenHash:       token.Hash(),
+		TokenPrefix:     token.Prefix(),
+		Expire:          expire,
 	})
 	if err != nil {
-		return err
+		return accessKeyError(err)
 	}
 	writeJSON(w, http.StatusOK, wireCreatedAccessKey(key, token))
 	return nil
 }
 
 // mayBindTo checks that the caller may make a key that acts for this agent, or for the whole customer where it is nil,
-// and returns the customer. An agent may always bind a key to itself.
-func (s *Server) mayBindTo(r *http.Request, caller auth.Principal, agentID *uuid.UUID) (uuid.UUID, error) {
-	if agentID != nil && caller.Acts(*agentID) {
-		return caller.CustomerID, nil
+// and returns the agent, of which for the caller's customer, or the caller itself, only the customer counts. An agent may always
+// bind a key to itself.
+func (s *Server) mayBindTo(r *http.Request, caller auth.Principal, agentID *uuid.UUID) (store.Agent, error) {
+	own := store.Agent{CustomerID: caller.CustomerID}
+	if agentID != nil && caller.Acts(*agentID, auth.WriteAccessKeys) {
+		return own, nil
 	}
 	if !caller.May(auth.WriteAccessKeys) {
-		return uuid.Nil, permissionDenied()
+		return own, permissionDenied()
 	}
 	if agentID == nil {
-		return caller.CustomerID, nil
+		return own, nil
 	}
 	agent, err := s.store.Agent(r.Context(), *agentID)
 	if err != nil {
-		return uuid.Nil, agentError(err)
+		return own, agentError(err)
 	}
 	if !caller.MayReach(agent.CustomerID) || !caller.MayGive(auth.Permission(agent.Permission)) {
-		return uuid.Nil, permissionDenied()
+		return own, permissionDenied()
 	}
-	return agent.CustomerID, nil
+	return agent, nil
 }
 
 // listAccessKeys shows the keys of the caller's customer, or those bound to one agent, newest first.
@@ -132,7 +148,7 @@ func (s *Server) listAccessKeys(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	caller, ofAgent := principalOf(r), r.URL.Query().Get("agent_id") != ""
-	if !caller.Acts(agentID) {
+	if !caller.Acts(agentID, auth.ReadAccessKeys) {
 		if !caller.May(auth.ReadAccessKeys) {
 			return permissionDenied()
 		}
@@ -187,7 +203,7 @@ func (s *Server) updateAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	key, err = s.store.UpdateAccessKey(r.Context(), key.CustomerID, id, change)
+	key, err = s.store.UpdateAccessKey(r.Context(), principalOf(r).Caller(), key.CustomerID, id, change)
 	if err != nil {
 		return accessKeyError(err)
 	}
@@ -205,7 +221,7 @@ func (s *Server) deleteAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	key, err = s.store.DeleteAccessKey(r.Context(), key.CustomerID, id)
+	key, err = s.store.DeleteAccessKey(r.Context(), principalOf(r).Caller(), key.CustomerID, id)
 	if err != nil {
 		return accessKeyError(err)
 	}
@@ -219,7 +235,7 @@ func (s *Server) reachAccessKey(r *http.Request, id uuid.UUID, rights auth.Right
 	caller := principalOf(r)
 	key, err := s.store.AccessKey(r.Context(), id)
 	switch {
-	case err == nil && key.AgentID != nil && caller.Acts(*key.AgentID):
+	case err == nil && key.AgentID != nil && caller.Acts(*key.AgentID, rights):
 		return key, nil
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return store.AccessKey{}, err
@@ -237,7 +253,7 @@ func accessKeyError(err error) error {
 	if errors.Is(err, store.ErrNotFound) {
 		return notFound(reasonAccessKeyNotFound, "access key")
 	}
-	return err
+	return customerError(err)
 }
 
 func orEmpty(s *string) string {

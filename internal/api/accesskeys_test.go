@@ -42,7 +42,7 @@ func TestOnlyAdminsAndKeysOfTheCustomerManageItsKeys(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	agent := func(permission int64) string {
-		a, err := h.store.CreateAgent(t.Context(), store.NewAgent{
+		a, err := h.store.CreateAgent(t.Context(), store.Operator(), store.NewAgent{
 			CustomerID: h.acme.customer.ID, Username: time.Duration(permission).String(), PasswordHash: tenantHash(),
 			Permission: permission,
 		})

@@ -67,7 +67,7 @@ func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	agent, err := s.store.CreateAgent(r.Context(), store.NewAgent{
+	agent, err := s.store.CreateAgent(r.Context(), caller.Caller(), store.NewAgent{
 		CustomerID: customerID, Username: username, PasswordHash: hash, Name: orEmpty(name), Detail: orEmpty(detail),
 		Permission: int64(permission),
 	})
@@ -140,7 +140,7 @@ func (s *Server) updateAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	agent, err = s.store.UpdateAgent(r.Context(), agent.CustomerID, id, change)
+	agent, err = s.store.UpdateAgent(r.Context(), principalOf(r).Caller(), agent, change)
 	if err != nil {
 		return agentError(err)
 	}
@@ -169,7 +169,7 @@ func (s *Server) setAgentPermission(w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
-	agent, err = s.store.SetPermission(r.Context(), agent.CustomerID, id, int64(permission))
+	agent, err = s.store.SetPermission(r.Context(), principalOf(r).Caller(), agent, int64(permission))
 	if err != nil {
 		return agentError(err)
 	}
@@ -191,10 +191,11 @@ func (s *Server) setAgentPassword(w http.ResponseWriter, r *http.Request) error 
 	if err := body.err(); err != nil {
 		return err
 	}
-	if _, err := s.overpowerAgent(r, id); err != nil {
+	agent, err := s.overpowerAgent(r, id)
+	if err != nil {
 		return err
 	}
-	return s.setPassword(w, r, id, password)
+	return s.setPassword(w, r, agent, password)
 }
 
 // setOwnPassword gives the caller another password, for the old one. A key that is bound to an agent does not do: it may
@@ -220,15 +221,15 @@ func (s *Server) setOwnPassword(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.setPassword(w, r, caller.ID, password)
+	return s.setPassword(w, r, known, password)
 }
 
-func (s *Server) setPassword(w http.ResponseWriter, r *http.Request, id uuid.UUID, password secret.Value) error {
+func (s *Server) setPassword(w http.ResponseWriter, r *http.Request, of store.Agent, password secret.Value) error {
 	hash, err := s.passwords.Hash(r.Context(), password)
 	if err != nil {
 		return err
 	}
-	agent, err := s.store.SetPassword(r.Context(), id, hash)
+	agent, err := s.store.SetPassword(r.Context(), principalOf(r).Caller(), of, hash)
 	if err != nil {
 		return agentError(err)
 	}
@@ -246,7 +247,7 @@ func (s *Server) deleteAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	agent, err = s.store.DeleteAgent(r.Context(), agent.CustomerID, id)
+	agent, err = s.store.DeleteAgent(r.Context(), principalOf(r).Caller(), agent)
 	if err != nil {
 		return agentError(err)
 	}
@@ -290,6 +291,6 @@ func agentError(err error) error {
 	case errors.Is(err, store.ErrLastAdmin):
 		return conflict(reasonLastAdmin, "FAILED_PRECONDITION", "A customer needs an admin, and this is its last one.")
 	default:
-		return err
+		return customerError(err)
 	}
 }

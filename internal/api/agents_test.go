@@ -157,7 +157,7 @@ func TestOfAdminsWhoRemoveOneAnotherOneStays(t *testing.T) {
 	servers := []*harness{h, h.replica()}
 	overlapped := 0
 	for round := range 16 {
-		c, err := h.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "c"})
+		c, err := h.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "c"})
 		if err != nil {
 			t.Fatal(err)
 		}

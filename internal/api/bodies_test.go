@@ -109,7 +109,7 @@ func TestTextComesBackAsItWasSent(t *testing.T) {
 					t.Errorf("%s: sent %.40q %.40q, got %.40q %.40q", method, c.name, c.detail, body["name"], body["detail"])
 				}
 			}
-			if stored := h.text(`SELECT name || detail FROM accesskeys WHERE id = $1`, got["id"]); stored != c.name+c.detail {
+			if stored := h.text(`SELECT name || description FROM accesskeys WHERE id = $1`, got["id"]); stored != c.name+c.detail {
 				t.Errorf("%s: stored %.80q", method, stored)
 			}
 		}
@@ -225,16 +225,17 @@ func TestPutChangesNameAndDetailAndNothingElse(t *testing.T) {
 	token := key["token"].(string)
 	delete(key, "token")
 	path := "/v1.0/accesskeys/" + key["id"].(string)
-	hash := func() string { return h.text(`SELECT token_hash FROM accesskeys WHERE id = $1`, key["id"]) }
+	hash := func() string { return h.text(`SELECT token_sha256 FROM accesskeys WHERE id = $1`, key["id"]) }
 	stored := hash()
 	sentBack, err := json.Marshal(h.get(path, h.acme.adminJWT).wants(200).json())
 	if err != nil {
 		t.Fatal(err)
 	}
 	forged := `{"name":"forged","id":"` + absentID + `","customer_id":"` + h.globex.customer.ID.String() + `",
-		"token":"vb_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","token_prefix":"vb_aaaaaaaa","token_hash":"00","expire":1,
+		"token":"vb_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","token_prefix":"vb_aaaaaaaa","token_hash":"00","token_sha256":"00","expire":1,
 		"tm_expire":"2000-01-01T00:00:00.000000Z","tm_create":"2000-01-01T00:00:00.000000Z","tm_update":"2000-01-01T00:00:00.000000Z",
-		"tm_delete":"2000-01-01T00:00:00.000000Z"}`
+		"tm_delete":"2000-01-01T00:00:00.000000Z","tm_last_used":"2000-01-01T00:00:00.000000Z",
+		"created_by":{"type":"agent","id":"` + absentID + `"}}`
 	for _, c := range []struct{ body, name, detail string }{
 		{`{}`, "n", "d"},
 		{`{"name":"n2"}`, "n2", "d"},

@@ -252,6 +252,7 @@ func brokenServers(h *harness) map[string]*harness {
 		h.t.Fatal(err)
 	}
 	closed.store.Close()
+	closed.rows = nil
 	closed.serve()
 	// A database that puts all that it was given into its message, as a careless trigger does.
 	h.exec(`CREATE FUNCTION blab() RETURNS trigger LANGUAGE plpgsql AS
@@ -278,7 +279,7 @@ func TestNoSecretShowsInAnySink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.store.SetPassword(t.Context(), h.acme.admin.ID, hash); err != nil {
+	if _, err := h.store.SetPassword(t.Context(), store.Operator(), h.acme.admin, hash); err != nil {
 		t.Fatal(err)
 	}
 	login := request{method: http.MethodPost, path: "/auth/login", body: map[string]any{"username": h.acme.admin.Username, "password": password}}
@@ -357,7 +358,7 @@ func (a *aviary) search(flock []canary, metrics response) {
 	a.t.Helper()
 	const planted = "c4n4ry_that_may_be_seen"
 	a.exec(`DROP TRIGGER blab ON accesskeys`)
-	a.exec(`UPDATE accesskeys SET detail = $1 WHERE id = $2`, planted, a.acme.key.ID)
+	a.exec(`UPDATE accesskeys SET description = $1 WHERE id = $2`, planted, a.acme.key.ID)
 	a.ask(a.harness, request{method: http.MethodGet, path: "/v1.0/accesskeys", header: http.Header{
 		"Authorization": {"Bearer " + a.acme.token}, "X-Request-Id": {planted},
 	}}).wants(http.StatusOK)

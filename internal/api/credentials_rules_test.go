@@ -15,7 +15,6 @@ import (
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
-	"accesskeys/internal/store"
 )
 
 // reading is a query and a header with a credential in them or not, and the reason of the 401 that it gets, "" where it gets none.
@@ -220,14 +219,7 @@ func deadAddress(t *testing.T) string {
 // onStoreAt is the harness's server on another store, wherever that one's database is.
 func (h *harness) onStoreAt(address string) *harness {
 	h.t.Helper()
-	other := *h
-	var err error
-	if other.store, err = store.Open(h.t.Context(), secret.New("postgres://u:p@"+address+"/d?sslmode=disable")); err != nil {
-		h.t.Fatal(err)
-	}
-	h.t.Cleanup(other.store.Close)
-	other.serve()
-	return &other
+	return h.onDatabase(secret.New("postgres://u:p@"+address+"/d?sslmode=disable"), nil)
 }
 
 // Contract 3: "A look-up that fails because the database does is a 503, never a 401"; contract 5: "503
@@ -246,8 +238,7 @@ func TestFailingStoreIsA503AndNeverARefusal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHarness(t)
-			h.serve(h.uncached())
+			h := newHarness(t).uncached()
 			unknownAgent := h.acme.admin
 			unknownAgent.ID = h.acme.customer.ID
 			unknownJWT, err := h.sessions.Issue(unknownAgent, time.Now())
@@ -320,7 +311,7 @@ func TestFailingStoreIsA503AndNeverARefusal(t *testing.T) {
 func (h *harness) onSetting(setting string) *harness {
 	h.t.Helper()
 	h.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET ` + setting + `', current_database()); END $$`)
-	return h.replica()
+	return h.onDatabase(h.database, nil)
 }
 
 // locked is another server, which finds the tables locked, as by a migration, and gives up on them.

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -72,7 +73,7 @@ func (h *harness) cause(query string, authorization ...string) string {
 	h.t.Helper()
 	c, err := auth.Extract(query, authorization)
 	if err == nil {
-		_, err = auth.NewVerifier(h.rows, h.sessions, "").Verify(h.t.Context(), c)
+		_, err = auth.NewVerifier(h.rows, h.sessions, "").Verify(h.t.Context(), c, netip.Addr{})
 	}
 	if err != nil && auth.Cause(err) == "" {
 		h.t.Fatalf("an error that is no refusal: %v", err)
@@ -93,7 +94,7 @@ func everyCredential(h *harness) []credential {
 	h.t.Helper()
 	agentOf := func(c store.Customer, name string) store.AgentCredential {
 		h.t.Helper()
-		a, err := h.store.CreateAgent(h.t.Context(), store.NewAgent{
+		a, err := h.store.CreateAgent(h.t.Context(), store.Operator(), store.NewAgent{
 			CustomerID: c.ID, Username: name, PasswordHash: tenantHash(), Permission: int64(auth.PermissionCustomerAdmin),
 		})
 		if err != nil {
@@ -101,11 +102,7 @@ func everyCredential(h *harness) []credential {
 		}
 		// So that an old login fails for its age alone.
 		h.exec(`UPDATE agents SET tm_password = tm_password - interval '30 days' WHERE id = $1`, a.ID)
-		read, err := h.store.AgentCredential(h.t.Context(), a.ID, store.Position{})
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		return read
+		return h.agentCredential(a.ID)
 	}
 	issue := func(s *auth.Sessions, a store.AgentCredential, ago time.Duration) string {
 		h.t.Helper()
@@ -123,7 +120,7 @@ func everyCredential(h *harness) []credential {
 		}
 		return s
 	}
-	initech, err := h.store.CreateCustomer(h.t.Context(), store.NewCustomer{Name: "initech"})
+	initech, err := h.store.CreateCustomer(h.t.Context(), store.Operator(), store.NewCustomer{Name: "initech"})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -147,21 +144,21 @@ func everyCredential(h *harness) []credential {
 		{auth.KindAccessKey, "expired", expiredToken, "expired"},
 		{auth.KindAccessKey, "deleted", deletedToken, "deleted"},
 		{auth.KindAccessKey, "expired, deleted and its customer too", bothToken, "deleted"},
-		{auth.KindAccessKey, "customer deleted", orphanToken, "customer deleted"},
+		{auth.KindAccessKey, "customer deleted", orphanToken, "owner deleted"},
 		{auth.KindAccessKey, "unknown", auth.NewAccessToken().Reveal(), "unknown"},
 		{auth.KindAccessKey, "malformed", valid[:len(valid)-1], "malformed"},
 		{auth.KindAccessKey, "of another prefix", "VB_" + valid[3:], "malformed"},
 		{auth.KindAccessKey, "tampered", valid[:len(valid)-1] + otherThan(valid[len(valid)-1]), "unknown"},
 		{auth.KindAccessKey, "in another case", "vb_" + swapCase(valid[3:]), "unknown"},
 		{auth.KindAccessKey, "its prefix and zeroes", valid[:11] + strings.Repeat("0", 24), "unknown"},
-		{auth.KindAccessKey, "its hash", h.text(`SELECT encode(token_hash, 'hex') FROM accesskeys WHERE id = $1`, h.acme.key.ID), "malformed"},
+		{auth.KindAccessKey, "its hash", h.text(`SELECT encode(token_sha256, 'hex') FROM accesskeys WHERE id = $1`, h.acme.key.ID), "malformed"},
 		{auth.KindAccessKey, "its id", h.acme.key.ID.String(), "malformed"},
 		{auth.KindJWT, "valid", live, ""},
 		{auth.KindJWT, "valid, of the previous secret", issue(sessions(jwtSecretPrevious), agent, 0), ""},
 		{auth.KindJWT, "almost expired", issue(h.sessions, agent, week-time.Hour), ""},
 		{auth.KindJWT, "expired", issue(h.sessions, agent, week), "expired"},
 		{auth.KindJWT, "agent deleted", issue(h.sessions, gone, 0), "deleted"},
-		{auth.KindJWT, "customer deleted", issue(h.sessions, orphan, 0), "customer deleted"},
+		{auth.KindJWT, "customer deleted", issue(h.sessions, orphan, 0), "owner deleted"},
 		{auth.KindJWT, "unknown", issue(h.sessions, unknown, 0), "unknown"},
 		{auth.KindJWT, "malformed", "abc.def.ghi", "malformed"},
 		{auth.KindJWT, "of two parts", live[:strings.LastIndexByte(live, '.')], "malformed"},
@@ -240,10 +237,7 @@ func TestCredentialExpiresAtExactlyItsTime(t *testing.T) {
 	h.exec(`CREATE FUNCTION stopped.now() RETURNS timestamptz LANGUAGE sql STABLE AS 'SELECT now FROM stopped.clock'`)
 	h.exec(`UPDATE accesskeys SET tm_expire = $1`, expires)
 	h.exec(`UPDATE agents SET tm_password = $1::timestamptz - interval '30 days'`, expires)
-	agent, err := h.store.AgentCredential(h.t.Context(), h.acme.admin.ID, store.Position{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	agent := h.agentCredential(h.acme.admin.ID)
 	moment, err := time.Parse("2006-01-02 15:04:05-07", expires)
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +248,7 @@ func TestCredentialExpiresAtExactlyItsTime(t *testing.T) {
 	}
 	// Connections made from here on find that function before Postgres's own.
 	h.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = stopped, public, pg_catalog', current_database()); END $$`)
-	stopped := h.replica((*harness).uncached)
+	stopped := h.uncached()
 	for _, c := range []struct {
 		off string
 		ok  bool

@@ -80,7 +80,7 @@ func (s *Server) createCustomer(w http.ResponseWriter, r *http.Request) error {
 	if !principalOf(r).May(auth.AllCustomers) {
 		return permissionDenied()
 	}
-	c, err := s.store.CreateCustomer(r.Context(), store.NewCustomer{Name: name, Detail: orEmpty(detail), Email: orEmpty(email)})
+	c, err := s.store.CreateCustomer(r.Context(), principalOf(r).Caller(), store.NewCustomer{Name: name, Detail: orEmpty(detail), Email: orEmpty(email)})
 	if err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (s *Server) updateCustomer(w http.ResponseWriter, r *http.Request) error {
 	if !principalOf(r).May(auth.AllCustomers) {
 		return permissionDenied()
 	}
-	c, err := s.store.UpdateCustomer(r.Context(), id, change)
+	c, err := s.store.UpdateCustomer(r.Context(), principalOf(r).Caller(), id, change)
 	if err != nil {
 		return customerError(err)
 	}
@@ -143,7 +143,7 @@ func (s *Server) deleteCustomer(w http.ResponseWriter, r *http.Request) error {
 	if !principalOf(r).May(auth.AllCustomers) {
 		return permissionDenied()
 	}
-	c, err := s.store.DeleteCustomer(r.Context(), id)
+	c, err := s.store.DeleteCustomer(r.Context(), principalOf(r).Caller(), id)
 	if err != nil {
 		return customerError(err)
 	}
@@ -164,7 +164,7 @@ func (s *Server) reachCustomer(r *http.Request, caller auth.Principal, id uuid.U
 }
 
 func customerError(err error) error {
-	if errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrNoCustomer) {
 		return notFound(reasonCustomerNotFound, "customer")
 	}
 	return err

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
@@ -203,13 +204,42 @@ func TestDeletedCustomersCredentialsEndEverywhereAtOnce(t *testing.T) {
 	}
 	h.post("/v1.0/agents", h.acme.adminJWT, map[string]any{"username": h.globex.admin.Username, "password": "p"}).wants(200)
 
-	// What comes to be in the same moment, from a request that had been let in before, is void as well; an agent, whose
-	// username would stay taken, is not made at all.
-	_, late := h.storeKey(store.NewAccessKey{CustomerID: h.globex.customer.ID})
-	for _, bearer := range []string{late, h.newProgram(h.globex.customer.ID, auth.RoleCustomerAdmin).token} {
-		h.get("/v1.0/me", bearer).refuses(401, "INVALID_CREDENTIALS")
+	// What is live of it all the same is void: the customer is looked at too. The control is that it lives again with it.
+	_, err := h.sql.Exec(t.Context(), `
+		UPDATE accesskeys SET tm_delete = '9999-01-01 00:00:00+00';
+		UPDATE agents SET tm_delete = '9999-01-01 00:00:00+00' WHERE username NOT LIKE 'admin@globex%';
+		UPDATE service_accounts SET tm_delete = '9999-01-01 00:00:00+00';
+		UPDATE service_account_keys SET tm_delete = '9999-01-01 00:00:00+00'`, pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		t.Fatal(err)
 	}
-	_, err := h.store.CreateAgent(t.Context(), store.NewAgent{CustomerID: h.globex.customer.ID, Username: "late", PasswordHash: secret.New("$argon2id$")})
+	void := func(code int) {
+		t.Helper()
+		for what, bearer := range ended {
+			if got := replica.get("/v1.0/me", bearer); got.code != code && what != "admin" && what != "user key" {
+				t.Errorf("%s, live of a customer that is deleted, or that is again: %d, want %d", what, got.code, code)
+			}
+		}
+	}
+	h.exec(`UPDATE customers SET name = name`) // until it is applied
+	void(401)
+	h.exec(`UPDATE customers SET tm_delete = '9999-01-01 00:00:00+00'`)
+	void(200)
+	h.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, h.globex.customer.ID)
+	void(401)
+
+	// Nothing comes to be of it any more, whoever was let in before: a key, an account, an agent whose username would stay taken.
+	_, err = h.store.CreateAccessKey(t.Context(), store.Operator(), store.NewAccessKey{
+		CustomerID: h.globex.customer.ID, TokenPrefix: "vb_00000000", Expire: 60,
+	})
+	if !errors.Is(err, store.ErrNoCustomer) {
+		t.Errorf("a key of a deleted customer: %v", err)
+	}
+	_, err = h.store.CreateServiceAccount(t.Context(), store.Operator(), store.NewServiceAccount{CustomerID: h.globex.customer.ID, Roles: []string{}})
+	if !errors.Is(err, store.ErrNoCustomer) {
+		t.Errorf("a service account of a deleted customer: %v", err)
+	}
+	_, err = h.store.CreateAgent(t.Context(), store.Operator(), store.NewAgent{CustomerID: h.globex.customer.ID, Username: "late", PasswordHash: secret.New("$argon2id$")})
 	if !errors.Is(err, store.ErrNoCustomer) {
 		t.Errorf("an agent of a deleted customer: %v", err)
 	}

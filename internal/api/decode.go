@@ -14,6 +14,8 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
+
+	"accesskeys/internal/rules"
 )
 
 const (
@@ -51,10 +53,20 @@ func decodeRequiredObject(w http.ResponseWriter, r *http.Request) (*object, erro
 	return parseObject(body)
 }
 
+// readBody reads the body to its end. SECURITY: a client can take its time for that. So the credential is checked again: who holds a
+// request back while the credential is revoked, has nothing of it.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	ev := eventOf(r)
+	if ev.bodyRead {
+		return ev.body, nil
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err == nil && r.Context().Err() == nil {
-		return body, nil
+		ev.body, ev.bodyRead = body, true
+		if !rules.Caller {
+			return body, nil
+		}
+		return body, identifyAgain(r)
 	}
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		w.Header().Set("Connection", "close") // the rest of the body is not read

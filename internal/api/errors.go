@@ -111,6 +111,11 @@ func problemOf(err error) *problem {
 			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,
 			message: "The service can't send mail at the moment; try again shortly.", retryAfter: unavailableRetry,
 		}
+	case errors.Is(err, store.ErrChanged):
+		return &problem{
+			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,
+			message: "What the request rests on kept changing; try again.", retryAfter: unavailableRetry,
+		}
 	case errors.Is(err, store.ErrUnavailable):
 		return &problem{
 			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"runtime/debug"
 	"strings"
@@ -26,14 +27,21 @@ type event struct {
 	requestContext
 	recorder  recorder
 	requestID string
+	client    netip.Addr // see clientAddr
 	route     string
 	ids       [1]string // requestID as the header's value
 	caller    auth.Principal
-	principal *auth.Principal // nil until the credential is found good
-	reason    string          // the error's, "" where there was none
-	cause     string          // why a credential was refused; never told to the client
-	err       error           // of a 5xx
-	verify    verifyOptions   // of a request that a proxy makes
+	principal *auth.Principal // nil until the credential is found valid
+	server    *Server         // that found it so
+	// credential is what was presented, for another check.
+	credential auth.Credential
+	// body is what the client sent, once it was read: a request can be decided twice, and read once.
+	body     []byte
+	bodyRead bool
+	reason   string        // the error's, "" where there was none
+	cause    string        // why a credential was refused; never told to the client
+	err      error         // of a 5xx
+	verify   verifyOptions // of a request that a proxy makes
 }
 
 type eventKey struct{}
@@ -162,7 +170,7 @@ func (s *Server) finish(r *http.Request, ev *event, code int, took time.Duration
 		slog.Int("status", code),
 		slog.Float64("duration_ms", float64(took.Microseconds())/1000),
 		slog.String("request_id", ev.requestID),
-		slog.String("client_ip", clientAddr(r)),
+		slog.String("client_ip", ev.clientAddr(r).String()),
 	)
 	if p := ev.principal; p != nil {
 		attrs = append(attrs,
@@ -330,10 +338,18 @@ func clipped(s string) string {
 	return s[:most] + "..."
 }
 
-// clientAddr is the client's address as far as the trusted proxies tell it, else the peer's.
-func clientAddr(r *http.Request) string {
-	if addr := middleware.GetClientIPAddr(r.Context()); addr.IsValid() {
-		return addr.String()
+// clientAddr is clientAddr of the event's request, found once.
+func (ev *event) clientAddr(r *http.Request) netip.Addr {
+	if !ev.client.IsValid() {
+		ev.client = clientAddr(r)
 	}
-	return peerAddr(r).String()
+	return ev.client
+}
+
+// clientAddr is the client's address as far as the trusted proxies tell it, else the peer's.
+func clientAddr(r *http.Request) netip.Addr {
+	if addr := middleware.GetClientIPAddr(r.Context()); addr.IsValid() {
+		return addr
+	}
+	return peerAddr(r)
 }

@@ -170,7 +170,10 @@ func FuzzDecodeBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		facts := factsOf(body)
 		empty := len(bytes.Trim(body, " \t\r\n")) == 0
-		o, err := decodeObject(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", bytes.NewReader(body)))
+		ev := &event{}
+		ev.parent, ev.deadline = t.Context(), time.Now().Add(time.Hour)
+		defer ev.end()
+		o, err := decodeObject(httptest.NewRecorder(), httptest.NewRequestWithContext(ev, http.MethodPost, "/", bytes.NewReader(body)))
 		if err != nil {
 			var p *problem
 			if !errors.As(err, &p) || (p.code == http.StatusRequestEntityTooLarge) != (len(body) > maxBody) || p.code/100 != 4 {

@@ -18,6 +18,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -94,13 +95,14 @@ func newHarness(t *testing.T, options ...func(*api.Config)) *harness {
 		t.Fatal(err)
 	}
 	h.serve(options...)
+	h.waitReady()
 	hash := tenantHash()
 	h.acme = h.newTenant("acme", hash)
 	h.globex = h.newTenant("globex", hash)
 	return h
 }
 
-// serve starts the server on the harness's store.
+// serve starts the server on the harness's store, with a cache unless an option has it otherwise.
 func (h *harness) serve(options ...func(*api.Config)) {
 	h.t.Helper()
 	passwords, err := auth.NewPasswords(2, 10*time.Second)
@@ -111,7 +113,9 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.rows = newReplica(h.t, h.store, 2*time.Second)
+	if h.rows == nil {
+		h.rows = newReplica(h.t, h.store, 2*time.Second)
+	}
 	cfg := api.Config{
 		Store:         h.store,
 		Replica:       h.rows,
@@ -132,18 +136,30 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	h.url = listening.URL
 }
 
-// uncached makes the server ask the database each time.
-func (h *harness) uncached() func(*api.Config) {
-	return func(cfg *api.Config) {
-		cfg.Replica = newReplica(h.t, h.store, 0)
-		cfg.Verifier = auth.NewVerifier(cfg.Replica, h.sessions, "")
+// waitReady returns once the server has a lease, as a balancer waits for /readyz: until it has, its store keeps what it can for that.
+func (h *harness) waitReady() {
+	h.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		err := h.rows.Ready(h.t.Context())
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatal(err)
+		}
 	}
 }
 
 // newReplica runs a replica until the test ends.
 func newReplica(t *testing.T, s *store.Store, lease time.Duration) *replica.Replica {
 	t.Helper()
-	r, err := replica.New(replica.Config{Store: s, Log: slog.New(slog.DiscardHandler), Lease: lease, CacheBytes: 16 << 20})
+	return newAgingReplica(t, s, lease, 0)
+}
+
+// newAgingReplica is newReplica with an age in which rows are read again.
+func newAgingReplica(t *testing.T, s *store.Store, lease, maxAge time.Duration) *replica.Replica {
+	t.Helper()
+	r, err := replica.New(replica.Config{Store: s, Log: slog.New(slog.DiscardHandler), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,14 +178,14 @@ func newReplica(t *testing.T, s *store.Store, lease time.Duration) *replica.Repl
 func (h *harness) newTenant(name string, hash secret.Value) tenant {
 	h.t.Helper()
 	ctx := h.t.Context()
-	customer, err := h.store.CreateCustomer(ctx, store.NewCustomer{Name: name, Email: "post@" + name + ".example"})
+	customer, err := h.store.CreateCustomer(ctx, store.Operator(), store.NewCustomer{Name: name, Email: "post@" + name + ".example"})
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	tn := tenant{customer: customer}
 	agent := func(role string, permission auth.Permission) (store.Agent, string) {
 		h.t.Helper()
-		a, err := h.store.CreateAgent(ctx, store.NewAgent{
+		a, err := h.store.CreateAgent(ctx, store.Operator(), store.NewAgent{
 			CustomerID: customer.ID, Username: role + "@" + name + ".example", PasswordHash: hash, Name: role,
 			Permission: int64(permission),
 		})
@@ -189,7 +205,7 @@ func (h *harness) newTenant(name string, hash secret.Value) tenant {
 func (h *harness) newKey(c store.Customer, expire int64) (store.AccessKey, string) {
 	h.t.Helper()
 	token := auth.NewAccessToken()
-	key, err := h.store.CreateAccessKey(h.t.Context(), store.NewAccessKey{
+	key, err := h.store.CreateAccessKey(h.t.Context(), store.Operator(), store.NewAccessKey{
 		CustomerID: c.ID, Name: "of " + c.Name, TokenHash: token.Hash(), TokenPrefix: token.Prefix(), Expire: expire,
 	})
 	if err != nil {
@@ -201,15 +217,26 @@ func (h *harness) newKey(c store.Customer, expire int64) (store.AccessKey, strin
 // jwtFor gives an agent a token as a login would, without the password.
 func (h *harness) jwtFor(a store.Agent) string {
 	h.t.Helper()
-	c, err := h.store.AgentCredential(h.t.Context(), a.ID, store.Position{})
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	c := h.agentCredential(a.ID)
 	token, err := h.sessions.Issue(c.Agent, c.Now)
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	return token.Reveal()
+}
+
+// agentCredential is an agent as the database has it now.
+func (h *harness) agentCredential(id uuid.UUID) store.AgentCredential {
+	h.t.Helper()
+	found, err := h.store.Lookup(h.t.Context(), store.Lookup{Agents: []uuid.UUID{id}}, store.Position{}, store.HeadFirst)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	c, there := found.Agents[id]
+	if !there {
+		h.t.Fatalf("there is no agent %s", id)
+	}
+	return c
 }
 
 // connect makes ready the connection of exec and text: one for all calls of a test, which may be hundreds, and opened at
@@ -237,7 +264,7 @@ func (h *harness) exec(sql string, args ...any) {
 		h.t.Fatal(err)
 	}
 	for behind := true; behind; {
-		err := h.sql.QueryRow(ctx, `SELECT EXISTS (SELECT FROM replicas r, change_head h WHERE r.position < h.position)`).Scan(&behind)
+		err := h.sql.QueryRow(ctx, `SELECT EXISTS (SELECT FROM instances i, change_head h WHERE i.position < h.position)`).Scan(&behind)
 		if err != nil {
 			return // the schema is not what it was
 		}
@@ -255,20 +282,36 @@ func (h *harness) text(sql string, args ...any) string {
 }
 
 // replica is another server, with its own connections, on the same database.
-func (h *harness) replica(change ...func(*harness) func(*api.Config)) *harness {
+func (h *harness) replica() *harness {
+	h.t.Helper()
+	other := h.onDatabase(h.database, func(other *harness) { other.log = &logBuffer{} })
+	other.waitReady()
+	return other
+}
+
+// uncached is another server, which asks the database each time.
+func (h *harness) uncached() *harness {
+	h.t.Helper()
+	return h.onDatabase(h.database, func(other *harness) {
+		other.log = &logBuffer{}
+		other.rows = newReplica(h.t, other.store, 0)
+	})
+}
+
+// onDatabase is another server on a database, wherever that is. with prepares it before it is served.
+func (h *harness) onDatabase(database secret.Value, with func(other *harness)) *harness {
 	h.t.Helper()
 	other := *h
-	other.log = &logBuffer{}
+	other.rows, other.database = nil, database
 	var err error
-	if other.store, err = store.Open(h.t.Context(), h.database); err != nil {
+	if other.store, err = store.Open(h.t.Context(), database); err != nil {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(other.store.Close)
-	var options []func(*api.Config)
-	for _, option := range change {
-		options = append(options, option(&other))
+	if with != nil {
+		with(&other)
 	}
-	other.serve(options...)
+	other.serve()
 	return &other
 }
 

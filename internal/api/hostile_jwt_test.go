@@ -75,8 +75,8 @@ func (f *forger) claimsOfTime() map[string]string {
 		"iat missing": f.without("iat"), "iat null": f.set("iat", nil), "iat a string": f.set("iat", fmt.Sprint(n)), "iat zero": f.times(0, week),
 		"iat negative": f.times(-1, 1), "iat in an hour": f.times(n+3600, n+3600+week), "iat in a year": f.times(n+365*86400, n+365*86400+week),
 		"iat at the end of time": f.times(int64(1<<63-1-week), int64(1<<63-1)), "iat where time wraps": f.times(int64(1<<63-62135596800), int64(1<<63-62135596800+week)),
-		"exp minus iat wraps": f.times(int64(1<<63-1), int64(-1<<63)), "iat before the password": f.times(n-86400, n-86400+week),
-		"nbf in the future": f.set("nbf", n+3600), "nbf in the past": f.set("nbf", n-3600), "nbf null": f.set("nbf", nil), "nbf a string": f.set("nbf", "x"),
+		"exp minus iat wraps": f.times(int64(1<<63-1), int64(-1<<63)),
+		"nbf in the future":   f.set("nbf", n+3600), "nbf in the past": f.set("nbf", n-3600), "nbf null": f.set("nbf", nil), "nbf a string": f.set("nbf", "x"),
 		"exp twice":        f.replace(`"exp":`, fmt.Sprintf(`"exp":%d,"exp":`, n+60)),
 		"exp twice, first": f.withText(fmt.Sprintf(`{"exp":%d,`, n+60) + f.text()[1:]), "EXP for exp": f.replace(`"exp":`, `"EXP":`),
 		"password_time missing": f.without("password_time"), "password_time zero": f.set("password_time", 0),
@@ -164,7 +164,7 @@ func (f *forger) corpus(h *harness) (classes []string, all []hostile) {
 	add("header", f.headers(), "malformed")
 	add("spelling", f.spellings(), "malformed", "bad signature")
 	add("signature", f.signatures(h.globex.adminJWT), "bad signature", "malformed")
-	add("time", f.claimsOfTime(), "malformed", "bad claims", "expired", "password changed")
+	add("time", f.claimsOfTime(), "malformed", "bad claims", "expired", "password changed") // the last for a password_time
 	add("identity", f.claimsOfIdentity(h), "malformed", "bad claims", "unknown")
 	return classes, all
 }

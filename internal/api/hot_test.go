@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"net/netip"
 	"testing"
 
 	"accesskeys/internal/auth"
@@ -10,13 +11,14 @@ import (
 // parallel: memory that other tests take would count.
 func TestCheckingARememberedCredentialTakesNoMemory(t *testing.T) {
 	h := newHarness(t)
+	from := netip.MustParseAddr("192.0.2.1")
 	verifier := auth.NewVerifier(h.rows, h.sessions, "")
 	for name, credential := range map[string]string{"access key": h.acme.token, "JWT": h.acme.adminJWT} {
 		header := []string{"Bearer " + credential}
 		check := func() {
 			c, err := auth.Extract("", header)
 			if err == nil {
-				_, err = verifier.Verify(t.Context(), c)
+				_, err = verifier.Verify(t.Context(), c, from)
 			}
 			if err != nil {
 				t.Fatal(err)

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"accesskeys/internal/api"
-	"accesskeys/internal/auth"
 	"accesskeys/internal/replica"
 	"accesskeys/internal/store"
 )
@@ -19,13 +17,17 @@ import (
 // stoppable is another server, whose replica writes down what it knows of uses when it is stopped.
 func (h *harness) stoppable(lease time.Duration) (other *harness, stop func()) {
 	h.t.Helper()
-	r, err := replica.New(replica.Config{Store: h.store, Log: slog.New(slog.DiscardHandler), Lease: lease, CacheBytes: 16 << 20})
-	if err != nil {
-		h.t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped := make(chan error, 1)
-	go func() { stopped <- r.Run(ctx) }()
+	other = h.onDatabase(h.database, func(other *harness) {
+		other.log = &logBuffer{}
+		var err error
+		other.rows, err = replica.New(replica.Config{Store: other.store, Log: slog.New(slog.DiscardHandler), Lease: lease, CacheBytes: 16 << 20})
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		go func() { stopped <- other.rows.Run(ctx) }()
+	})
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-stopped; err != nil {
@@ -33,11 +35,8 @@ func (h *harness) stoppable(lease time.Duration) (other *harness, stop func()) {
 		}
 	})
 	h.t.Cleanup(stop)
-	return h.replica(func(*harness) func(*api.Config) {
-		return func(cfg *api.Config) {
-			cfg.Replica, cfg.Verifier = r, auth.NewVerifier(r, h.sessions, "")
-		}
-	}), stop
+	other.waitReady()
+	return other, stop
 }
 
 // A key shows when it was last used: null for never, and otherwise when a request with it was last accepted, whatever the
@@ -112,7 +111,7 @@ func TestMetricsTellOfTheCacheAndTheLease(t *testing.T) {
 		h.get("/v1.0/me", h.acme.token).wants(http.StatusOK)
 	}
 	h.get("/v1.0/me", h.acme.adminJWT).wants(http.StatusOK)
-	h.exec(`UPDATE agents SET detail = 'x' WHERE id = $1`, h.acme.plain.ID)
+	h.exec(`UPDATE agents SET description = 'x' WHERE id = $1`, h.acme.plain.ID)
 	on := h.figures()
 	for name, bounds := range map[string][2]float64{
 		"lease_seconds":          {2, 2},
@@ -130,7 +129,7 @@ func TestMetricsTellOfTheCacheAndTheLease(t *testing.T) {
 			t.Errorf("%s is %v, %v, want from %v to %v", name, got, ok, bounds[0], bounds[1])
 		}
 	}
-	off := h.replica((*harness).uncached)
+	off := h.uncached()
 	off.get("/v1.0/me", h.acme.token).wants(http.StatusOK)
 	for name, got := range off.figures() {
 		if (strings.HasPrefix(name, "accesskeys_lease_") || strings.HasPrefix(name, "accesskeys_cache_")) && got != 0 {

@@ -14,7 +14,7 @@ import (
 func (h *harness) manyKeys(c store.Customer, n int, tmCreate string) {
 	h.t.Helper()
 	h.exec(`
-		INSERT INTO accesskeys (id, customer_id, name, token_hash, token_prefix, tm_create, tm_update, tm_expire)
+		INSERT INTO accesskeys (id, customer_id, name, token_sha256, token_prefix, tm_create, tm_update, tm_expire)
 		SELECT id, $1, 'of many', sha256(id::text::bytea), 'vb_00000000', $3, $3, now() + interval '1 day'
 		FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, $2)) ids`, c.ID, n, tmCreate)
 }

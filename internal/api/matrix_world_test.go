@@ -19,7 +19,7 @@ import (
 // newAgent makes an agent through the store, with the password of every tenant's.
 func (h *harness) newAgent(customer uuid.UUID, permission auth.Permission) store.Agent {
 	h.t.Helper()
-	a, err := h.store.CreateAgent(h.t.Context(), store.NewAgent{
+	a, err := h.store.CreateAgent(h.t.Context(), store.Operator(), store.NewAgent{
 		CustomerID: customer, Username: uuid.NewString(), PasswordHash: tenantHash(), Permission: int64(permission),
 	})
 	if err != nil {
@@ -38,7 +38,7 @@ func (h *harness) storeKey(k store.NewAccessKey) (store.AccessKey, string) {
 	h.t.Helper()
 	token := auth.NewAccessToken()
 	k.TokenHash, k.TokenPrefix, k.Expire = token.Hash(), token.Prefix(), 3600
-	key, err := h.store.CreateAccessKey(h.t.Context(), k)
+	key, err := h.store.CreateAccessKey(h.t.Context(), store.Operator(), k)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -72,12 +72,12 @@ func (h *harness) newProgram(customer uuid.UUID, roles ...auth.Role) program {
 	for _, role := range roles {
 		names = append(names, string(role))
 	}
-	account, err := h.store.CreateServiceAccount(h.t.Context(), store.NewServiceAccount{CustomerID: customer, Roles: names})
+	account, err := h.store.CreateServiceAccount(h.t.Context(), store.Operator(), store.NewServiceAccount{CustomerID: customer, Roles: names})
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	private, public := keyPair()
-	key, err := h.store.CreateServiceAccountKey(h.t.Context(), account.ID, string(public.Algorithm), public.DER)
+	key, err := h.store.CreateServiceAccountKey(h.t.Context(), store.Operator(), account, string(public.Algorithm), public.DER)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func absent() belongings {
 
 func (h *harness) newBelongings() belongings {
 	h.t.Helper()
-	c, err := h.store.CreateCustomer(h.t.Context(), store.NewCustomer{Name: "c"})
+	c, err := h.store.CreateCustomer(h.t.Context(), store.Operator(), store.NewCustomer{Name: "c"})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -64,7 +64,7 @@ func TestCustomerShowsTheCallersOwn(t *testing.T) {
 func TestCustomersAreThoseThatTheCallerMaySee(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	gone, err := h.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "gone"})
+	gone, err := h.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "gone"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,6 +143,14 @@ func (c replicaCollector) Collect(ch chan<- prometheus.Metric) {
 	if st.Held {
 		held = 1
 	}
+	trouble := 0.0
+	if st.Trouble {
+		trouble = 1
+	}
+	send(prometheus.GaugeValue, "database_trouble", "1 while something is wrong with the database that makes the server not ready; /readyz says what.", trouble)
+	send(prometheus.CounterValue, "unlogged_changes_total", "Rows that were changed without an entry in the log of changes.", float64(st.Unlogged))
+	send(prometheus.CounterValue, "aged_rows_total", "Rows that were forgotten because they could not be read again in time.", float64(st.Aged))
+	send(prometheus.CounterValue, "lost_commits_total", "Times that the database had lost what it had confirmed.", float64(st.Lost))
 	send(prometheus.GaugeValue, "lease_seconds", "CACHE_LEASE; 0 is off.", st.Lease.Seconds())
 	send(prometheus.GaugeValue, "lease_held", "1 while credentials may be checked from memory.", held)
 	send(prometheus.GaugeValue, "lease_age_seconds", "Time since the lease began; past lease_seconds it has ended.", st.Age.Seconds())

@@ -28,12 +28,35 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 func (s *Server) identify(r *http.Request, credential auth.Credential, err error) error {
 	if err == nil {
 		ev := eventOf(r)
-		if ev.caller, err = s.verifier.Verify(r.Context(), credential); err == nil {
-			ev.principal = &ev.caller
+		if ev.caller, err = s.verifier.Verify(r.Context(), credential, ev.clientAddr(r)); err == nil {
+			ev.principal, ev.server, ev.credential = &ev.caller, s, credential
 		}
 	}
 	s.metrics.observeCredential(credential.Kind, err)
 	return err
+}
+
+// identifyAgain checks the credential once more, after something that may have taken long: it may have been revoked meanwhile.
+// Where no credential has let the request through, it does nothing.
+func identifyAgain(r *http.Request) error {
+	ev := eventOf(r)
+	if ev.server == nil {
+		return nil
+	}
+	caller, err := ev.server.verifier.Verify(r.Context(), ev.credential, ev.clientAddr(r))
+	if err == nil {
+		ev.caller = caller
+	}
+	return err
+}
+
+// decideAgain is for a request whose write did not happen because its caller, or what it is about, is not as it was when that was
+// checked. It returns once the check can be made anew by what is true now.
+func (s *Server) decideAgain(r *http.Request) error {
+	if err := s.replica.Refresh(r.Context()); err != nil {
+		return err
+	}
+	return identifyAgain(r)
 }
 
 // principalOf returns the caller. It is for handlers behind authenticate or identify, and panics elsewhere.

@@ -2,12 +2,14 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"sync"
 
 	"sigs.k8s.io/yaml"
 
 	document "accesskeys/api"
+	"accesskeys/internal/replica"
 )
 
 type messageJSON struct {
@@ -40,7 +42,13 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store.Ready(ctx); err != nil {
 		return err
 	}
-	if err := s.replica.Ready(ctx); err != nil {
+	err := s.replica.Ready(ctx)
+	if trouble, ok := errors.AsType[*replica.TroubleError](err); ok {
+		return &problem{
+			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable, message: trouble.Error(), retryAfter: unavailableRetry,
+		}
+	}
+	if err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, messageJSON{"ready"})

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	document "accesskeys/api"
+	"accesskeys/internal/auth"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/store"
 )
@@ -41,6 +42,7 @@ func TestServerIsNotReadyBeforeItsDatabaseIsMigrated(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(bare.store.Close)
+	bare.rows = nil
 	bare.serve()
 	unavailable(t, bare.get("/readyz", ""))
 	unavailable(t, bare.get("/v1.0/me", h.acme.token))
@@ -48,6 +50,111 @@ func TestServerIsNotReadyBeforeItsDatabaseIsMigrated(t *testing.T) {
 	bare.get("/healthz", "").wants(200)
 	bare.get("/ping", "").wants(200)
 	h.get("/readyz", "").wants(200)
+}
+
+// What people can have changed in the database so that changes may be noticed late is not ready, and /readyz, the metric and the log say
+// what it is: each trigger by its name. When it is put right, the server is ready again. Credentials are checked all the while.
+func TestServerIsNotReadyWhileTriggersAreDisabled(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	servers := map[string]*harness{"with a cache": h, "without": h.uncached()}
+	until := func(code int, trouble float64, message string) {
+		t.Helper()
+		for name, server := range servers {
+			for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) { // it is looked at once a second
+				got := server.get("/readyz", "")
+				figures := server.figures()
+				if got.code == code && figures["accesskeys_database_trouble"] == trouble {
+					if code != 200 {
+						unavailable(t, got)
+						if said := got.json()["error"].(map[string]any)["message"]; said != message {
+							t.Errorf("%s: /readyz says %q, want %q", name, said, message)
+						}
+					}
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("%s: /readyz says %d %s, the metric %v", name, got.code, got.raw, figures["accesskeys_database_trouble"])
+				}
+			}
+			server.get("/v1.0/me", h.acme.token).wants(200)
+		}
+	}
+	until(200, 0, "")
+	const late = "Triggers of the database are missing or disabled, so that changes by hand may be noticed late: "
+	for _, c := range []struct{ wrong, right, named string }{
+		{`ALTER TABLE accesskeys DISABLE TRIGGER changed`, `ALTER TABLE accesskeys ENABLE TRIGGER changed`, "changed on accesskeys"},
+		{
+			`ALTER TABLE agents DISABLE TRIGGER USER`,
+			`ALTER TABLE agents ENABLE TRIGGER USER, ENABLE REPLICA TRIGGER applied, ENABLE ALWAYS TRIGGER emptied`,
+			"applied on agents, changed on agents, emptied on agents, removed on agents",
+		},
+		{`ALTER TABLE customers ENABLE REPLICA TRIGGER removed`, `ALTER TABLE customers ENABLE ALWAYS TRIGGER removed`, "removed on customers"},
+		{`ALTER TABLE instances ENABLE TRIGGER guarded`, `ALTER TABLE instances ENABLE ALWAYS TRIGGER guarded`, "guarded on instances"},
+	} {
+		h.exec(c.wrong)
+		until(503, 1, late+c.named+".")
+		h.exec(c.right)
+		until(200, 0, "")
+	}
+}
+
+// A server that reads from a database which takes no writes, a standby for one, can't know what was revoked: without a lease, too, each
+// check is a 503, for good credentials and others, and so is /readyz. The control is the same server before.
+func TestServerOnAReadOnlyDatabaseChecksNothing(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	program := h.newProgram(h.acme.customer.ID, auth.RoleCustomerAdmin).token
+	unknown := auth.NewAccessToken().Reveal()
+	credentials := map[string]int{h.acme.token: 200, h.acme.adminJWT: 200, program: 200, unknown: 401}
+	before := h.uncached()
+	for credential, code := range credentials {
+		before.get("/v1.0/me", credential).wants(code)
+	}
+	before.get("/readyz", "").wants(200)
+	h.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`)
+	for name, server := range map[string]*harness{"without a lease": h.uncached(), "with one": h.onDatabase(h.database, nil)} {
+		for credential := range credentials {
+			unavailable(t, server.get("/v1.0/me", credential))
+			server.get("/auth/verify?strict=0", credential).stops(503, "SERVICE_UNAVAILABLE")
+			server.get("/auth/verify", credential).stops(403, "SERVICE_UNAVAILABLE")
+		}
+		if got := server.get("/readyz", ""); got.code != http.StatusServiceUnavailable {
+			t.Errorf("%s: /readyz says %d %s", name, got.code, got.raw)
+		}
+		server.get("/healthz", "").wants(200)
+	}
+}
+
+// The metrics tell of what goes around the log, and of what the database lost.
+func TestMetricsTellWhatIsWrongWithTheDatabase(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	names := []string{"database_trouble", "unlogged_changes_total", "aged_rows_total", "lost_commits_total"}
+	for _, server := range []*harness{h, h.uncached()} {
+		figures := server.figures()
+		for _, name := range names {
+			if got, there := figures["accesskeys_"+name]; got != 0 || !there {
+				t.Errorf("accesskeys_%s is %v, %t, where nothing is wrong", name, got, there)
+			}
+		}
+	}
+	// A key is deleted around the log, and remembered: until it is read again, within its age.
+	quick := h.onDatabase(h.database, func(other *harness) { other.rows = newAgingReplica(t, other.store, 2*time.Second, time.Second) })
+	quick.waitReady()
+	quick.get("/v1.0/me", h.acme.token).wants(200)
+	h.exec(`ALTER TABLE accesskeys DISABLE TRIGGER USER`)
+	h.exec(`UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, h.acme.key.ID)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		// One that could not be read again in time, on a busy machine, is forgotten without being compared.
+		figures := quick.figures()
+		if figures["accesskeys_unlogged_changes_total"]+figures["accesskeys_aged_rows_total"] > 0 && quick.get("/v1.0/me", h.acme.token).code == 401 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("what went around the log is not noticed: %v", figures)
+		}
+	}
 }
 
 // unavailable fails the test unless this is a 503 that says when to come back.

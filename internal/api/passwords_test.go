@@ -26,7 +26,7 @@ func (h *harness) newBcryptAgent(username, password string, cost int) store.Agen
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	a, err := h.store.CreateAgent(h.t.Context(), store.NewAgent{
+	a, err := h.store.CreateAgent(h.t.Context(), store.Operator(), store.NewAgent{
 		CustomerID: h.acme.customer.ID, Username: username, PasswordHash: secret.New(string(hash)), Permission: 32,
 	})
 	if err != nil {
@@ -73,7 +73,7 @@ func TestTokenOfDeletedAgentIsRefusedAtOnce(t *testing.T) {
 	replica := h.replica()
 	token := h.login(h.acme.plain.Username).wants(200).json()["token"].(string)
 	replica.get("/v1.0/me", token).wants(200)
-	if _, err := h.store.DeleteAgent(t.Context(), h.acme.customer.ID, h.acme.plain.ID); err != nil {
+	if _, err := h.store.DeleteAgent(t.Context(), store.Operator(), h.acme.plain); err != nil {
 		t.Fatal(err)
 	}
 	for _, server := range []*harness{h, replica} {
@@ -92,7 +92,7 @@ func TestTokenFromBeforeAChangeOfPasswordIsRefusedAtOnce(t *testing.T) {
 	for attempt := 1; ; attempt++ {
 		before := h.jwtFor(h.acme.admin)
 		h.get("/v1.0/me", before).wants(200)
-		changed, err := h.store.SetPassword(t.Context(), h.acme.admin.ID, tenantHash())
+		changed, err := h.store.SetPassword(t.Context(), store.Operator(), h.acme.admin, tenantHash())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,6 +108,50 @@ func TestTokenFromBeforeAChangeOfPasswordIsRefusedAtOnce(t *testing.T) {
 			t.Fatal("in 100 attempts the three never fell into one second")
 		}
 	}
+}
+
+// A database's clock that was ahead when a password was set, or is behind since: a login works at once, and its token is accepted, on
+// every server. Tokens of before stay refused, also where two passwords are set while the clock stands still or goes back: tm_password
+// moves on whatever the clock says.
+func TestPasswordThatWasSetByAClockAheadLogsInAtOnce(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	other := h.replica()
+	admin := h.acme.admin
+	works := func(token string, code int) {
+		t.Helper()
+		for _, server := range []*harness{h, other} {
+			if got := server.get("/v1.0/me", token); got.code != code {
+				t.Errorf("a token: %d, want %d: %s", got.code, code, got.raw)
+			}
+		}
+	}
+	before := h.login(admin.Username).wants(200).json()["token"].(string)
+	works(before, 200)
+	h.exec(`UPDATE agents SET tm_password = now() + interval '400 days' WHERE id = $1`, admin.ID)
+	works(before, 401)
+	old := []string{before}
+	set := h.text(`SELECT tm_password FROM agents WHERE id = $1`, admin.ID)
+	for range 3 {
+		token := h.login(admin.Username).wants(200).json()["token"].(string)
+		works(token, 200)
+		h.put("/v1.0/agents/"+admin.ID.String()+"/password", h.acme.superJWT, map[string]any{"password": tenantPassword}).wants(200)
+		if now := h.text(`SELECT tm_password FROM agents WHERE id = $1 AND tm_password > $2::timestamptz`, admin.ID, set); now == set {
+			t.Errorf("tm_password stays at %s", now)
+		} else {
+			set = now
+		}
+		old = append(old, token)
+		for _, token := range old {
+			works(token, 401)
+		}
+	}
+	own := h.login(admin.Username).wants(200).json()["token"].(string)
+	h.put("/v1.0/me/password", own, map[string]any{"old_password": tenantPassword, "password": "another"}).wants(200)
+	works(own, 401)
+	after := h.post("/auth/login", "", map[string]string{"username": admin.Username, "password": "another"}).wants(200).json()["token"].(string)
+	works(after, 200)
+	h.get("/v1.0/me", h.acme.plainJWT).wants(200) // nobody else's
 }
 
 func issuedAt(t *testing.T, token string) int64 {
@@ -194,7 +238,7 @@ func TestLoginsBeyondTheBoundAreToldToComeBack(t *testing.T) {
 func TestRefusedLoginsAllTakeTheSameTime(t *testing.T) {
 	h := newHarness(t)
 	h.newBcryptAgent("bcrypt@acme.example", "the right one", bcrypt.MinCost)
-	if _, err := h.store.DeleteAgent(t.Context(), h.acme.customer.ID, h.acme.plain.ID); err != nil {
+	if _, err := h.store.DeleteAgent(t.Context(), store.Operator(), h.acme.plain); err != nil {
 		t.Fatal(err)
 	}
 	const granted = "granted"

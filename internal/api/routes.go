@@ -1,9 +1,12 @@
 package api
 
 import (
+	"errors"
 	"net/http"
 
 	"github.com/go-chi/chi/v5"
+
+	"accesskeys/internal/store"
 )
 
 // routes is the whole surface, with what lets requests under /v1.0 through. TestRoutesAreTheDocuments holds it against
@@ -84,8 +87,18 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 func (s *Server) handle(h handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		eventOf(r).route = r.Pattern // chi's
-		if err := h(w, r); err != nil {
+		err := h(w, r)
+		// Nothing was written then, neither to the store nor to the client: the handler decides anew.
+		for attempt := 1; errors.Is(err, store.ErrChanged) && attempt < decisions; attempt++ {
+			if err = s.decideAgain(r); err == nil {
+				err = h(w, r)
+			}
+		}
+		if err != nil {
 			s.fail(w, r, err)
 		}
 	}
 }
+
+// decisions is how often a request is decided at most, while its caller or what it is about keeps changing.
+const decisions = 4

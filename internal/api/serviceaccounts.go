@@ -94,9 +94,9 @@ func (s *Server) createServiceAccount(w http.ResponseWriter, r *http.Request) er
 	if roles != nil {
 		account.Roles = *roles
 	}
-	created, err := s.store.CreateServiceAccount(r.Context(), account)
+	created, err := s.store.CreateServiceAccount(r.Context(), caller.Caller(), account)
 	if err != nil {
-		return err
+		return serviceAccountError(err)
 	}
 	writeJSON(w, http.StatusOK, wireServiceAccount(created))
 	return nil
@@ -156,7 +156,7 @@ func (s *Server) updateServiceAccount(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return err
 	}
-	account, err = s.store.UpdateServiceAccount(r.Context(), account.CustomerID, id, change)
+	account, err = s.store.UpdateServiceAccount(r.Context(), principalOf(r).Caller(), account.CustomerID, id, change)
 	if err != nil {
 		return serviceAccountError(err)
 	}
@@ -174,7 +174,7 @@ func (s *Server) deleteServiceAccount(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return err
 	}
-	account, err = s.store.DeleteServiceAccount(r.Context(), account.CustomerID, id)
+	account, err = s.store.DeleteServiceAccount(r.Context(), principalOf(r).Caller(), account.CustomerID, id)
 	if err != nil {
 		return serviceAccountError(err)
 	}
@@ -203,7 +203,7 @@ func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request)
 		return err
 	}
 	if brought != nil {
-		key, err := s.store.CreateServiceAccountKey(r.Context(), account.ID, string(brought.Algorithm), brought.DER)
+		key, err := s.store.CreateServiceAccountKey(r.Context(), principalOf(r).Caller(), account, string(brought.Algorithm), brought.DER)
 		if err != nil {
 			return serviceAccountError(err)
 		}
@@ -217,7 +217,7 @@ func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request)
 	if err != nil {
 		return err
 	}
-	key, err := s.store.CreateServiceAccountKey(r.Context(), account.ID, string(public.Algorithm), public.DER)
+	key, err := s.store.CreateServiceAccountKey(r.Context(), principalOf(r).Caller(), account, string(public.Algorithm), public.DER)
 	if err != nil {
 		return serviceAccountError(err)
 	}
@@ -261,7 +261,7 @@ func (s *Server) deleteServiceAccountKey(w http.ResponseWriter, r *http.Request)
 	if err != nil {
 		return err
 	}
-	key, err := s.store.DeleteServiceAccountKey(r.Context(), account.ID, keyID)
+	key, err := s.store.DeleteServiceAccountKey(r.Context(), principalOf(r).Caller(), account, keyID)
 	if errors.Is(err, store.ErrNotFound) {
 		return notFound(reasonServiceAccountKeyNotFound, "key of this service account")
 	}
@@ -296,7 +296,7 @@ func serviceAccountError(err error) error {
 	case errors.Is(err, store.ErrTooManyKeys):
 		return conflict(reasonTooManyKeys, "FAILED_PRECONDITION", "The service account has 10 keys; delete one first.")
 	default:
-		return err
+		return customerError(err)
 	}
 }
 

@@ -14,8 +14,8 @@ import (
 
 const sentinel = "9999-01-01T00:00:00.000000Z"
 
-// keyShape is an access key's body, byte for byte but for the values, each in a group.
-func keyShape(withToken bool) *regexp.Regexp {
+// keyShape is an access key's body, byte for byte but for the values, each in a group. createdBy is that field as it is to be.
+func keyShape(withToken bool, createdBy string) *regexp.Regexp {
 	const (
 		uuidV4 = `([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})`
 		tm     = `(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z)`
@@ -26,7 +26,7 @@ func keyShape(withToken bool) *regexp.Regexp {
 	}
 	return regexp.MustCompile(`^\{"id":"` + uuidV4 + `","customer_id":"` + uuidV4 + `","agent_id":null,"name":"([^"]*)","detail":"([^"]*)",` +
 		token + `"token_prefix":"(vb_[0-9A-Za-z]{8})","tm_expire":"` + tm + `","tm_create":"` + tm + `","tm_update":"` + tm +
-		`","tm_delete":"` + tm + `","tm_last_used":null\}$`)
+		`","tm_delete":"` + tm + `","tm_last_used":null,"created_by":` + regexp.QuoteMeta(createdBy) + `\}$`)
 }
 
 // Contract 1: "Access key, keys in this order, every one present", "token ONLY in the answer to POST; absent everywhere
@@ -35,10 +35,11 @@ func TestAccessKeyHasTheContractsKeysInOrderAndItsTokenOnlyAtCreation(t *testing
 	t.Parallel()
 	h := newHarness(t)
 	created := h.post("/v1.0/accesskeys", h.acme.adminJWT, `{"expire":60}`).wants(200)
-	if !keyShape(true).Match(created.raw) {
+	admin := `{"type":"agent","id":"` + h.acme.admin.ID.String() + `"}`
+	if !keyShape(true, admin).Match(created.raw) {
 		t.Fatalf("created: %s", created.raw)
 	}
-	if keyShape(false).Match(created.raw) {
+	if keyShape(false, admin).Match(created.raw) {
 		t.Fatal("the shape without a token matches one with a token: this test proves nothing")
 	}
 	path := "/v1.0/accesskeys/" + created.json()["id"].(string)
@@ -47,14 +48,14 @@ func TestAccessKeyHasTheContractsKeysInOrderAndItsTokenOnlyAtCreation(t *testing
 		"updated": h.put(path, h.acme.adminJWT, `{"name":"n","detail":"d"}`).wants(200),
 		"deleted": h.delete(path, h.acme.adminJWT).wants(200),
 	} {
-		if !keyShape(false).Match(answer.raw) {
+		if !keyShape(false, admin).Match(answer.raw) {
 			t.Errorf("%s: %s", what, answer.raw)
 		}
 	}
 	listed := h.get("/v1.0/accesskeys", h.acme.adminJWT).wants(200)
 	inner, isList := strings.CutPrefix(string(listed.raw), `{"result":[`)
 	inner, isLast := strings.CutSuffix(inner, `],"next_page_token":null}`)
-	if !isList || !isLast || !keyShape(false).MatchString(inner) {
+	if !isList || !isLast || !keyShape(false, "null").MatchString(inner) {
 		t.Errorf("listed: %s", listed.raw)
 	}
 }
@@ -85,6 +86,7 @@ func TestCreatedKeyIsWholeAtOnce(t *testing.T) {
 			"id": key["id"], "customer_id": h.acme.customer.ID, "agent_id": nil, "name": "", "detail": "", "token": token,
 			"token_prefix": token[:11], "tm_expire": key["tm_expire"], "tm_create": key["tm_create"],
 			"tm_update": key["tm_create"], "tm_delete": sentinel, "tm_last_used": nil,
+			"created_by": map[string]any{"type": "agent", "id": h.acme.admin.ID},
 		})
 	}
 }
@@ -104,7 +106,7 @@ func TestTokenIsStoredAsItsHashAndTheSentinelAsATime(t *testing.T) {
 	if strings.Contains(row, token) {
 		t.Error("the row holds the token")
 	}
-	if got := h.text(`SELECT octet_length(token_hash) FROM accesskeys WHERE id = $1`, key["id"]); got != "32" {
+	if got := h.text(`SELECT octet_length(token_sha256) FROM accesskeys WHERE id = $1`, key["id"]); got != "32" {
 		t.Errorf("the hash has %s bytes", got)
 	}
 	for _, table := range []string{"customers", "agents", "accesskeys"} {
@@ -118,7 +120,7 @@ func TestTokenIsStoredAsItsHashAndTheSentinelAsATime(t *testing.T) {
 		t.Error("the sentinel is not what the row holds")
 	}
 	// Unique: the same token can't become a second key, whoever it is for.
-	_, err := h.store.CreateAccessKey(t.Context(), store.NewAccessKey{
+	_, err := h.store.CreateAccessKey(t.Context(), store.Operator(), store.NewAccessKey{
 		CustomerID: h.globex.customer.ID, TokenHash: sha256.Sum256([]byte(token)), TokenPrefix: token[:11], Expire: 60,
 	})
 	if err == nil {

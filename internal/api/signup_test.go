@@ -104,7 +104,7 @@ func TestSignupMakesACustomerWithAKey(t *testing.T) {
 		"accesskey": map[string]any{
 			"id": key["id"], "customer_id": key["customer_id"], "agent_id": nil, "name": "Default", "detail": "", "token": plain,
 			"token_prefix": plain[:11], "tm_create": create, "tm_update": create, "tm_delete": "9999-01-01T00:00:00.000000Z",
-			"tm_last_used": nil, "tm_expire": parseTime(t, create).AddDate(0, 0, 365).Format("2006-01-02T15:04:05.000000Z"),
+			"tm_last_used": nil, "created_by": nil, "tm_expire": parseTime(t, create).AddDate(0, 0, 365).Format("2006-01-02T15:04:05.000000Z"),
 		},
 	})
 	customer := s.get("/v1.0/customer", plain).wants(http.StatusOK).json()

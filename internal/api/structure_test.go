@@ -289,8 +289,8 @@ func TestNoOtherAnswerHoldsTheToken(t *testing.T) {
 	created := h.post("/v1.0/accesskeys", h.acme.adminJWT, `{"name":"n"}`).wants(200)
 	token, _ := created.json()["token"].(string)
 	id := created.json()["id"].(string)
-	hash := h.text(`SELECT encode(token_hash, 'hex') FROM accesskeys WHERE id = $1`, id)
-	hash64 := h.text(`SELECT encode(token_hash, 'base64') FROM accesskeys WHERE id = $1`, id)
+	hash := h.text(`SELECT encode(token_sha256, 'hex') FROM accesskeys WHERE id = $1`, id)
+	hash64 := h.text(`SELECT encode(token_sha256, 'base64') FROM accesskeys WHERE id = $1`, id)
 	if !strings.Contains(string(created.raw), token[11:]) {
 		t.Fatal("the control fails: the answer to POST does not hold the token")
 	}

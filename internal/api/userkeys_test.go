@@ -32,8 +32,9 @@ func TestUserKeyShowsItsAgent(t *testing.T) {
 	token := k["token"].(string)
 	wire := func(name, token string, update, end any) string { // used less than a minute ago
 		return fmt.Sprintf(`{"id":"%s","customer_id":"%s","agent_id":"%s","name":"%s","detail":"d",%s"token_prefix":"%s",`+
-			`"tm_expire":"%s","tm_create":"%s","tm_update":"%s","tm_delete":"%s","tm_last_used":null}`, k["id"], h.acme.customer.ID, plain, name, token,
-			k["token_prefix"], k["tm_expire"], k["tm_create"], update, end)
+			`"tm_expire":"%s","tm_create":"%s","tm_update":"%s","tm_delete":"%s","tm_last_used":null,`+
+			`"created_by":{"type":"agent","id":"%s"}}`, k["id"], h.acme.customer.ID, plain, name, token,
+			k["token_prefix"], k["tm_expire"], k["tm_create"], update, end, h.acme.admin.ID)
 	}
 	made.same(wire("n", `"token":"`+token+`",`, k["tm_create"], sentinel))
 	path := "/v1.0/accesskeys/" + k["id"].(string)

@@ -73,7 +73,7 @@ func (h *harness) expiry(credential string) string {
 	h.t.Helper()
 	if strings.HasPrefix(credential, auth.TokenPrefix) {
 		return h.text(`SELECT to_char(tm_expire AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM accesskeys
-			WHERE token_hash = sha256($1::text::bytea)`, credential)
+			WHERE token_sha256 = sha256($1::text::bytea)`, credential)
 	}
 	_, payload, _ := split(credential)
 	text, err := base64.RawURLEncoding.DecodeString(payload)
@@ -443,7 +443,7 @@ func TestPermissionIsAskedOfEveryKindOfCaller(t *testing.T) {
 		t.Errorf("%d kinds of caller, want %d", len(identities()), len(powers))
 	}
 	for _, i := range identities() {
-		customer, err := h.store.CreateCustomer(t.Context(), store.NewCustomer{Name: i.code})
+		customer, err := h.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: i.code})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -580,8 +580,7 @@ func TestFailingStoreLetsNobodyThroughAndRefusesNoCredential(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHarness(t)
-			h.serve(h.uncached())
+			h := newHarness(t).uncached()
 			unknown := auth.NewAccessToken().Reveal()
 			program := h.newProgram(h.acme.customer.ID, auth.RoleCustomerAdmin).token
 			h.get(verifyPath, h.acme.token).wants(http.StatusOK)
@@ -723,7 +722,7 @@ func TestRevokedCredentialPassesNoCheckOnAnyReplica(t *testing.T) {
 	agent, keyed, changed := h.newAgent(customer, 16), h.newAgent(customer, 16), h.newAgent(customer, 16)
 	_, boundToken := h.newBoundKey(keyed)
 	account, keyless := h.newProgram(customer), h.newProgram(customer)
-	owner, err := h.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "owner"})
+	owner, err := h.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "owner"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,47 +77,50 @@ type assertionClaims struct {
 // verify checks the token against the key that it names, as the store has it now. audience is who we are, "" where
 // nobody has said.
 func (a assertion) verify(c store.ServiceAccountCredential, audience string) (*signedAssertion, error) {
-	if err := verifyOwner(c); err != nil {
-		return nil, err
-	}
 	claims, err := a.claims(PublicKey{Algorithm: Algorithm(c.Key.Algorithm), DER: c.Key.PublicKey})
 	if err != nil {
 		return nil, err
 	}
-	signed := &signedAssertion{keyID: a.keyID, algorithm: c.Key.Algorithm, publicKey: c.Key.PublicKey, claims: *claims}
-	return signed, signed.verify(c, audience)
+	issuer, err := uuid.Parse(textOf(claims.Issuer))
+	if err != nil || textOf(claims.Issuer) != issuer.String() || !claims.meantFor(audience) || claims.IssuedAt == nil || claims.ExpiresAt == nil {
+		return nil, refused(causeClaims)
+	}
+	signed := &signedAssertion{
+		keyID: a.keyID, algorithm: c.Key.Algorithm, publicKey: c.Key.PublicKey,
+		issuer: issuer, issuedAt: *claims.IssuedAt, expiresAt: *claims.ExpiresAt,
+	}
+	if claims.NotBefore != nil {
+		signed.notBefore, signed.hasNotBefore = *claims.NotBefore, true
+	}
+	return signed, signed.verify(c)
 }
 
-// signedAssertion is a token whose signature a key has verified. That stays true of the same bytes and the same key.
+// signedAssertion is what is needed of a token whose signature a key has verified, and that is meant for us, as it is remembered: of a
+// known size, and without the token. All of it stays true of the same bytes and the same key.
 type signedAssertion struct {
-	keyID     uuid.UUID
-	algorithm string
-	publicKey []byte
-	claims    assertionClaims
+	keyID        uuid.UUID
+	algorithm    string
+	publicKey    []byte
+	issuer       uuid.UUID
+	issuedAt     int64 // these are seconds since 1970
+	expiresAt    int64
+	notBefore    int64
+	hasNotBefore bool
 }
 
-// signedAssertionBytes is about what one takes of memory.
-const signedAssertionBytes = 1000
+// signedAssertionBytes is about what one takes of memory beside the public key.
+const signedAssertionBytes = 160
 
-// verify checks all but the signature.
-func (s *signedAssertion) verify(c store.ServiceAccountCredential, audience string) error {
-	if err := verifyOwner(c); err != nil {
-		return err
-	}
-	claims := &s.claims
-	switch {
-	case textOf(claims.Issuer) != c.Account.ID.String(), !claims.meantFor(audience):
-		return refused(causeClaims)
-	case claims.IssuedAt == nil, claims.ExpiresAt == nil:
-		return refused(causeClaims)
-	}
-	issued, expires := *claims.IssuedAt, *claims.ExpiresAt
+// verify checks all but the signature and whom the token is meant for.
+func (s *signedAssertion) verify(c store.ServiceAccountCredential) error {
 	now, skew := c.Now.Unix(), int64(assertionSkew/time.Second)
 	switch {
-	case issued <= 0, expires <= issued, expires-issued > int64(MaxAssertionLifetime/time.Second), issued > now+skew,
-		claims.NotBefore != nil && *claims.NotBefore > now+skew:
+	case s.issuer != c.Account.ID:
 		return refused(causeClaims)
-	case expires+skew <= now:
+	case s.issuedAt <= 0, s.expiresAt <= s.issuedAt, s.expiresAt-s.issuedAt > int64(MaxAssertionLifetime/time.Second),
+		s.issuedAt > now+skew, s.hasNotBefore && s.notBefore > now+skew:
+		return refused(causeClaims)
+	case s.expiresAt+skew <= now:
 		return refused(causeExpired)
 	}
 	return nil
@@ -125,7 +128,9 @@ func (s *signedAssertion) verify(c store.ServiceAccountCredential, audience stri
 
 // principal is the account whose token this is, once it was verified.
 func (s *signedAssertion) principal(c store.ServiceAccountCredential) Principal {
-	return principalOfServiceAccount(c.Account).during(*s.claims.IssuedAt, *s.claims.ExpiresAt)
+	p := principalOfServiceAccount(c).during(s.issuedAt, s.expiresAt)
+	p.acceptedBefore = p.Expires.Add(assertionSkew)
+	return p
 }
 
 // by reports whether this is the key that the signature was verified with.
@@ -133,15 +138,20 @@ func (s *signedAssertion) by(key store.ServiceAccountKey) bool {
 	return s.algorithm == key.Algorithm && bytes.Equal(s.publicKey, key.PublicKey)
 }
 
-// verifyOwner checks that the key, its account and its customer are there.
-func verifyOwner(c store.ServiceAccountCredential) error {
+// ownerRefusal is why no token of the key is accepted, "" where key, account and customer are there. It passes on an error that is
+// not store.ErrNotFound.
+func ownerRefusal(c store.ServiceAccountCredential, err error) (cause, error) {
 	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return causeUnknown, nil
+	case err != nil:
+		return "", err
 	case !c.Key.TmDelete.Equal(store.Never()), !c.Account.TmDelete.Equal(store.Never()):
-		return refused(causeDeleted)
+		return causeDeleted, nil
 	case !c.CustomerTmDelete.Equal(store.Never()):
-		return refused(causeOwner)
+		return causeOwner, nil
 	}
-	return nil
+	return "", nil
 }
 
 // claims verifies the signature with this key, by this key's algorithm, and returns what was signed.

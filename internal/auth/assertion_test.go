@@ -66,7 +66,7 @@ func newSignatory(t *testing.T, algorithm Algorithm) *signatory {
 	key := store.ServiceAccountKey{
 		ID: uuid.New(), AccountID: account.ID, Algorithm: string(algorithm), PublicKey: public, TmDelete: store.Never(),
 	}
-	credential := store.ServiceAccountCredential{Key: key, Account: account, CustomerTmDelete: store.Never(), Moment: store.Moment{Now: now}}
+	credential := store.ServiceAccountCredential{Key: key, Account: account, CustomerTmDelete: store.Never(), Now: now}
 	return &signatory{t: t, credential: credential, private: private, method: method, now: now.Unix()}
 }
 
@@ -99,7 +99,8 @@ func (s *signatory) times(iat, exp, more string) string {
 	return fmt.Sprintf(`{"iss":%q,"iat":%s,"exp":%s%s}`, s.credential.Account.ID, iat, exp, more)
 }
 
-// verdict is the cause of the refusal, "" where the token is accepted.
+// verdict is the cause of the refusal, "" where the token is accepted: as Verifier goes about it at the first sight of a token. What it
+// remembers then has to come to the same.
 func (s *signatory) verdict(token, audience string) string {
 	s.t.Helper()
 	a, err := parseAssertion(token)
@@ -107,7 +108,18 @@ func (s *signatory) verdict(token, audience string) string {
 		if a.keyID != s.credential.Key.ID {
 			s.t.Fatalf("it names the key %s", a.keyID)
 		}
-		_, err = a.verify(s.credential, audience)
+		var why cause
+		if why, err = ownerRefusal(s.credential, nil); err == nil && why != "" {
+			err = refused(why)
+		}
+	}
+	if err == nil {
+		var signed *signedAssertion
+		if signed, err = a.verify(s.credential, audience); signed != nil {
+			if again := signed.verify(s.credential); Cause(again) != Cause(err) || !signed.by(s.credential.Key) {
+				s.t.Errorf("refused as %q at first, and as %q when it is remembered", Cause(err), Cause(again))
+			}
+		}
 	}
 	if err != nil && !errors.Is(err, ErrInvalidCredential) {
 		s.t.Fatalf("an error that is no refusal: %v", err)
@@ -321,9 +333,9 @@ func TestAssertionEndsWithItsKeyAccountAndCustomer(t *testing.T) {
 	token := s.sign(s.header(), s.claims(""))
 	whole, gone := s.credential, s.credential.Now.Add(-time.Microsecond)
 	for cause, remove := range map[string][]func(){
-		"":                 {func() {}},
-		"deleted":          {func() { s.credential.Key.TmDelete = gone }, func() { s.credential.Account.TmDelete = gone }},
-		"customer deleted": {func() { s.credential.CustomerTmDelete = gone }},
+		"":              {func() {}},
+		"deleted":       {func() { s.credential.Key.TmDelete = gone }, func() { s.credential.Account.TmDelete = gone }},
+		"owner deleted": {func() { s.credential.CustomerTmDelete = gone }},
 	} {
 		for i, r := range remove {
 			s.credential = whole

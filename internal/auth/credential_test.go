@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -157,7 +158,7 @@ func TestNoCredentialIsNobody(t *testing.T) {
 	}
 	v := NewVerifier(rows, newSessions(t, testSecret, ""), "")
 	for _, c := range []Credential{{}, {Kind: "other"}, {Kind: KindJWT}, {Kind: KindJWT, token: AccessToken{secret.New("x")}}} {
-		if p, err := v.Verify(context.Background(), c); !errors.Is(err, ErrInvalidCredential) || p.Type != "" {
+		if p, err := v.Verify(context.Background(), c, netip.Addr{}); !errors.Is(err, ErrInvalidCredential) || p.Type != "" {
 			t.Errorf("%q: %v, %v", c.Kind, p, err)
 		}
 	}

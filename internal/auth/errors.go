@@ -22,10 +22,14 @@ const (
 	causeUnknown   cause = "unknown"
 	causeExpired   cause = "expired"
 	causeDeleted   cause = "deleted"
-	causeOwner     cause = "customer deleted"
+	causeOwner     cause = "owner deleted"
 	causePassword  cause = "password changed"
 	causeWrong     cause = "wrong password"
 )
+
+// restsOnRow reports whether a token is refused for a row that was found, not for what it says itself. That there is none was proven
+// where it was looked up.
+func (c cause) restsOnRow() bool { return c == causeDeleted || c == causeOwner || c == causePassword }
 
 // refusal is an ErrInvalidCredential with its cause.
 type refusal struct{ cause cause }

@@ -45,7 +45,7 @@ func (a *Authenticator) Login(ctx context.Context, username string, password sec
 		return store.Agent{}, secret.Value{}, refused(causeWrong)
 	}
 	if !renewed.Empty() {
-		if err := a.store.RenewPasswordHash(ctx, agent.ID, agent.PasswordHash, renewed); err != nil {
+		if err := a.store.RenewPasswordHash(ctx, agent, renewed); err != nil {
 			return store.Agent{}, secret.Value{}, fmt.Errorf("logging in: %w", err)
 		}
 	}

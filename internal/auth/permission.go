@@ -125,16 +125,21 @@ type access struct {
 	gives  Permission
 }
 
-func (a *access) add(g grant) {
-	a.rights |= g.rights
-	a.gives |= g.gives
+// with is what it becomes by another line of the model.
+func (a access) with(g grant) access {
+	return access{rights: a.rights | g.rights, gives: a.gives | g.gives}
+}
+
+// within is what of it another access has, too.
+func (a access) within(b access) access {
+	return access{rights: a.rights & b.rights, gives: a.gives & b.gives}
 }
 
 func accessOfPermission(p Permission) access {
 	var a access
 	for _, g := range permissionModel() {
 		if p&g.bit != 0 {
-			a.add(g)
+			a = a.with(g)
 		}
 	}
 	return a
@@ -144,7 +149,7 @@ func accessOfRoles(roles []string) access {
 	var a access
 	for _, g := range permissionModel() {
 		if g.role != "" && slices.Contains(roles, string(g.role)) {
-			a.add(g)
+			a = a.with(g)
 		}
 	}
 	return a

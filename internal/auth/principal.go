@@ -3,6 +3,7 @@
 package auth
 
 import (
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -38,6 +39,34 @@ type Principal struct {
 	Expires    time.Time // when it ends by itself
 
 	access access
+	own    Rights // over the access keys that are bound to AgentID
+	// What else the credential rests on, which Caller tells the store.
+	tmPassword     time.Time             // of an agent that has logged in
+	roles          []string              // of an access key, as it was made with
+	agentHas       int64                 // the permission of the agent that a key is bound to, whatever bounds the key
+	maker          *store.ServiceAccount // that made an access key
+	accountKeyID   uuid.UUID             // that a service account's token was signed with
+	acceptedBefore time.Time             // the end of a token, with the skew that is allowed
+}
+
+// Caller is the principal as writes are given it: they commit only while what its credential rests on stays as it was.
+func (p Principal) Caller() store.Caller {
+	switch p.Type {
+	case TypeAgent:
+		agent := store.Agent{ID: p.ID, CustomerID: p.CustomerID, Permission: int64(p.Permission), TmPassword: p.tmPassword}
+		return store.AgentCaller(agent, p.acceptedBefore)
+	case TypeAccessKey:
+		key := store.AccessKeyCredential{Roles: p.roles, ServiceAccount: p.maker}
+		key.ID, key.CustomerID = p.ID, p.CustomerID
+		if p.AgentID != uuid.Nil {
+			key.Agent = &store.Agent{ID: p.AgentID, Permission: p.agentHas}
+		}
+		return store.AccessKeyCaller(key)
+	default:
+		var account store.ServiceAccountCredential
+		account.Key.ID, account.Account.ID, account.Account.CustomerID, account.Account.Roles = p.accountKeyID, p.ID, p.CustomerID, p.Roles
+		return store.ServiceAccountCaller(account, p.acceptedBefore)
+	}
 }
 
 // May reports whether the caller has all of these rights.
@@ -52,8 +81,12 @@ func (p Principal) MayReach(customerID uuid.UUID) bool {
 // password, or a key bound to a more powerful agent, would be a way up.
 func (p Principal) MayGive(permission Permission) bool { return permission&^p.access.gives == 0 }
 
-// Acts reports whether the caller is this agent, itself or by a key bound to it.
-func (p Principal) Acts(agentID uuid.UUID) bool { return agentID != uuid.Nil && p.AgentID == agentID }
+// Acts reports whether the caller is this agent, itself or by a key bound to it, and may do this to the access keys that are bound to
+// the agent. Every agent may, and every key of its, unless a service account made the key: then it has no rights that the account
+// lacks.
+func (p Principal) Acts(agentID uuid.UUID, rights Rights) bool {
+	return agentID != uuid.Nil && p.AgentID == agentID && p.own&rights == rights
+}
 
 // principalOfAgent is an agent that has logged in.
 func principalOfAgent(a store.Agent) Principal {
@@ -71,11 +104,14 @@ func principalOfAgent(a store.Agent) Principal {
 		TmUpdate:   a.TmUpdate,
 		TmDelete:   a.TmDelete,
 		access:     accessOfPermission(permission),
+		own:        ReadAccessKeys | WriteAccessKeys,
+		tmPassword: a.TmPassword,
 	}
 }
 
-// principalOfAccessKey is a customer-wide key, or one that acts with the permission of the agent that it is bound to.
-func principalOfAccessKey(k store.AccessKeyCredential, bound store.Agent) Principal {
+// principalOfAccessKey is a customer-wide key, or one that acts with the permission of the agent that it is bound to. A key that a
+// service account made has no rights that the account lacks now.
+func principalOfAccessKey(k store.AccessKeyCredential) Principal {
 	p := Principal{
 		Type:       TypeAccessKey,
 		ID:         k.ID,
@@ -87,18 +123,48 @@ func principalOfAccessKey(k store.AccessKeyCredential, bound store.Agent) Princi
 		TmDelete:   k.TmDelete,
 		Issued:     k.TmCreate,
 		Expires:    k.TmExpire,
+		roles:      k.Roles,
+		maker:      k.ServiceAccount,
 	}
-	if k.AgentID != nil {
-		p.AgentID = *k.AgentID
-		p.Permission = Permission(bound.Permission)
-		p.access = accessOfPermission(p.Permission)
-		return p
+	if k.Agent == nil {
+		roles := k.Roles
+		if k.ServiceAccount != nil {
+			roles = commonRoles(roles, k.ServiceAccount.Roles)
+		}
+		return p.withRoles(roles)
 	}
-	return p.withRoles(k.Roles)
+	p.AgentID, p.agentHas = k.Agent.ID, k.Agent.Permission
+	p.Permission = Permission(k.Agent.Permission)
+	p.access = accessOfPermission(p.Permission)
+	p.own = ReadAccessKeys | WriteAccessKeys
+	if k.ServiceAccount != nil {
+		bound := accessOfRoles(k.ServiceAccount.Roles)
+		p.own &= bound.rights
+		p.Permission &= bound.gives
+		p.access = accessOfPermission(p.Permission).within(bound)
+	}
+	return p
+}
+
+// commonRoles are the roles of one list that the other amounts to, and the other way round.
+func commonRoles(a, b []string) []string {
+	common := []string{}
+	add := func(roles, others []string) {
+		all := accessOfRoles(others)
+		for _, role := range roles {
+			if one := accessOfRoles([]string{role}); one == one.within(all) && !slices.Contains(common, role) {
+				common = append(common, role)
+			}
+		}
+	}
+	add(a, b)
+	add(b, a)
+	return common
 }
 
 // principalOfServiceAccount is an account that has signed a token.
-func principalOfServiceAccount(a store.ServiceAccount) Principal {
+func principalOfServiceAccount(c store.ServiceAccountCredential) Principal {
+	a := c.Account
 	return Principal{
 		Type:       TypeServiceAccount,
 		ID:         a.ID,
@@ -108,12 +174,15 @@ func principalOfServiceAccount(a store.ServiceAccount) Principal {
 		TmCreate:   a.TmCreate,
 		TmUpdate:   a.TmUpdate,
 		TmDelete:   a.TmDelete,
+
+		accountKeyID: c.Key.ID,
 	}.withRoles(a.Roles)
 }
 
 // during says from when to when the credential is good, in seconds since 1970.
 func (p Principal) during(issued, expires int64) Principal {
 	p.Issued, p.Expires = time.Unix(issued, 0), time.Unix(expires, 0)
+	p.acceptedBefore = p.Expires
 	return p
 }
 

@@ -68,7 +68,7 @@ func TestRolesGiveTheirRightsAndNoMore(t *testing.T) {
 		"":                  0,
 		"superadmin":        0,
 	} {
-		p := principalOfServiceAccount(store.ServiceAccount{Roles: []string{string(role)}})
+		p := principalOfServiceAccount(store.ServiceAccountCredential{Account: store.ServiceAccount{Roles: []string{string(role)}}})
 		if p.access.rights != want {
 			t.Errorf("%q gives %b, want %b", role, p.access.rights, want)
 		}

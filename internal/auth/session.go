@@ -129,8 +129,18 @@ func hasSessionHeader(token string) bool {
 	return header == sessionHeader
 }
 
-// parse returns the claims of a token that we signed, whatever its times; else a refusal.
-func (s *Sessions) parse(token string) (*sessionClaims, error) {
+// session is what is needed of a login token that we signed, as it is remembered: of a known size, and without the token.
+type session struct {
+	subject, customerID uuid.UUID
+	issuedAt, expiresAt int64 // seconds since 1970
+	passwordTime        int64 // microseconds since 1970
+}
+
+// sessionBytes is about what a session takes of memory.
+const sessionBytes = 80
+
+// parse returns what a token says that we signed, whatever its times; else a refusal.
+func (s *Sessions) parse(token string) (*session, error) {
 	// Go's base64 skips line breaks, even where it is strict; they would give the signature a second spelling.
 	if len(token) > maxJWTLength || !hasSessionHeader(token) || strings.ContainsAny(token, "\r\n") {
 		return nil, refused(causeMalformed)
@@ -146,7 +156,10 @@ func (s *Sessions) parse(token string) (*sessionClaims, error) {
 	if !read.claims.consistent() {
 		return nil, refused(causeClaims)
 	}
-	return &read.claims, nil
+	c := &read.claims
+	return &session{
+		subject: c.Subject, customerID: c.CustomerID, issuedAt: c.IssuedAt, expiresAt: c.ExpiresAt, passwordTime: c.PasswordTime,
+	}, nil
 }
 
 // consistent reports whether the claims are such as Issue writes. The signature already says that we wrote them; this
@@ -159,22 +172,30 @@ func (c *sessionClaims) consistent() bool {
 		c.NotBefore == nil && c.Audience == nil
 }
 
-// verify checks the claims against the agent that they name, as the store has it now.
-func (c *sessionClaims) verify(agent store.AgentCredential) error {
+// refusal is why the token is not accepted, by the agent that it names as the store has it now, "" where it is. It passes on an error
+// that is not store.ErrNotFound.
+//
+// What ties a token to a password is the time at which that was set, as the token has it. The token's iat says nothing more: the
+// database's clock may have been ahead when the password was set.
+func (c *session) refusal(agent store.AgentCredential, err error) (cause, error) {
 	now := agent.Now
 	switch {
-	case agent.CustomerID != c.CustomerID:
-		return refused(causeClaims)
-	case c.ExpiresAt <= now.Unix():
-		return refused(causeExpired)
-	case c.IssuedAt > now.Add(sessionSkew).Unix(): // as numbers: a time.Time wraps at the far end of int64
-		return refused(causeClaims)
+	case errors.Is(err, store.ErrNotFound):
+		return causeUnknown, nil
+	case err != nil:
+		return "", err
+	case agent.CustomerID != c.customerID:
+		return causeClaims, nil
+	case c.expiresAt <= now.Unix():
+		return causeExpired, nil
+	case c.issuedAt > now.Add(sessionSkew).Unix(): // as numbers: a time.Time wraps at the far end of int64
+		return causeClaims, nil
 	case !agent.TmDelete.Equal(store.Never()):
-		return refused(causeDeleted)
+		return causeDeleted, nil
 	case !agent.CustomerTmDelete.Equal(store.Never()):
-		return refused(causeOwner)
-	case c.PasswordTime != agent.TmPassword.UnixMicro(), c.IssuedAt < agent.TmPassword.Unix():
-		return refused(causePassword)
+		return causeOwner, nil
+	case c.passwordTime != agent.TmPassword.UnixMicro():
+		return causePassword, nil
 	}
-	return nil
+	return "", nil
 }

@@ -3,6 +3,8 @@ package auth
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -176,8 +178,9 @@ func TestSessionIsHeldAgainstTheAgentAsItIsNow(t *testing.T) {
 	const issued = 1_800_000_000
 	second := func(n int64) time.Time { return time.Unix(issued+n, 0) }
 	type state struct {
-		claims sessionClaims
+		claims session
 		agent  store.AgentCredential
+		err    error // of reading the agent
 	}
 	for _, c := range []struct {
 		name   string
@@ -190,9 +193,9 @@ func TestSessionIsHeldAgainstTheAgentAsItIsNow(t *testing.T) {
 		{"long expired", func(s *state) { s.agent.Now = second(999999999) }, causeExpired},
 		{"clock behind by a minute", func(s *state) { s.agent.Now = second(-60) }, ""},
 		{"clock behind by more", func(s *state) { s.agent.Now = second(-61) }, causeClaims},
-		{"iat at the end of time", func(s *state) { s.claims.IssuedAt, s.claims.ExpiresAt = 1<<63-2, 1<<63-1 }, causeClaims},
+		{"iat at the end of time", func(s *state) { s.claims.issuedAt, s.claims.expiresAt = 1<<63-2, 1<<63-1 }, causeClaims},
 		{"iat where time.Time wraps", func(s *state) {
-			s.claims.IssuedAt, s.claims.ExpiresAt = 1<<63-62135596800, 1<<63-62135596800+604800
+			s.claims.issuedAt, s.claims.expiresAt = 1<<63-62135596800, 1<<63-62135596800+604800
 		}, causeClaims},
 		{"agent deleted", func(s *state) { s.agent.TmDelete = second(1) }, causeDeleted},
 		{"agent to be deleted", func(s *state) { s.agent.TmDelete = second(1e8) }, causeDeleted},
@@ -201,28 +204,42 @@ func TestSessionIsHeldAgainstTheAgentAsItIsNow(t *testing.T) {
 		{"password set later", func(s *state) { s.agent.TmPassword = second(1) }, causePassword},
 		{"password set a microsecond later", func(s *state) { s.agent.TmPassword = s.agent.TmPassword.Add(time.Microsecond) }, causePassword},
 		{"password set earlier than known", func(s *state) { s.agent.TmPassword = second(-100) }, causePassword},
-		{"password_time after iat", func(s *state) {
+		// The database's clock was ahead when the password was set: the token is of this password all the same.
+		{"password set after iat", func(s *state) {
 			s.agent.TmPassword = second(1)
-			s.claims.PasswordTime = second(1).UnixMicro()
+			s.claims.passwordTime = second(1).UnixMicro()
+		}, ""},
+		{"password set a year after iat", func(s *state) {
+			s.agent.TmPassword = second(365 * 86400)
+			s.claims.passwordTime = second(365 * 86400).UnixMicro()
+		}, ""},
+		{"of another time after iat", func(s *state) {
+			s.agent.TmPassword = second(2)
+			s.claims.passwordTime = second(1).UnixMicro()
 		}, causePassword},
+		{"no such agent", func(s *state) { s.agent, s.err = store.AgentCredential{}, store.ErrNotFound }, causeUnknown},
 		{"password set and login in one second", func(s *state) {
 			s.agent.TmPassword = second(0).Add(999 * time.Millisecond)
-			s.claims.PasswordTime = s.agent.TmPassword.UnixMicro()
+			s.claims.passwordTime = s.agent.TmPassword.UnixMicro()
 		}, ""},
 		{"permission changed", func(s *state) { s.agent.Permission = 16 }, ""},
 	} {
 		agent := anAgent(second(0))
 		s := state{
-			claims: sessionClaims{
-				Issuer: sessionIssuer, Subject: agent.ID, IssuedAt: issued, ExpiresAt: issued + 604800, CustomerID: agent.CustomerID,
-				PasswordTime: agent.TmPassword.UnixMicro(),
+			claims: session{
+				subject: agent.ID, customerID: agent.CustomerID, issuedAt: issued, expiresAt: issued + 604800,
+				passwordTime: agent.TmPassword.UnixMicro(),
 			},
-			agent: store.AgentCredential{Agent: agent, CustomerTmDelete: store.Never(), Moment: store.Moment{Now: second(10)}},
+			agent: store.AgentCredential{Agent: agent, CustomerTmDelete: store.Never(), Now: second(10)},
 		}
 		c.change(&s)
-		if got := Cause(s.claims.verify(s.agent)); got != string(c.want) {
-			t.Errorf("%s: refused as %q, want %q", c.name, got, c.want)
+		if got, err := s.claims.refusal(s.agent, s.err); got != c.want || err != nil {
+			t.Errorf("%s: refused as %q, %v, want %q", c.name, got, err, c.want)
 		}
+	}
+	// A store that can't tell is no refusal.
+	if got, err := (&session{}).refusal(store.AgentCredential{}, store.ErrUnavailable); got != "" || !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("where the store is unavailable: refused as %q, %v", got, err)
 	}
 }
 
@@ -247,4 +264,74 @@ func TestRefusalNamesItsCauseAndNothingElse(t *testing.T) {
 			t.Errorf("error %q", err)
 		}
 	}
+}
+
+// What is remembered of a token has the size that it is weighed with, whatever the token says: long names, a large aud, claims of no
+// meaning. The token's text is not kept.
+func TestWhatIsRememberedOfATokenDoesNotGrowWithIt(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	s := newSessions(t, testSecret, "")
+	long := anAgent(now)
+	long.Username, long.Name = strings.Repeat("u", 255), strings.Repeat("n", 255)
+	signing := newSignatory(t, EdDSA)
+	audience := `,"aud":["us","` + strings.Repeat("x", 2500) + `"],"other":"` + strings.Repeat("y", 2500) + `"`
+	for name, c := range map[string]struct {
+		short, long string
+		remember    func(token string) any
+		weighed     int
+	}{
+		"a login token": {
+			issue(t, s, anAgent(now), now), issue(t, s, long, now), func(token string) any {
+				claims, err := s.parse(token)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return claims
+			}, sessionBytes,
+		},
+		"a service account's token": {
+			signing.sign(signing.header(), signing.claims("")), signing.sign(signing.header(), signing.claims(audience)), func(token string) any {
+				a, err := parseAssertion(token)
+				if err != nil {
+					t.Fatal(err)
+				}
+				signed, err := a.verify(signing.credential, "us")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return signed
+			}, signedAssertionBytes + len(signing.credential.Key.PublicKey),
+		},
+	} {
+		short, grown := sizeOf(reflect.ValueOf(c.remember(c.short))), sizeOf(reflect.ValueOf(c.remember(c.long)))
+		if short != grown || grown > c.weighed || len(c.long) < len(c.short)+200 {
+			t.Errorf("%s: %d bytes hold a token of %d, %d one of %d; weighed as %d", name, short, len(c.short), grown, len(c.long), c.weighed)
+		}
+	}
+	// The control: what is measured does grow with what it holds.
+	if small, large := sizeOf(reflect.ValueOf(&sessionClaims{})), sizeOf(reflect.ValueOf(&sessionClaims{Audience: []byte(audience)})); large < small+2500 {
+		t.Errorf("%d bytes, and %d with an audience", small, large)
+	}
+}
+
+// sizeOf is what a value takes of memory, with all that it alone points to.
+func sizeOf(v reflect.Value) int {
+	n := int(v.Type().Size())
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			n += sizeOf(v.Elem())
+		}
+	case reflect.String:
+		n += v.Len()
+	case reflect.Slice:
+		n += v.Cap() * int(v.Type().Elem().Size())
+	case reflect.Struct:
+		for i := range v.NumField() {
+			n += sizeOf(v.Field(i)) - int(v.Field(i).Type().Size())
+		}
+	default: // all of it is in its own size
+	}
+	return n
 }

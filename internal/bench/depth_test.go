@@ -57,7 +57,7 @@ func seedList(b *testing.B, database secret.Value, n int) (newest time.Time) {
 	const atOnce = 500_000
 	for from := 0; from < n; from += atOnce {
 		_, err := db.Exec(ctx, `
-			INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_create, tm_update, tm_expire)
+			INSERT INTO accesskeys (id, customer_id, name, description, token_sha256, token_prefix, tm_create, tm_update, tm_expire)
 			SELECT gen_random_uuid(), $1, 'key ' || i, 'For accessing reporting APIs',
 			       sha256(i::text::bytea), 'vb_BenchBen', tm, tm, now() + interval '1 year'
 			FROM generate_series($2::int, $3::int - 1) i, LATERAL (SELECT $4::timestamptz - i * interval '1 ms' AS tm) t`,

@@ -263,11 +263,14 @@ func newInserts(b *testing.B, database secret.Value, clients int) inserts {
 	customerID := ownKey(b, openStore(b, database)).CustomerID
 	script := filepath.Join(b.TempDir(), "insert.sql")
 	err = os.WriteFile(script, []byte(`INSERT INTO accesskeys
-		(id, customer_id, agent_id, roles, name, detail, token_hash, token_prefix, tm_expire)
-		VALUES (gen_random_uuid(), '`+customerID.String()+`', NULL, coalesce(NULL::text[], '{customer_admin}'), 'bench', '',
-			sha256(gen_random_uuid()::text::bytea), 'vb_BenchBen', now() + make_interval(secs => 3600))
-		RETURNING id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete,
-			(SELECT u.tm_last_used FROM accesskey_uses u WHERE u.accesskey_id = accesskeys.id);
+		(id, customer_id, agent_id, roles, name, description, token_sha256, token_prefix, tm_expire,
+			created_by_type, created_by_id, service_account_id)
+		SELECT gen_random_uuid(), c.id, NULL, coalesce(NULL::text[], '{customer_admin}'), 'bench', '',
+			sha256(gen_random_uuid()::text::bytea), 'vb_BenchBen', now() + make_interval(secs => 3600), NULL, NULL, NULL
+		FROM customers c
+		WHERE c.id = '`+customerID.String()+`' AND c.tm_delete = '9999-01-01 00:00:00+00'
+		RETURNING id, customer_id, agent_id, name, description AS detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete,
+			created_by_type, created_by_id, NULL::timestamptz AS tm_last_used;
 		`), 0o600)
 	if err != nil {
 		b.Fatal(err)

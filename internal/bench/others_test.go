@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime/debug"
@@ -91,8 +92,13 @@ func serveUnchecked(payload []byte, listener net.Listener) error {
 	log, _ := logging.New(os.Stderr, slog.LevelInfo, false)
 	rows, err := replica.New(replica.Config{Store: db, Log: log}) // asked once, so that it need remember nothing
 	must(err)
-	principal, err := auth.NewVerifier(rows, sessions, "").Verify(ctx, credential)
+	running, stop := context.WithCancel(ctx)
+	stopped := make(chan error, 1)
+	go func() { stopped <- rows.Run(running) }()
+	principal, err := auth.NewVerifier(rows, sessions, "").Verify(ctx, credential, netip.Addr{})
 	must(err)
+	stop()
+	must(<-stopped)
 	server := &http.Server{
 		Handler:           api.NewUnchecked(api.Config{Store: db, Replica: rows, Log: log, MinExpire: 1}, principal),
 		ReadHeaderTimeout: 5 * time.Second,

@@ -49,7 +49,7 @@ func seedKeys(b *testing.B, database secret.Value, n int) []string {
 	}
 	tokens := make([]string, n)
 	expire := time.Now().AddDate(1, 0, 0)
-	columns := []string{"id", "customer_id", "name", "detail", "token_hash", "token_prefix", "tm_expire"}
+	columns := []string{"id", "customer_id", "name", "description", "token_sha256", "token_prefix", "tm_expire"}
 	_, err = db.CopyFrom(ctx, pgx.Identifier{"accesskeys"}, columns, pgx.CopyFromSlice(n, func(i int) ([]any, error) {
 		tokens[i] = keyToken(i)
 		token, ok := auth.ParseAccessToken(tokens[i])
@@ -119,7 +119,7 @@ func seedOwnKeys(b *testing.B, database secret.Value) string {
 	own := ownKey(b, db)
 	for i := range ownKeys - 1 {
 		token := auth.NewAccessToken()
-		_, err := db.CreateAccessKey(b.Context(), store.NewAccessKey{
+		_, err := db.CreateAccessKey(b.Context(), store.Operator(), store.NewAccessKey{
 			CustomerID: own.CustomerID, Name: fmt.Sprintf("key %d", i), Detail: "For accessing reporting APIs",
 			TokenHash: token.Hash(), TokenPrefix: token.Prefix(), Expire: 86400,
 		})
@@ -133,9 +133,13 @@ func seedOwnKeys(b *testing.B, database secret.Value) string {
 func ownKey(b *testing.B, db *store.Store) store.AccessKeyCredential {
 	b.Helper()
 	token, _ := auth.ParseAccessToken(accessKey)
-	own, err := db.AccessKeyByHash(b.Context(), token.Hash(), store.Position{})
+	found, err := db.Lookup(b.Context(), store.Lookup{AccessKeys: []store.TokenHash{token.Hash()}}, store.Position{}, store.HeadFirst)
 	if err != nil {
 		b.Fatal(err)
+	}
+	own, there := found.AccessKeys[token.Hash()]
+	if !there {
+		b.Fatal("the benchmarks' access key is not there")
 	}
 	return own
 }
@@ -150,7 +154,7 @@ func sessionTokens(b *testing.B, database secret.Value, agents, each int) (token
 		b.Fatal(err)
 	}
 	for range agents {
-		agent, err := db.CreateAgent(b.Context(), store.NewAgent{
+		agent, err := db.CreateAgent(b.Context(), store.Operator(), store.NewAgent{
 			CustomerID: customerID, Username: uuid.NewString() + "@bench.example", Name: "bench",
 			PasswordHash: secret.New("$argon2id$nobody logs in"), Permission: int64(auth.PermissionCustomerAdmin),
 		})

@@ -13,13 +13,16 @@ import (
 // accessKeyRow is an access key as it is remembered, of which there may be millions: in a third of the memory, and with two
 // pointers for the garbage collector to follow instead of ten.
 type accessKeyRow struct {
-	id, customerID, agentID          uuid.UUID
-	bound                            bool   // to agentID
-	text                             string // name, detail and token prefix
-	name, detail                     int    // their lengths
+	checked
+	noted                            atomic.Int64 // the last use that Used has noted, in microseconds since 1970
+	id, customerID                   uuid.UUID
+	agentID                          uuid.UUID
+	serviceAccountID                 uuid.UUID // that made it, else the nil UUID
+	bound                            bool      // to agentID
+	text                             string    // name, detail and token prefix
+	name, detail                     int       // their lengths
 	roles                            []string
-	expire, create, update, deletion int64        // microseconds since 1970
-	noted                            atomic.Int64 // the last use that Used has noted, likewise
+	expire, create, update, deletion int64 // microseconds since 1970
 }
 
 // adminRoles are those of nearly every key, shared.
@@ -34,13 +37,24 @@ func newAccessKeyRow(c store.AccessKeyCredential) *accessKeyRow {
 	if row.bound {
 		row.agentID = *c.AgentID
 	}
+	if c.ServiceAccount != nil {
+		row.serviceAccountID = c.ServiceAccount.ID
+	}
 	if slices.Equal(row.roles, adminRoles) {
 		row.roles = adminRoles
 	}
 	return row
 }
 
-// credential is what the row was made of, but for the customer's tm_delete and the time.
+// same reports whether both are the same row of the database.
+func (row *accessKeyRow) same(other *accessKeyRow) bool {
+	return row.id == other.id && row.customerID == other.customerID && row.bound == other.bound && row.agentID == other.agentID &&
+		row.serviceAccountID == other.serviceAccountID && row.text == other.text && row.name == other.name && row.detail == other.detail &&
+		slices.Equal(row.roles, other.roles) && row.expire == other.expire && row.create == other.create &&
+		row.update == other.update && row.deletion == other.deletion
+}
+
+// credential is what the row was made of, but for the rows that it rests on and the time.
 func (row *accessKeyRow) credential() (c AccessKeyCredential) {
 	c.ID, c.CustomerID = row.id, row.customerID
 	if row.bound {
@@ -55,12 +69,9 @@ func (row *accessKeyRow) credential() (c AccessKeyCredential) {
 
 // bytes is about what the row takes.
 func (row *accessKeyRow) bytes() int {
-	n := 200 + len(row.text)
+	n := 240 + len(row.text)
 	if len(row.roles) > 0 && &row.roles[0] != &adminRoles[0] {
-		n += 16 * len(row.roles) // the names themselves are a few, but each row has its own
-		for _, role := range row.roles {
-			n += len(role)
-		}
+		n += rolesBytes(row.roles)
 	}
 	return n
 }

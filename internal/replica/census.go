@@ -9,7 +9,13 @@ import (
 	"accesskeys/internal/store"
 )
 
-// census watches the other replicas, to take those out of the list that have died.
+// registry is the list of instances: over the Feed, or by the pool where there is none.
+type registry interface {
+	Instances(ctx context.Context) ([]store.Registered, error)
+	Unregister(ctx context.Context, id uuid.UUID, seq int64) error
+}
+
+// census watches the other instances, to take those out of the list that have died.
 type census struct {
 	seen map[uuid.UUID]sighting
 }
@@ -20,11 +26,12 @@ type sighting struct {
 	from time.Time
 }
 
-// sweep removes replicas without a heartbeat for longer than any lease lasts, by this process's own monotonic clock.
-func (c *census) sweep(ctx context.Context, feed *store.Feed, self uuid.UUID) error {
-	registered, err := feed.Replicas(ctx)
+// sweep removes instances without a heartbeat for longer than any lease lasts, by this process's own monotonic clock. It returns how
+// many there are.
+func (c *census) sweep(ctx context.Context, list registry, self uuid.UUID) (int, error) {
+	registered, err := list.Instances(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	seen := make(map[uuid.UUID]sighting, len(registered))
 	for _, other := range registered {
@@ -34,13 +41,14 @@ func (c *census) sweep(ctx context.Context, feed *store.Feed, self uuid.UUID) er
 		case !known || before.seq != other.Seq:
 			seen[other.ID] = sighting{seq: other.Seq, from: time.Now()}
 		case time.Since(before.from) > store.LeaseEnd(other.Lease):
-			if err := feed.Unregister(ctx, other.ID, other.Seq); err != nil {
-				return err
+			if err := list.Unregister(ctx, other.ID, other.Seq); err != nil {
+				return 0, err
 			}
+			seen[other.ID] = before // somebody may hold its row
 		default:
 			seen[other.ID] = before
 		}
 	}
 	c.seen = seen
-	return nil
+	return len(registered), nil
 }

@@ -2,7 +2,7 @@ package replica
 
 import (
 	"context"
-	"sync/atomic"
+	"net/netip"
 	"time"
 
 	"github.com/google/uuid"
@@ -10,20 +10,41 @@ import (
 	"accesskeys/internal/store"
 )
 
-// LogPoll is how often the log is read where no notification comes.
-const LogPoll = logPoll
-
-// UsesMax bounds how many uses are kept.
-const UsesMax = usesMax
+const (
+	// LogPoll is how often the log is read where no notification comes.
+	LogPoll = logPoll
+	// UsesMax bounds how many uses are kept.
+	UsesMax = usesMax
+	// AgeParts is how many times in its life a row is looked at.
+	AgeParts = ageParts
+	// LookupsAtOnce is how many connections of the pool are used to look credentials up.
+	LookupsAtOnce = lookupsAtOnce
+	// LookupBatch is how many credentials go together at most.
+	LookupBatch = lookupBatch
+	// LookupsMax bounds how many wait, LookupsPerNetwork how many of one network.
+	LookupsMax        = lookupsMax
+	LookupsPerNetwork = lookupsPerNetwork
+	// ProofPause is the least time between two rounds that are made for proofs alone.
+	ProofPause = proofPause
+)
 
 // BootTime is the clock of a lease.
 func BootTime() time.Duration { return bootTime() }
 
-// SetClock gives the replica another clock. To be called before Run.
+// NetworkOf is the network that is taken for one client.
+func NetworkOf(addr netip.Addr) netip.Prefix { return networkOf(addr) }
+
+// SetClock gives the instance another clock. To be called before Run.
 func (r *Replica) SetClock(clock func() time.Duration) { r.clock = clock }
 
-// ID is what the replica is registered as.
-func (r *Replica) ID() uuid.UUID { return r.id }
+// LookupFunc is a look-up by the pool.
+type LookupFunc = func(context.Context, store.Lookup, store.Position, store.Order) (store.Found, error)
+
+// WrapLookup puts something between the instance and its look-ups by the pool. To be called before Run.
+func (r *Replica) WrapLookup(wrap func(LookupFunc) LookupFunc) { r.lookup = wrap(r.lookup) }
+
+// ID is what the instance is registered as.
+func (r *Replica) ID() uuid.UUID { return *r.id.Load() }
 
 // Renew asks for a round.
 func (r *Replica) Renew(ctx context.Context) error { return r.renew(ctx) }
@@ -37,68 +58,74 @@ func (r *Replica) Uses() int64 { return r.uses.count.Load() }
 // Use notes a use of a key that is not remembered.
 func (r *Replica) Use(id uuid.UUID, at time.Time) { r.uses.add(id, at) }
 
-// HeldReading is AccessKeyByHash with a stop between the reading of the database and what is done with it.
-type HeldReading struct {
-	Before  bool          // the stop is before the reading, not after it
-	Asked   atomic.Int64  // how many requests have not found it in memory
-	Reads   atomic.Int64  // how often the database was read
-	Read    chan struct{} // gets a value at the stop
-	Release chan struct{} // closed by the test
+// WaitingLookups returns how many credentials wait to be looked up, those that nobody waits for any more among them.
+func (r *Replica) WaitingLookups() int {
+	r.lookups.mu.Lock()
+	defer r.lookups.mu.Unlock()
+	return r.lookups.count
 }
 
-// NewHeldReading makes one.
-func NewHeldReading() *HeldReading {
-	return &HeldReading{Read: make(chan struct{}, 1), Release: make(chan struct{})}
+// WaitingProofs returns how many refusals wait to be proven.
+func (r *Replica) WaitingProofs() int {
+	r.proofs.mu.Lock()
+	defer r.proofs.mu.Unlock()
+	return len(r.proofs.waiting)
 }
 
-// AccessKeyByHash is the replica's, where the first reading of the database is held.
-func (h *HeldReading) AccessKeyByHash(ctx context.Context, r *Replica, hash store.TokenHash) (AccessKeyCredential, error) {
-	q := r.accessKeyReading(hash)
-	recall, read := q.recall, q.read
-	q.recall = func(r *Replica, k key) (AccessKeyCredential, bool) {
-		c, ok := recall(r, k)
-		if !ok {
-			h.Asked.Add(1)
-		}
-		return c, ok
+// RefreshDue reads again, by the instance's clock, what is due now, and forgets what it is too late for. It returns how many rows
+// were due.
+func (r *Replica) RefreshDue(ctx context.Context) int {
+	due := r.agedRows()
+	if len(due) > 0 {
+		r.refresh(ctx, due)
 	}
-	q.read = func(ctx context.Context, known store.Position) (AccessKeyCredential, store.Moment, error) {
-		stop := func() {
-			h.Read <- struct{}{}
-			<-h.Release
-		}
-		first := h.Reads.Add(1) == 1
-		if first && h.Before {
-			stop()
-		}
-		c, moment, err := read(ctx, known)
-		if first && !h.Before {
-			stop()
-		}
-		return c, moment, err
-	}
-	return q.do(ctx, r)
+	return len(due)
 }
+
+// Fill remembers what was found, as of now.
+func (r *Replica) Fill(found store.Found) { r.remember(found, r.clock()) }
+
+// FillCustomer remembers a customer.
+func (r *Replica) FillCustomer(id uuid.UUID) { r.rememberCustomer(id, store.Never(), r.clock()) }
 
 // AccessKeyByHashAfter is AccessKeyByHash with something that happens once memory has been looked into for the first time.
 func (r *Replica) AccessKeyByHashAfter(ctx context.Context, hash store.TokenHash, happens func()) (AccessKeyCredential, error) {
-	q := r.accessKeyReading(hash)
+	q := accessKeyReading(hash)
 	recall := q.recall
-	q.recall = func(r *Replica, k key) (AccessKeyCredential, bool) {
-		c, ok := recall(r, k)
+	q.recall = func(r *Replica, k key) (AccessKeyCredential, time.Duration, bool) {
+		c, oldest, ok := recall(r, k)
 		if happens != nil {
 			happens()
 			happens = nil
 		}
-		return c, ok
+		return c, oldest, ok
 	}
-	return q.do(ctx, r)
+	return q.do(ctx, r, netip.Addr{})
 }
 
-// Census is a replica's watch over the others.
+// RemembersAccessKey reports whether all is remembered that a key's credential rests on. It looks only.
+func (r *Replica) RemembersAccessKey(hash store.TokenHash) bool {
+	_, _, ok := recallAccessKey(r, key{kind: kindAccessKey, sum: hash})
+	return ok
+}
+
+// RemembersAgent is RemembersAccessKey of an agent.
+func (r *Replica) RemembersAgent(id uuid.UUID) bool {
+	_, _, ok := recallAgent(r, idKey(kindAgent, id))
+	return ok
+}
+
+// RemembersServiceAccountKey is RemembersAccessKey of a service account's key.
+func (r *Replica) RemembersServiceAccountKey(id uuid.UUID) bool {
+	_, _, ok := recallServiceAccountKey(r, idKey(kindServiceAccountKey, id))
+	return ok
+}
+
+// Census is an instance's watch over the others.
 type Census struct{ census }
 
 // Sweep removes those that have died.
 func (c *Census) Sweep(ctx context.Context, feed *store.Feed, self uuid.UUID) error {
-	return c.sweep(ctx, feed, self)
+	_, err := c.sweep(ctx, feed, self)
+	return err
 }

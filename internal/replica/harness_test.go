@@ -6,13 +6,17 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"log/slog"
+	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"accesskeys/internal/pgtest"
@@ -44,7 +48,12 @@ type tenant struct {
 	hash     store.TokenHash // of key
 	account  store.ServiceAccount
 	pair     store.ServiceAccountKey // of account
+	made     store.AccessKey         // by account
+	madeHash store.TokenHash
 }
+
+// nobody stands for a client whose address is not known.
+var nobody netip.Addr
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
@@ -68,20 +77,24 @@ func (w *world) open() *store.Store {
 
 func (w *world) newTenant(name string) tenant {
 	w.t.Helper()
-	ctx := w.t.Context()
-	tn := tenant{hash: newHash()}
-	tn.customer = must(w.store.CreateCustomer(ctx, store.NewCustomer{Name: name, Detail: "detail", Email: name + "@example"}))(w.t)
-	tn.agent = must(w.store.CreateAgent(ctx, store.NewAgent{
+	ctx, operator := w.t.Context(), store.Operator()
+	tn := tenant{hash: newHash(), madeHash: newHash()}
+	tn.customer = must(w.store.CreateCustomer(ctx, operator, store.NewCustomer{Name: name, Detail: "detail", Email: name + "@example"}))(w.t)
+	tn.agent = must(w.store.CreateAgent(ctx, operator, store.NewAgent{
 		CustomerID: tn.customer.ID, Username: name, PasswordHash: secret.New("$argon2id$v=19$x"), Name: "name", Detail: "detail", Permission: 32,
 	}))(w.t)
-	tn.key = must(w.store.CreateAccessKey(ctx, store.NewAccessKey{
+	tn.key = must(w.store.CreateAccessKey(ctx, operator, store.NewAccessKey{
 		CustomerID: tn.customer.ID, AgentID: &tn.agent.ID, Name: "name", Detail: "detail",
 		TokenHash: tn.hash, TokenPrefix: "vb_12345678", Expire: 3600,
 	}))(w.t)
-	tn.account = must(w.store.CreateServiceAccount(ctx, store.NewServiceAccount{
+	tn.account = must(w.store.CreateServiceAccount(ctx, operator, store.NewServiceAccount{
 		CustomerID: tn.customer.ID, Name: "name", Detail: "detail", Roles: []string{"customer_admin"},
 	}))(w.t)
-	tn.pair = must(w.store.CreateServiceAccountKey(ctx, tn.account.ID, "ES256", []byte("public")))(w.t)
+	tn.pair = must(w.store.CreateServiceAccountKey(ctx, operator, tn.account, "ES256", []byte("public")))(w.t)
+	account := must(serviceAccountCredential(ctx, w.store, tn.pair.ID))(w.t)
+	tn.made = must(w.store.CreateAccessKey(ctx, store.ServiceAccountCaller(account, store.Never()), store.NewAccessKey{
+		CustomerID: tn.customer.ID, Name: "name", Detail: "detail", TokenHash: tn.madeHash, TokenPrefix: "vb_12345678", Expire: 3600,
+	}))(w.t)
 	return tn
 }
 
@@ -91,12 +104,18 @@ func newHash() store.TokenHash { return sha256.Sum256([]byte(rand.Text())) }
 func (w *world) newKey(expire int64) (store.AccessKey, store.TokenHash) {
 	w.t.Helper()
 	hash := newHash()
-	return must(w.store.CreateAccessKey(w.t.Context(), store.NewAccessKey{
-		CustomerID: w.acme.customer.ID, TokenHash: hash, TokenPrefix: "vb_12345678", Expire: expire,
-	}))(w.t), hash
+	return w.keyFor(hash, expire), hash
 }
 
-// runner is a replica that runs, with a store, a clock and a log of its own.
+// keyFor is a customer-wide key of acme's with this hash.
+func (w *world) keyFor(hash store.TokenHash, expire int64) store.AccessKey {
+	w.t.Helper()
+	return must(w.store.CreateAccessKey(w.t.Context(), store.Operator(), store.NewAccessKey{
+		CustomerID: w.acme.customer.ID, TokenHash: hash, TokenPrefix: "vb_12345678", Expire: expire,
+	}))(w.t)
+}
+
+// runner is an instance that runs, with a store, a clock and a log of its own.
 type runner struct {
 	*replica.Replica
 	t     *testing.T
@@ -104,14 +123,18 @@ type runner struct {
 	log   *logBuffer
 	ahead atomic.Int64 // of its clock
 	stop  func()       // and wait for its end
+	held  *heldLookups // nil for none
 }
 
-// newReplica makes a replica that doesn't run.
-func (w *world) newReplica(lease time.Duration) *runner {
+// newReplica makes an instance that doesn't run.
+func (w *world) newReplica(lease time.Duration) *runner { return w.newReplicaOf(lease, 0) }
+
+// newReplicaOf is newReplica with a bound on the age of rows.
+func (w *world) newReplicaOf(lease, maxAge time.Duration) *runner {
 	w.t.Helper()
 	r := &runner{t: w.t, store: w.open(), log: &logBuffer{}, stop: func() {}}
 	r.Replica = must(replica.New(replica.Config{
-		Store: r.store, Log: slog.New(slog.NewTextHandler(r.log, nil)), Lease: lease, CacheBytes: 16 << 20,
+		Store: r.store, Log: slog.New(slog.NewTextHandler(r.log, nil)), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20,
 	}))(w.t)
 	r.SetClock(func() time.Duration { return replica.BootTime() + time.Duration(r.ahead.Load()) })
 	return r
@@ -120,10 +143,15 @@ func (w *world) newReplica(lease time.Duration) *runner {
 // run makes one that runs until the test ends, and has a lease.
 func (w *world) run(lease time.Duration) *runner {
 	w.t.Helper()
-	r := w.newReplica(lease)
+	return w.newReplica(lease).started()
+}
+
+// started runs the instance until the test ends, and returns it once it is ready.
+func (r *runner) started() *runner {
+	r.t.Helper()
 	r.start()
-	if err := r.Ready(within(w.t)); err != nil {
-		w.t.Fatal(err)
+	if err := r.Ready(within(r.t)); err != nil {
+		r.t.Fatal(err)
 	}
 	return r
 }
@@ -138,10 +166,69 @@ func (r *runner) start() {
 			r.t.Error(err)
 		}
 	})
-	r.t.Cleanup(r.stop)
+	r.t.Cleanup(func() {
+		if r.held != nil {
+			r.held.let() // of a test that has failed
+		}
+		r.stop()
+	})
 }
 
-// advance turns the replica's clock on.
+// heldLookups stops look-ups of an instance's by the pool.
+type heldLookups struct {
+	before  atomic.Bool   // the stop is before the database is read, not after it
+	stops   atomic.Int64  // how many more are stopped
+	begun   atomic.Int64  // how many look-ups there were
+	stopped chan struct{} // gets a value at each stop
+	release chan struct{} // lets one go on for each value, and all once it is closed, by let
+	let     func()
+}
+
+// holdLookups stops the next so many look-ups. It is called before the instance runs.
+func (r *runner) holdLookups(stops int64) *heldLookups {
+	h := &heldLookups{stopped: make(chan struct{}, stops), release: make(chan struct{})}
+	h.let = sync.OnceFunc(func() { close(h.release) })
+	h.stops.Store(stops)
+	r.held = h
+	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+			h.begun.Add(1)
+			stop := func() {
+				h.stopped <- struct{}{}
+				<-h.release
+			}
+			stops := h.stops.Add(-1) >= 0
+			if stops && h.before.Load() {
+				stop()
+			}
+			found, err := lookup(context.WithoutCancel(ctx), l, known, order)
+			if stops && !h.before.Load() {
+				stop()
+			}
+			return found, err
+		}
+	})
+	return h
+}
+
+// fill has look-ups under way on all connections that there are for them, which are stopped; the first is what is given, and the
+// others find nothing. What is asked for from then on waits.
+func (h *heldLookups) fill(r *runner, first func()) {
+	go first()
+	<-h.stopped
+	for range replica.LookupsAtOnce - 1 {
+		go func() { _, _ = r.AccessKeyByHash(r.t.Context(), newHash(), nobody) }()
+		<-h.stopped
+	}
+}
+
+// waiting returns once so many look-ups wait for a connection.
+func (r *runner) waiting(n int) {
+	r.t.Helper()
+	until(r.t, "all wait", func() bool { return r.WaitingLookups() == n })
+}
+
+// advance turns the instance's clock on.
 func (r *runner) advance(by time.Duration) { r.ahead.Add(int64(by)) }
 
 // within is a context for what should take no time.
@@ -152,81 +239,143 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
-// reader reads a credential from a replica and from a store, whole but for the moment of the reading.
+// reader reads a credential from an instance and from a store, whole but for the moment of the reading.
 type reader struct {
 	name    string
+	peek    func(*replica.Replica) bool // whether it is remembered
 	replica func(context.Context, *replica.Replica) (any, time.Time, error)
+	proven  func(context.Context, *replica.Replica) (any, time.Time, error) // the same, proven
 	store   func(context.Context, *store.Store) (any, error)
 }
 
 // readers are those of all of a tenant's credentials.
 func (tn tenant) readers() []reader {
 	return []reader{
-		{
-			"access key",
-			func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
-				c, err := r.AccessKeyByHash(ctx, tn.hash)
-				now := c.Now
-				c.Moment = store.Moment{}
-				return c.AccessKeyCredential, now, err
-			},
-			func(ctx context.Context, s *store.Store) (any, error) {
-				c, err := s.AccessKeyByHash(ctx, tn.hash, store.Position{})
-				c.Moment = store.Moment{}
-				return c, err
-			},
-		},
+		accessKeyReader("access key", tn.hash),
 		{
 			"agent",
-			func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
-				c, err := r.AgentCredential(ctx, tn.agent.ID)
-				now := c.Now
-				c.Moment = store.Moment{}
-				return c, now, err
-			},
+			func(r *replica.Replica) bool { return r.RemembersAgent(tn.agent.ID) },
+			agentRead((*replica.Replica).AgentCredential, tn.agent.ID),
+			agentRead((*replica.Replica).ProvenAgentCredential, tn.agent.ID),
 			func(ctx context.Context, s *store.Store) (any, error) {
-				c, err := s.AgentCredential(ctx, tn.agent.ID, store.Position{})
-				c.Moment = store.Moment{}
+				c, err := agentCredential(ctx, s, tn.agent.ID)
+				c.Now = time.Time{}
 				return c, err
 			},
 		},
 		{
 			"service account's key",
-			func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
-				c, err := r.ServiceAccountCredential(ctx, tn.pair.ID)
-				now := c.Now
-				c.Moment = store.Moment{}
-				return c, now, err
-			},
+			func(r *replica.Replica) bool { return r.RemembersServiceAccountKey(tn.pair.ID) },
+			pairRead((*replica.Replica).ServiceAccountCredential, tn.pair.ID),
+			pairRead((*replica.Replica).ProvenServiceAccountCredential, tn.pair.ID),
 			func(ctx context.Context, s *store.Store) (any, error) {
-				c, err := s.ServiceAccountCredential(ctx, tn.pair.ID, store.Position{})
-				c.Moment = store.Moment{}
+				c, err := serviceAccountCredential(ctx, s, tn.pair.ID)
+				c.Now = time.Time{}
 				return c, err
 			},
+		},
+		accessKeyReader("account's access key", tn.madeHash),
+	}
+}
+
+func accessKeyReader(name string, hash store.TokenHash) reader {
+	return reader{
+		name,
+		func(r *replica.Replica) bool { return r.RemembersAccessKey(hash) },
+		accessKeyRead((*replica.Replica).AccessKeyByHash, hash),
+		accessKeyRead((*replica.Replica).ProvenAccessKeyByHash, hash),
+		func(ctx context.Context, s *store.Store) (any, error) {
+			c, err := accessKeyByHash(ctx, s, hash)
+			c.Now = time.Time{}
+			return c, err
 		},
 	}
 }
 
-// reads reads all of a tenant's credentials, holds them against the store's own readings, and returns which of them came
-// from memory.
+func accessKeyRead(
+	read func(*replica.Replica, context.Context, store.TokenHash, netip.Addr) (replica.AccessKeyCredential, error), hash store.TokenHash,
+) func(context.Context, *replica.Replica) (any, time.Time, error) {
+	return func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
+		c, err := read(r, ctx, hash, nobody)
+		now := c.Now
+		c.Now = time.Time{}
+		return c.AccessKeyCredential, now, err
+	}
+}
+
+func agentRead(
+	read func(*replica.Replica, context.Context, uuid.UUID, netip.Addr) (store.AgentCredential, error), id uuid.UUID,
+) func(context.Context, *replica.Replica) (any, time.Time, error) {
+	return func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
+		c, err := read(r, ctx, id, nobody)
+		now := c.Now
+		c.Now = time.Time{}
+		return c, now, err
+	}
+}
+
+func pairRead(
+	read func(*replica.Replica, context.Context, uuid.UUID, netip.Addr) (store.ServiceAccountCredential, error), id uuid.UUID,
+) func(context.Context, *replica.Replica) (any, time.Time, error) {
+	return func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
+		c, err := read(r, ctx, id, nobody)
+		now := c.Now
+		c.Now = time.Time{}
+		return c, now, err
+	}
+}
+
+// These read one credential from a store, as any database has it that the store reaches.
+
+func accessKeyByHash(ctx context.Context, s *store.Store, hash store.TokenHash) (store.AccessKeyCredential, error) {
+	found, err := s.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{hash}}, store.Position{}, store.HeadFirst)
+	return only(found.AccessKeys, hash, err)
+}
+
+func agentCredential(ctx context.Context, s *store.Store, id uuid.UUID) (store.AgentCredential, error) {
+	found, err := s.Lookup(ctx, store.Lookup{Agents: []uuid.UUID{id}}, store.Position{}, store.HeadFirst)
+	return only(found.Agents, id, err)
+}
+
+func serviceAccountCredential(ctx context.Context, s *store.Store, keyID uuid.UUID) (store.ServiceAccountCredential, error) {
+	found, err := s.Lookup(ctx, store.Lookup{ServiceAccountKeys: []uuid.UUID{keyID}}, store.Position{}, store.HeadFirst)
+	return only(found.ServiceAccountKeys, keyID, err)
+}
+
+func only[K comparable, V any](found map[K]V, k K, err error) (V, error) {
+	c, ok := found[k]
+	if err == nil && !ok {
+		err = store.ErrNotFound
+	}
+	return c, err
+}
+
+// reads reads all of a tenant's credentials, holds them against the store's own readings, and returns which of them were
+// remembered before: those, and no others, have to come from memory.
 func (r *runner) reads(tn tenant) (remembered []string) {
 	r.t.Helper()
-	for _, reader := range tn.readers() {
+	readers := tn.readers()
+	for _, reader := range readers { // all of them before any is read, which makes others be remembered
+		if reader.peek(r.Replica) {
+			remembered = append(remembered, reader.name)
+		}
+	}
+	for _, reader := range readers {
 		want, wantErr := reader.store(r.t.Context(), r.store)
 		hits := r.Stats().Hits
 		got, _, err := reader.replica(within(r.t), r.Replica)
 		if !reflect.DeepEqual(got, want) || (err == nil) != (wantErr == nil) {
-			r.t.Errorf("%s: the replica has\n%+v, %v, the store\n%+v, %v", reader.name, got, err, want, wantErr)
+			r.t.Errorf("%s: the instance has\n%+v, %v, the store\n%+v, %v", reader.name, got, err, want, wantErr)
 		}
-		if r.Stats().Hits > hits {
-			remembered = append(remembered, reader.name)
+		if r.Stats().Hits == hits && slices.Contains(remembered, reader.name) {
+			r.t.Errorf("%s: remembered, and yet not from memory", reader.name)
 		}
 	}
 	return remembered
 }
 
 // everything is what reads returns where all is remembered.
-const everything = "access key, agent, service account's key"
+const everything = "access key, agent, service account's key, account's access key"
 
 // wants fails the test unless just these of a tenant's credentials are remembered.
 func (r *runner) wants(when string, tn tenant, remembered string) {
@@ -244,6 +393,52 @@ func (w *world) exec(sql string, args ...any) {
 	}
 }
 
+// internally is exec as the service itself does it: the tables by which instances agree can be changed by nobody else.
+func (w *world) internally(sql string, args ...any) {
+	w.t.Helper()
+	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(w.t.Context(), `SELECT set_config('accesskeys.internal', 'on', true)`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(w.t.Context(), sql, args...)
+		return err
+	})
+	if err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// aroundTheLog is exec with no trigger that fires.
+func (w *world) aroundTheLog(sql string, args ...any) {
+	w.t.Helper()
+	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
+		for _, table := range loggedTables {
+			if _, err := tx.Exec(w.t.Context(), `ALTER TABLE `+table+` DISABLE TRIGGER USER`); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.Exec(w.t.Context(), sql, args...); err != nil {
+			return err
+		}
+		for _, table := range loggedTables {
+			for _, enabled := range []string{
+				`ENABLE TRIGGER changed`, `ENABLE TRIGGER removed`, `ENABLE REPLICA TRIGGER applied`, `ENABLE ALWAYS TRIGGER emptied`,
+			} {
+				if _, err := tx.Exec(w.t.Context(), `ALTER TABLE `+table+` `+enabled); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// loggedTables are those whose changes are in the log.
+var loggedTables = []string{"customers", "agents", "accesskeys", "service_accounts", "service_account_keys"}
+
 // value reads one value by SQL of the test's own.
 func value[T any](w *world, sql string, args ...any) (v T) {
 	w.t.Helper()
@@ -253,11 +448,11 @@ func value[T any](w *world, sql string, args ...any) (v T) {
 	return v
 }
 
-// applied returns once a replica has applied the log up to its newest change, and said so.
+// applied returns once an instance has applied the log up to its newest change, and said so.
 func (w *world) applied(r *runner) {
 	w.t.Helper()
-	until(w.t, "the replica applies the log", func() bool {
-		return value[bool](w, `SELECT EXISTS (SELECT FROM replicas r, change_head h WHERE r.id = $1 AND r.position = h.position)`, r.ID())
+	until(w.t, "the instance applies the log", func() bool {
+		return value[bool](w, `SELECT EXISTS (SELECT FROM instances i, change_head h WHERE i.id = $1 AND (i.position, i.entry) = (h.position, h.entry))`, r.ID())
 	})
 }
 

@@ -1,10 +1,13 @@
 package replica
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"accesskeys/internal/rules"
 	"accesskeys/internal/store"
 )
 
@@ -13,15 +16,22 @@ func (r *Replica) renew(ctx context.Context) error {
 	r.asking.Lock()
 	asked := r.asked
 	r.wanted = true
-	if r.interrupt != nil {
-		r.interrupt()
-	}
 	r.asking.Unlock()
+	r.interruptPause()
 	select {
 	case <-asked.done:
 		return asked.err
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for a lease: %w: %w", store.ErrUnavailable, ctx.Err())
+	}
+}
+
+// interruptPause has the loop look at what is wanted.
+func (r *Replica) interruptPause() {
+	r.asking.Lock()
+	defer r.asking.Unlock()
+	if r.interrupt != nil {
+		r.interrupt()
 	}
 }
 
@@ -43,20 +53,29 @@ func (r *Replica) runLease(ctx context.Context) error {
 			r.log.Warn("lost touch with the log of changes; without a lease no credential is accepted", "error", failure.Error())
 		}
 		failing = true
+		pause := retryPause
+		if errors.Is(failure, store.ErrOutdated) {
+			pause = outdatedPause
+		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(retryPause):
+		case <-time.After(pause):
 		}
 	}
 	// Nobody who still asks is left waiting.
-	r.answer(r.takeAsked(), fmt.Errorf("the replica has stopped: %w", store.ErrUnavailable))
+	stopped := fmt.Errorf("the server has stopped: %w", store.ErrUnavailable)
+	r.answer(r.takeAsked(), stopped)
+	r.proofs.fail(r.proofs.take(r.clock()), stopped)
 	return nil //nolint:nilerr // the loop ends only because ctx has: what that broke off is no failure
 }
 
 // follow connects and goes round until something fails. It calls held after each round that has renewed the lease.
 func (r *Replica) follow(ctx context.Context, held func()) (err error) {
 	asked := r.takeAsked()
-	defer func() { r.answer(asked, err) }()
+	defer func() {
+		r.answer(asked, err)
+		r.proofs.fail(r.proofs.take(r.clock()), err)
+	}()
 	connecting, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
 	feed, err := r.store.OpenFeed(connecting)
@@ -70,10 +89,16 @@ func (r *Replica) follow(ctx context.Context, held func()) (err error) {
 		}
 	}()
 	var others census
+	sweeps := true
 	for {
-		again, err := r.round(ctx, feed, &others)
+		again, err := r.round(ctx, feed)
 		if err != nil {
 			return err
+		}
+		if sweeps || r.clock()-r.swept > r.lease/4 { // rounds for proofs may keep all others from being due
+			if err := r.sweep(ctx, feed, &others); err != nil {
+				return err
+			}
 		}
 		held()
 		r.answer(asked, nil)
@@ -82,39 +107,58 @@ func (r *Replica) follow(ctx context.Context, held func()) (err error) {
 			asked = r.takeAsked()
 			continue
 		}
-		if asked, err = r.idle(ctx, feed); err != nil {
+		if asked, sweeps, err = r.idle(ctx, feed); err != nil {
 			return err
 		}
 	}
 }
 
+// sweep removes instances that have died, and has the pool take no more than its share beside the others.
+func (r *Replica) sweep(ctx context.Context, feed *store.Feed, others *census) (err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
+	defer cancel()
+	r.swept = r.clock()
+	if r.instances, err = others.sweep(ctx, feed, *r.id.Load()); err != nil {
+		return err
+	}
+	return r.store.Share(r.instances)
+}
+
 // idle returns when the next round is due, with those who asked for it: for its time, because something is in the log, or
-// because somebody waits.
-func (r *Replica) idle(ctx context.Context, feed *store.Feed) (*renewal, error) {
+// because somebody waits. It reports whether the round is for more than proofs.
+func (r *Replica) idle(ctx context.Context, feed *store.Feed) (asked *renewal, usual bool, err error) {
 	for {
 		err := r.pause(ctx, feed)
 		if err == nil {
 			err = ctx.Err()
 		}
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		before := r.known.Load().applied
 		news, err := r.read(ctx, feed)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if news.Head != before || r.isWanted() || r.clock()-r.known.Load().began > r.lease/4 {
-			return r.takeAsked(), nil
+			return r.takeAsked(), true, nil
+		}
+		if wait, waiting := r.proofs.due(r.clock(), r.instances); waiting && wait == 0 {
+			return r.takeAsked(), false, nil
 		}
 	}
 }
 
 // pause returns on a notification, when somebody asks for a round, or when it is time to look.
 func (r *Replica) pause(ctx context.Context, feed *store.Feed) error {
-	ctx, cancel := context.WithTimeout(ctx, min(logPoll, r.lease/4))
-	defer cancel()
 	r.asking.Lock()
+	pause := min(logPoll, r.lease/4)
+	wait, waiting := r.proofs.due(r.clock(), r.instances)
+	if waiting {
+		pause = min(pause, wait)
+	}
+	ctx, cancel := context.WithTimeout(ctx, pause)
+	defer cancel()
 	r.interrupt = cancel
 	if r.wanted {
 		cancel()
@@ -149,32 +193,33 @@ func (*Replica) answer(asked *renewal, err error) {
 	}
 }
 
+// healAfter is how many heartbeats in a row the log must refuse before it is taken for damaged.
+const healAfter = 3
+
 // round applies the log, commits a heartbeat that acknowledges it, applies what has come since, and so has a lease that began
 // before the heartbeat was sent. The order of these steps is what the proof rests on. It reports whether something has
 // come since, which another round would acknowledge.
-func (r *Replica) round(ctx context.Context, feed *store.Feed, others *census) (again bool, err error) {
+func (r *Replica) round(ctx context.Context, feed *store.Feed) (again bool, err error) {
 	// A round that has begun is ended: what is broken off costs the connection.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	if _, err := r.read(ctx, feed); err != nil {
 		return false, err
 	}
-	for {
-		began := r.clock()
-		r.beats++
-		held, err := feed.Heartbeat(ctx, store.Beat{ID: r.id, Seq: r.beats, Lease: r.lease, Applied: r.known.Load().applied})
-		if err != nil {
-			return false, err
+	for refused := 0; ; {
+		proofs := r.proofs.take(r.clock())
+		again, came, err := r.beat(ctx, feed, proofs)
+		if err != nil || came == beatLeased {
+			return again, err
 		}
-		before := r.known.Load().applied
-		news, err := r.read(ctx, feed)
-		if err != nil {
-			return false, err
-		}
-		// The server that was read has to know of the heartbeat: behind a pooler it could be another than the one that took it.
-		if held && news.Continues && news.Seq == r.beats {
-			r.extend(began)
-			return news.Head != before, others.sweep(ctx, feed, r.id)
+		if came == beatRefused {
+			refused++
+			if refused == healAfter {
+				r.log.Error("the log of changes lacks its newest entry; it is mended, and everything that is remembered is forgotten")
+				if err := feed.Heal(ctx, MaxLease); err != nil {
+					return false, err
+				}
+			}
 		}
 		select {
 		case <-time.After(retryPause):
@@ -183,13 +228,72 @@ func (r *Replica) round(ctx context.Context, feed *store.Feed, others *census) (
 	}
 }
 
-// extend lets the lease run from began.
+// beatOutcome is what came of a heartbeat.
+type beatOutcome int
+
+const (
+	beatLeased  beatOutcome = 1 + iota // there is a lease from it
+	beatRefused                        // the log doesn't hold what was applied, though it has just been read
+	beatUnclear                        // it counts for nothing, and says nothing of the log
+)
+
+// beat is a round's heartbeat, and what follows it.
+func (r *Replica) beat(ctx context.Context, feed *store.Feed, proofs []*lookupRequest) (again bool, came beatOutcome, err error) {
+	defer func() {
+		if came != beatLeased {
+			r.proofs.fail(proofs, cmp.Or(err, fmt.Errorf("no heartbeat could be committed: %w", store.ErrUnavailable)))
+		}
+	}()
+	began := r.clock()
+	r.beats++
+	beat := store.Beat{ID: *r.id.Load(), Seq: r.beats, Lease: r.lease, Applied: r.known.Load().applied}
+	held, err := feed.Heartbeat(ctx, beat)
+	if errors.Is(err, store.ErrRowLocked) {
+		r.log.Warn("somebody holds this server's row in instances; it goes on under another id", "id", r.id.Load().String())
+		r.newID()
+		return false, beatUnclear, nil
+	}
+	if err != nil {
+		return false, beatUnclear, err
+	}
+	if held {
+		r.confirmed = r.beats
+	}
+	before := r.known.Load().applied
+	news, err := r.read(ctx, feed)
+	switch {
+	case err != nil:
+		return false, beatUnclear, err
+	case !held:
+		return false, beatRefused, nil
+	case !news.Continues, news.Seq != r.beats:
+		// The server that was read has to know of the heartbeat: behind a pooler it could be another than the one that took it.
+		return false, beatUnclear, nil
+	}
+	r.extend(began)
+	feed.Follows(beat)
+	return news.Head != before, beatLeased, r.answerProofs(ctx, feed, proofs)
+}
+
+// extend lets the lease run from began. The first one after everything was forgotten forgets everything again: until then the
+// pool may have found, on the database of before, what was remembered since.
 func (r *Replica) extend(began time.Duration) {
 	r.applying.Lock()
 	defer r.applying.Unlock()
 	k := *r.known.Load()
+	if k.unsure {
+		r.forgetEverything(&k)
+		k.unsure = false
+	}
 	k.began, k.ends = began, began+r.lease
 	r.known.Store(&k)
+}
+
+// forgetEverything empties memory, and makes readings that are under way count for nothing. The caller holds applying.
+func (r *Replica) forgetEverything(k *known) {
+	r.rows.InvalidateAll()
+	k.version++
+	k.past++
 }
 
 // read reads what the log holds, and applies it.
@@ -197,19 +301,26 @@ func (r *Replica) read(ctx context.Context, feed *store.Feed) (store.News, error
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	at := r.clock()
-	news, err := feed.Since(ctx, r.id, r.known.Load().applied)
+	news, err := feed.Since(ctx, *r.id.Load(), r.known.Load().applied)
+	if errors.Is(err, store.ErrNoHead) {
+		r.log.Error("the log of changes has lost its head; it is mended, and everything that is remembered is forgotten")
+		err = errors.Join(err, feed.Heal(ctx, MaxLease))
+	}
 	if err != nil {
 		return news, err
 	}
+	r.noteLost(news)
+	another := r.epoch != "" && news.Epoch != r.epoch && rules.Epoch
+	r.epoch = news.Epoch
 	r.applying.Lock()
 	defer r.applying.Unlock()
 	k := *r.known.Load()
 	k.now, k.read = news.Now, at
-	if !news.Continues {
-		// Another log than the one we knew, or too much has happened since. What gave us the lease is another database, perhaps:
-		// readings of this one are not under it.
-		r.rows.InvalidateAll()
-		k.ends = 0
+	if !news.Continues || another {
+		// Another database than the one we knew, or one that was put back, or too much has happened since. What gave us the lease
+		// is another one, perhaps: what this one says is not under it.
+		r.forgetEverything(&k)
+		k.ends, k.unsure = 0, true
 	}
 	for _, change := range news.Changes {
 		r.forget(change)
@@ -222,12 +333,23 @@ func (r *Replica) read(ctx context.Context, feed *store.Feed) (store.News, error
 	return news, nil
 }
 
-// leave ends the lease and takes the replica out of the list of those that revocations wait for.
+// noteLost tells whoever looks after the database that it has lost what it had confirmed.
+func (r *Replica) noteLost(news store.News) {
+	if news.Seq >= r.confirmed && !news.WentBack || news.Seq == 0 && !news.WentBack {
+		return
+	}
+	r.lostCount.Add(1)
+	r.confirmed = news.Seq
+	r.log.Error("the database has lost commits that it had confirmed, by a failover or because it was put back: " +
+		"revocations may have been undone, and new credentials lost")
+}
+
+// leave ends the lease and takes the instance out of the list of those that revocations wait for.
 func (r *Replica) leave(feed *store.Feed) {
 	r.extend(-r.lease) // ends at 0
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	if err := feed.Leave(ctx, r.id); err != nil {
-		r.log.Warn("leaving the list of replicas failed; revocations wait for this one's lease once", "error", err.Error())
+	if err := feed.Leave(ctx, *r.id.Load()); err != nil {
+		r.log.Warn("leaving the list of instances failed; revocations wait for this one's lease once", "error", err.Error())
 	}
 }

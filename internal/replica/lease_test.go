@@ -26,8 +26,8 @@ func TestLeaseHasBounds(t *testing.T) {
 	}
 }
 
-// Until it runs, a replica has no lease; it answers nothing, from memory or else.
-func TestReplicaThatDoesNotRunAnswersNothing(t *testing.T) {
+// Until it runs, an instance has no lease; it answers nothing, from memory or else.
+func TestInstanceThatDoesNotRunAnswersNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r := w.newReplica(long)
@@ -71,7 +71,7 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 	ask("at once", nil)
 	r.advance(long - age - 5*time.Second) // five seconds for a busy machine
 	ask("just before the lease's end", nil)
-	if _, err := r.AgentCredential(within(t), w.globex.agent.ID); !errors.Is(err, store.ErrUnavailable) {
+	if _, err := r.AgentCredential(within(t), w.globex.agent.ID, nobody); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("what is not remembered: %v", err)
 	}
 	r.advance(5 * time.Second)
@@ -83,7 +83,7 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	back()
-	until(t, "the replica is ready again", func() bool { return r.Ready(within(t)) == nil })
+	until(t, "the instance is ready again", func() bool { return r.Ready(within(t)) == nil })
 	r.reads(w.acme)
 	r.wants("with a lease again", w.acme, everything)
 	for _, line := range []string{"lost touch with the log of changes", "the lease is held again"} {
@@ -100,10 +100,10 @@ func TestRequestRenewsALeaseThatIsOver(t *testing.T) {
 	r := w.run(long)
 	for range 3 {
 		r.reads(w.acme)
-		seq := value[int64](w, `SELECT seq FROM replicas WHERE id = $1`, r.ID())
+		seq := value[int64](w, `SELECT seq FROM instances WHERE id = $1`, r.ID())
 		r.advance(long + time.Second)
 		r.wants("after the lease", w.acme, everything) // by a new one
-		if value[int64](w, `SELECT seq FROM replicas WHERE id = $1`, r.ID()) == seq {
+		if value[int64](w, `SELECT seq FROM instances WHERE id = $1`, r.ID()) == seq {
 			t.Error("the lease was renewed without a heartbeat")
 		}
 	}
@@ -132,7 +132,7 @@ func TestLeaseIsTestedAfterTheLookUp(t *testing.T) {
 	w.exec(`UPDATE accesskeys SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.key.ID)
 	back()
 	until(t, "there is a lease again", func() bool {
-		c, err = r.AccessKeyByHash(within(t), w.acme.hash)
+		c, err = r.AccessKeyByHash(within(t), w.acme.hash, nobody)
 		return err == nil
 	})
 	if c.TmDelete.Equal(store.Never()) {
@@ -147,37 +147,37 @@ func TestNoLeaseFromAServerThatDoesNotKnowOfTheHeartbeat(t *testing.T) {
 	w := newWorld(t)
 	r := w.run(long)
 	w.exec(`CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.seq := OLD.seq; RETURN NEW; END'`)
-	w.exec(`CREATE TRIGGER forget BEFORE UPDATE ON replicas FOR EACH ROW EXECUTE FUNCTION forget()`)
+	w.exec(`CREATE TRIGGER forget BEFORE UPDATE ON instances FOR EACH ROW EXECUTE FUNCTION forget()`)
 	r.advance(long)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := r.Ready(ctx); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("it has a lease: %v", err)
 	}
-	w.exec(`DROP TRIGGER forget ON replicas`)
+	w.exec(`DROP TRIGGER forget ON instances`)
 	until(t, "there is a lease", func() bool { return r.Ready(within(t)) == nil })
 }
 
-// A replica is in the list while it runs, under its id and lease, and out of it once it has stopped; it answers nothing
+// An instance is in the list while it runs, under its id and lease, and out of it once it has stopped; it answers nothing
 // from then on.
-func TestReplicaRegistersAndLeaves(t *testing.T) {
+func TestInstanceRegistersAndLeaves(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	listed := func() int { return value[int](w, `SELECT count(*) FROM replicas`) }
+	listed := func() int { return value[int](w, `SELECT count(*) FROM instances`) }
 	lease := func() int { return value[int](w, `SELECT lease_ms FROM change_head`) }
 	first, second := w.run(time.Second), w.run(5*time.Second)
 	if listed() != 2 || lease() != 5000 {
-		t.Errorf("%d replicas, the longest lease is %d ms", listed(), lease())
+		t.Errorf("%d instances, the longest lease is %d ms", listed(), lease())
 	}
 	first.reads(w.acme)
 	first.stop()
-	if listed() != 1 || value[uuid.UUID](w, `SELECT id FROM replicas`) != second.ID() {
-		t.Errorf("%d replicas after one has left", listed())
+	if listed() != 1 || value[uuid.UUID](w, `SELECT id FROM instances`) != second.ID() {
+		t.Errorf("%d instances after one has left", listed())
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := first.AccessKeyByHash(ctx, w.acme.hash); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("after its end a replica says %v", err)
+	if _, err := first.AccessKeyByHash(ctx, w.acme.hash, nobody); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("after its end an instance says %v", err)
 	}
 	if s := first.Stats(); s.Held {
 		t.Errorf("stats %+v", s)
@@ -185,18 +185,18 @@ func TestReplicaRegistersAndLeaves(t *testing.T) {
 	second.stop()
 	third := w.run(time.Second)
 	if listed() != 1 || lease() != 1000 { // the longest one has gone
-		t.Errorf("%d replicas, the longest lease is %d ms", listed(), lease())
+		t.Errorf("%d instances, the longest lease is %d ms", listed(), lease())
 	}
 	// Without a cache there is nothing to wait for.
 	off := w.run(0)
 	if listed() != 1 {
-		t.Errorf("%d replicas beside one without a cache", listed())
+		t.Errorf("%d instances beside one without a cache", listed())
 	}
 	off.wants("without a cache", w.acme, "")
 	// Who was taken for dead registers again.
-	w.exec(`DELETE FROM replicas`)
-	until(t, "the replica is in the list again", func() bool { return listed() == 1 })
-	if id := value[uuid.UUID](w, `SELECT id FROM replicas`); id != third.ID() {
+	w.internally(`DELETE FROM instances`)
+	until(t, "the instance is in the list again", func() bool { return listed() == 1 })
+	if id := value[uuid.UUID](w, `SELECT id FROM instances`); id != third.ID() {
 		t.Errorf("the list has %v, want %v", id, third.ID())
 	}
 }
@@ -210,16 +210,17 @@ func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 	revoke := func() time.Duration {
 		t.Helper()
 		began, name := time.Now(), uuid.NewString()
-		must(w.store.UpdateAccessKey(t.Context(), w.acme.customer.ID, w.acme.key.ID, store.AccessKeyChange{Name: &name}))(t)
+		must(w.store.UpdateAccessKey(t.Context(), store.Operator(), w.acme.customer.ID, w.acme.key.ID, store.AccessKeyChange{Name: &name}))(t)
 		return time.Since(began)
 	}
 	dead, began := uuid.New(), time.Now()
-	w.exec(`INSERT INTO replicas (id, seq, lease_ms, position) VALUES ($1, 1, $2, 0)`, dead, lease.Milliseconds())
-	w.exec(`UPDATE change_head SET lease_ms = $1`, lease.Milliseconds())
+	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, 0, entry FROM changes WHERE position = 0`,
+		dead, lease.Milliseconds())
+	w.internally(`UPDATE change_head SET lease_ms = $1`, lease.Milliseconds())
 	if took := revoke(); took < lease {
-		t.Errorf("with a dead replica a revocation took %v", took)
+		t.Errorf("with a dead instance a revocation took %v", took)
 	}
-	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM replicas WHERE id = $1`, dead) == 0 })
+	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
 	if took := time.Since(began); took < store.LeaseEnd(lease) {
 		t.Errorf("it was removed after %v, before its lease could have ended", took)
 	}
@@ -227,14 +228,14 @@ func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 		t.Errorf("after the dead one's removal a revocation took %v", took)
 	}
 	for _, r := range []*runner{a, b} {
-		if value[int](w, `SELECT count(*) FROM replicas WHERE id = $1 AND seq > 0`, r.ID()) != 1 {
-			t.Error("a live replica was removed")
+		if value[int](w, `SELECT count(*) FROM instances WHERE id = $1 AND seq > 0`, r.ID()) != 1 {
+			t.Error("a live instance was removed")
 		}
 	}
 }
 
 // A database whose log is another one than what was known, as that of a server which was failed over: nothing is
-// remembered any more, and the replica goes on by the other log.
+// remembered any more, and the instance goes on by the other log.
 func TestAnotherLogEmptiesMemory(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -253,9 +254,9 @@ func TestAnotherLogEmptiesMemory(t *testing.T) {
 		w.applied(r)
 		r.reads(w.acme)
 		r.wants("before", w.acme, everything)
-		w.exec(other.sql)
-		// A reading finds out, where the replica has not yet, and gives what the database has.
-		if _, err := r.AccessKeyByHash(within(t), newHash()); !errors.Is(err, store.ErrNotFound) {
+		w.internally(other.sql)
+		// A reading finds out, where the instance has not yet, and gives what the database has.
+		if _, err := r.AccessKeyByHash(within(t), newHash(), nobody); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("%s: %v", other.name, err)
 		}
 		r.wants(other.name, w.acme, "")
@@ -277,6 +278,12 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 	if held, err := first.Heartbeat(t.Context(), store.Beat{ID: registered, Seq: 1, Lease: time.Second, Applied: known}); !held || err != nil {
 		t.Fatal(held, err)
 	}
+	lookups := map[string]store.Lookup{
+		"access key": {AccessKeys: []store.TokenHash{w.acme.hash}},
+		"agent":      {Agents: []uuid.UUID{w.acme.agent.ID}},
+		"pair":       {ServiceAccountKeys: []uuid.UUID{w.acme.pair.ID}},
+		"nothing":    {},
+	}
 	for name, p := range map[string]store.Position{
 		"another entry":             {Number: known.Number, Entry: uuid.New()},
 		"a position yet to come":    {Number: known.Number + 1, Entry: known.Entry},
@@ -294,24 +301,22 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 			t.Errorf("%s: the log says %+v, %v", name, news, err)
 		}
 		feed.Close()
-		for what, read := range map[string]func() error{
-			"access key": func() error { _, err := w.store.AccessKeyByHash(t.Context(), w.acme.hash, p); return err },
-			"agent":      func() error { _, err := w.store.AgentCredential(t.Context(), w.acme.agent.ID, p); return err },
-			"pair":       func() error { _, err := w.store.ServiceAccountCredential(t.Context(), w.acme.pair.ID, p); return err },
-		} {
-			if err := read(); !errors.Is(err, store.ErrOtherLog) || !errors.Is(err, store.ErrUnavailable) {
+		for what, l := range lookups {
+			if _, err := w.store.Lookup(t.Context(), l, p, store.HeadFirst); !errors.Is(err, store.ErrOtherLog) || !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%s, %s: %v", name, what, err)
 			}
 		}
 	}
-	if n := value[int](w, `SELECT count(*) FROM replicas`); n != 1 {
-		t.Errorf("%d replicas are registered", n)
+	if n := value[int](w, `SELECT count(*) FROM instances`); n != 1 {
+		t.Errorf("%d instances are registered", n)
 	}
-	if got := value[string](w, `SELECT seq || ' at ' || position FROM replicas`); got != "1 at 1" {
+	if got := value[string](w, `SELECT seq || ' at ' || position FROM instances`); got != "1 at 1" {
 		t.Errorf("the heartbeats that don't count have left %s", got)
 	}
 	// Control: the position that it does hold.
-	if c, err := w.store.AccessKeyByHash(t.Context(), w.acme.hash, known); err != nil || c.Head != known {
-		t.Errorf("%+v, %v", c.Head, err)
+	for what, l := range lookups {
+		if found, err := w.store.Lookup(t.Context(), l, known, store.HeadFirst); err != nil || found.Head != known {
+			t.Errorf("%s: %+v, %v", what, found.Head, err)
+		}
 	}
 }

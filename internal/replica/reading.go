@@ -4,51 +4,53 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"accesskeys/internal/rules"
 	"accesskeys/internal/store"
 )
 
-// reading is how one kind of credential's rows are had.
+const fillIsARule = rules.Fill
+
+// reading is how one kind of credential is had.
 type reading[T any] struct {
 	key key
-	// recall puts the rows together from memory.
-	recall func(*Replica, key) (T, bool)
-	// read reads them, from a database whose log holds a position.
-	read func(context.Context, store.Position) (T, store.Moment, error)
-	// remember puts them into memory.
-	remember func(T)
+	// recall puts the rows together from memory, and says when the oldest of them was checked.
+	recall func(*Replica, key) (T, time.Duration, bool)
+	// pick takes it out of what was found.
+	pick func(store.Found, key) (T, bool)
 	// at sets the database's time.
 	at func(*T, time.Time)
 }
 
-// inMemory returns rows from memory with the database's time, where the replica may go by them: the lease is held, and nothing
-// has been applied since before the look-up. SECURITY: both are tested after it. A row that is found while no lease is held
-// may have been revoked long ago; that a round then applies the revocation, and renews the lease, doesn't make it good.
-func inMemory[T any](r *Replica, k key, recall func(*Replica, key) (T, bool)) (rows T, now time.Time, ok bool) {
+// inMemory returns rows from memory with the database's time, where the instance may trust them: the lease is held, nothing
+// has been applied since before the look-up, and none of them is older than it may become. SECURITY: all of this is tested after it. A
+// row that is found while no lease is held may have been revoked long ago; that a round then applies the revocation, and renews
+// the lease, doesn't make it valid. Nor does it wait for whoever reads old rows again and forgets them, and may be held up.
+func inMemory[T any](r *Replica, k key, recall func(*Replica, key) (T, time.Duration, bool)) (rows T, now time.Time, ok bool) {
 	before := r.known.Load()
-	if rows, ok = recall(r, k); !ok {
+	rows, oldest, ok := recall(r, k)
+	if !ok {
 		return rows, now, false
 	}
-	after := r.known.Load()
-	now, held := after.at(r.clock())
-	if !held || after.version != before.version {
+	after, clock := r.known.Load(), r.clock()
+	now, held := after.at(clock)
+	if !held || after.version != before.version || clock-oldest >= r.maxAge {
 		return rows, now, false
 	}
 	r.hits.Add(1)
 	return rows, now, true
 }
 
-// attempts is how often a request reads the database while changes are being applied, before it keeps them waiting.
+// attempts is how often a request has the pool look while changes are being applied, before it waits for a look-up that none disturbs.
 const attempts = 3
 
-// do returns the rows as the database has them at some moment after the call. It returns store.ErrNotFound, or
-// store.ErrUnavailable where it can't tell.
-func (q reading[T]) do(ctx context.Context, r *Replica) (rows T, err error) {
+// do returns the rows as the database has them at some moment after the call, for a client at an address. It returns
+// store.ErrNotFound, which is proven, or store.ErrUnavailable where it can't tell.
+func (q reading[T]) do(ctx context.Context, r *Replica, from netip.Addr) (rows T, err error) {
 	if r.lease == 0 {
-		rows, _, err = q.read(ctx, store.Position{})
-		return rows, err
+		return q.uncached(ctx, r, from)
 	}
 	for attempt := 0; ctx.Err() == nil; {
 		if _, held := r.known.Load().at(r.clock()); !held {
@@ -62,98 +64,81 @@ func (q reading[T]) do(ctx context.Context, r *Replica) (rows T, err error) {
 			q.at(&rows, now)
 			return rows, nil
 		}
-		var good bool
-		if attempt++; attempt <= attempts {
-			rows, good, err = q.fetch(ctx, r)
-		} else {
-			rows, good, err = q.fetchAlone(ctx, r)
-		}
-		switch {
-		case errors.Is(err, store.ErrOtherLog):
+		r.misses.Add(1)
+		got := r.lookups.ask(ctx, q.key, from)
+		if errors.Is(got.err, store.ErrOtherLog) {
 			if err := r.renew(ctx); err != nil { // which finds out what there is
 				return rows, err
 			}
-		case err != nil && !errors.Is(err, store.ErrNotFound):
-			return rows, err
-		case good:
-			// The time of this caller's answer, not of a reading that it may have joined.
+			if attempt++; attempt >= attempts { // the pool reaches another database than the lease is from
+				return q.agreed(ctx, r, from)
+			}
+			continue
+		}
+		if got.err != nil {
+			return rows, got.err
+		}
+		rows, found := q.pick(got.found, q.key)
+		if found && got.usable(r) {
 			now, _ := r.known.Load().at(r.clock())
 			q.at(&rows, now)
-			return rows, err
+			return rows, nil
+		}
+		if !found {
+			return q.proven(ctx, r, from)
+		}
+		if attempt++; attempt >= attempts {
+			return q.agreed(ctx, r, from)
 		}
 	}
-	return rows, fmt.Errorf("asking the database: %w: %w", store.ErrUnavailable, ctx.Err())
+	return rows, fmt.Errorf("looking a credential up: %w: %w", store.ErrUnavailable, ctx.Err())
 }
 
-// fetched is what a reading of the database gave.
-type fetched[T any] struct {
-	rows T
-	err  error
-	// known is what the replica knew when the reading began, and head what the database's log then held.
-	known *known
-	head  store.Position
-}
-
-// good reports whether the reading may be gone by: a lease is held, which proves that the database is the primary, and nothing
-// has been applied since that it doesn't know. SECURITY: the lease alone proves nothing. It may have been renewed by another
-// server while this one, which had been failed over, was still reading.
-func (f fetched[T]) good(r *Replica) bool {
-	k := r.known.Load()
-	_, held := k.at(r.clock())
-	return held && (k.version == f.known.version || k.applied == f.head)
-}
-
-// fetch reads the database, once for all who ask for the same thing at the same time. It reports whether what was read is good
-// for this caller: also not from before it asked, which a reading that was under way already may be. What is new is not in
-// the log, so that only who began a reading may find that there is nothing.
-func (q reading[T]) fetch(ctx context.Context, r *Replica) (rows T, good bool, err error) {
-	asked, began := r.known.Load().version, false
-	// One caller's going away must not fail the others.
-	reading := context.WithoutCancel(ctx)
-	flight := r.flights.DoChan(string(append(q.key.sum[:], byte(q.key.kind))), func() (any, error) {
-		ctx, cancel := context.WithTimeout(reading, roundTimeout)
-		defer cancel()
-		r.misses.Add(1)
-		began = true
-		k := r.known.Load()
-		rows, moment, err := q.read(ctx, k.applied)
-		if err == nil {
-			r.fill(k, moment.Head, func() { q.remember(rows) })
-		}
-		return fetched[T]{rows: rows, err: err, known: k, head: moment.Head}, nil
-	})
-	select {
-	case done := <-flight:
-		got, ok := done.Val.(fetched[T])
-		if !ok {
-			return rows, false, fmt.Errorf("a reading was broken off: %w", store.ErrUnavailable)
-		}
-		good = got.known.version >= asked && (began || got.err == nil) && got.good(r)
-		return got.rows, good, got.err
-	case <-ctx.Done():
-		return rows, false, fmt.Errorf("waiting for a reading: %w: %w", store.ErrUnavailable, ctx.Err())
+// proven returns the rows as the primary has them at some moment after the call, by a heartbeat that was committed since. It returns
+// store.ErrNotFound and store.ErrUnavailable. Without a lease there is no such proof, and it is as do.
+func (q reading[T]) proven(ctx context.Context, r *Replica, from netip.Addr) (rows T, err error) {
+	if r.lease == 0 {
+		return q.uncached(ctx, r, from)
 	}
-}
-
-// fetchAlone reads the database while no changes are applied.
-func (q reading[T]) fetchAlone(ctx context.Context, r *Replica) (rows T, good bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
-	defer cancel()
-	r.misses.Add(1)
-	r.applying.RLock()
-	defer r.applying.RUnlock()
-	got := fetched[T]{known: r.known.Load()}
-	rows, _, err = q.read(ctx, got.known.applied)
-	return rows, got.good(r), err
-}
-
-// fill remembers what was read when the replica knew k and the log's newest position was head, unless changes have been
-// applied since: one of them may have made it stale, and will not be applied again.
-func (r *Replica) fill(k *known, head store.Position, remember func()) {
-	r.applying.RLock()
-	defer r.applying.RUnlock()
-	now := r.known.Load()
-	if now.version == k.version || now.applied == head || !rules.Fill {
-		remember()
+	var got looked
+	if rules.Proof {
+		got = r.prove(ctx, q.key)
+	} else {
+		got = r.lookups.ask(ctx, q.key, from)
 	}
+	if got.err != nil {
+		return rows, got.err
+	}
+	rows, found := q.pick(got.found, q.key)
+	if !found {
+		return rows, store.ErrNotFound
+	}
+	q.at(&rows, got.found.Now)
+	return rows, nil
+}
+
+// agreed is proven where the pool has found the rows, or reaches another database than the lease is from. That they are not found is no
+// answer then: which of the two is right nobody here can tell.
+func (q reading[T]) agreed(ctx context.Context, r *Replica, from netip.Addr) (rows T, err error) {
+	rows, err = q.proven(ctx, r, from)
+	if errors.Is(err, store.ErrNotFound) {
+		err = fmt.Errorf("%w: its connections lead to databases that disagree", store.ErrUnavailable)
+	}
+	return rows, err
+}
+
+// uncached asks the database, which no lease says anything about.
+func (q reading[T]) uncached(ctx context.Context, r *Replica, from netip.Addr) (rows T, err error) {
+	if trouble := r.trouble.Load(); trouble != nil && trouble.outdated {
+		return rows, store.ErrOutdated
+	}
+	got := r.lookups.ask(ctx, q.key, from)
+	if got.err != nil {
+		return rows, got.err
+	}
+	rows, found := q.pick(got.found, q.key)
+	if !found {
+		return rows, store.ErrNotFound
+	}
+	return rows, nil
 }

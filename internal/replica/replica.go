@@ -1,5 +1,5 @@
-// Package replica is what one process of the service remembers of the database: the rows that verification reads, under a
-// lease that says for how long it may go by them. docs/revocation.md has the protocol and its proof.
+// Package replica is what one instance of the service remembers of the database: the rows that verification reads, under a
+// lease that says for how long it may trust them. docs/revocation.md has the protocol and its proof.
 package replica
 
 import (
@@ -13,7 +13,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/singleflight"
 
 	"accesskeys/internal/rules"
 	"accesskeys/internal/store"
@@ -25,13 +24,22 @@ const (
 	MaxLease = 20 * time.Second
 )
 
+// The bounds of Config.MaxAge, and what it usually is.
+const (
+	MinMaxAge     = time.Second
+	MaxMaxAge     = 24 * time.Hour
+	DefaultMaxAge = 10 * time.Minute
+)
+
 const (
 	// logPoll is how often the log is read where no notification comes.
 	logPoll = 100 * time.Millisecond
-	// roundTimeout bounds a round: a database that takes longer is one that is away.
+	// roundTimeout bounds a round, and any other reading: a database that takes longer is unavailable.
 	roundTimeout = 2 * time.Second
-	// retryPause is the least time between two attempts to reach a database that is away.
+	// retryPause is the least time between two attempts to reach a database that is unavailable.
 	retryPause = 50 * time.Millisecond
+	// outdatedPause is that time where only a newer program can do better.
+	outdatedPause = time.Second
 	// leaveTimeout bounds the good-bye.
 	leaveTimeout = time.Second
 )
@@ -40,9 +48,12 @@ const (
 type Config struct {
 	Store *store.Store
 	Log   *slog.Logger
-	// Lease is how long the replica may answer from memory after its last word from the primary; from MinLease to MaxLease,
+	// Lease is how long the instance may answer from memory after its last word from the primary; from MinLease to MaxLease,
 	// or 0: then it remembers nothing and asks the database each time.
 	Lease time.Duration
+	// MaxAge is how old a row in memory may become, whatever the log says, before it is read again: from MinMaxAge to MaxMaxAge;
+	// 0 stands for DefaultMaxAge.
+	MaxAge time.Duration
 	// CacheBytes bounds the memory for rows.
 	CacheBytes uint64
 }
@@ -50,18 +61,28 @@ type Config struct {
 // Replica answers what the database would, from memory where it may. It is safe for concurrent use. Until Run is called it has
 // no lease.
 type Replica struct {
-	store *store.Store
-	log   *slog.Logger
-	lease time.Duration
-	id    uuid.UUID
-	beats int64                // heartbeats tried; of runLease alone
-	clock func() time.Duration // bootTime
-	uses  uses
+	store  *store.Store
+	log    *slog.Logger
+	lease  time.Duration
+	maxAge time.Duration
+	clock  func() time.Duration // bootTime
+	uses   uses
+	lookup func(context.Context, store.Lookup, store.Position, store.Order) (store.Found, error) // the Store's
 
 	rows    *otter.Cache[key, any]
-	flights singleflight.Group
+	lookups lookups
+	proofs  proofs
 
-	// known is what the replica knows of the log, and until when it may go by it. It is replaced, under applying.
+	// Of runLease alone.
+	beats     int64 // heartbeats tried
+	confirmed int64 // the newest that was committed
+	epoch     string
+	instances int           // in the list, as far as is known
+	swept     time.Duration // when that was looked at last, in boot time
+
+	id atomic.Pointer[uuid.UUID] // what the instance is registered as
+
+	// known is what the instance knows of the log, and until when it may trust it. It is replaced, under applying.
 	known atomic.Pointer[known]
 	// applying is held for writing while changes are applied, and for reading while a row that was read is remembered.
 	applying sync.RWMutex
@@ -71,12 +92,17 @@ type Replica struct {
 	wanted    bool               // somebody waits for it
 	interrupt context.CancelFunc // ends the pause between rounds; nil where there is none
 
-	hits, misses, evictions atomic.Int64
+	trouble atomic.Pointer[TroubleError]
+
+	hits, misses, evictions   atomic.Int64
+	unlogged, aged, lostCount atomic.Int64
 }
 
-// known is a state of a replica's knowledge. It is not changed once it is made.
+// known is a state of an instance's knowledge. It is not changed once it is made.
 type known struct {
 	version uint64 // counts the states whose position differs
+	unsure  bool   // everything was forgotten, and there was no lease since
+	past    uint64 // counts the times that everything was forgotten, for a database that was another one or had been put back
 	applied store.Position
 	began   time.Duration // of the lease, in boot time
 	ends    time.Duration // of the lease, in boot time; 0 for none
@@ -97,10 +123,17 @@ func New(cfg Config) (*Replica, error) {
 	if cfg.Lease != 0 && (cfg.Lease < MinLease || cfg.Lease > MaxLease) {
 		return nil, fmt.Errorf("a lease is 0, or from %s to %s", MinLease, MaxLease)
 	}
-	r := &Replica{
-		store: cfg.Store, log: cfg.Log, lease: cfg.Lease, id: uuid.New(), clock: bootTime,
-		uses: newUses(), asked: newRenewal(),
+	if cfg.MaxAge == 0 {
+		cfg.MaxAge = DefaultMaxAge
 	}
+	if cfg.MaxAge < MinMaxAge || cfg.MaxAge > MaxMaxAge {
+		return nil, fmt.Errorf("the age of a row is from %s to %s", MinMaxAge, MaxMaxAge)
+	}
+	r := &Replica{
+		store: cfg.Store, log: cfg.Log, lease: cfg.Lease, maxAge: cfg.MaxAge, clock: bootTime, lookup: cfg.Store.Lookup,
+		uses: newUses(), asked: newRenewal(), lookups: newLookups(),
+	}
+	r.newID()
 	r.known.Store(&known{})
 	if r.lease > 0 {
 		rows, err := otter.New(&otter.Options[key, any]{
@@ -120,21 +153,37 @@ func New(cfg Config) (*Replica, error) {
 	return r, nil
 }
 
-// Run keeps the lease and writes down when keys were used, until ctx ends. A database that is away is no reason to return.
+func (r *Replica) newID() {
+	id := uuid.New()
+	r.id.Store(&id)
+}
+
+// Run keeps the lease, reads what is asked for, and writes down when keys were used, until ctx ends. A database that is
+// unavailable is no reason to return.
 func (r *Replica) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.runUses(ctx) })
+	group.Go(func() error { return r.runInspections(ctx) })
+	for range lookupsAtOnce {
+		group.Go(func() error { return r.runLookups(ctx) })
+	}
 	if r.lease > 0 {
 		group.Go(func() error { return r.runLease(ctx) })
+		group.Go(func() error { return r.runRefresh(ctx) })
 		defer r.rows.StopAllGoroutines()
 	}
 	return group.Wait()
 }
 
-// Ready returns nil where the replica may answer: it has a lease, or needs none.
+// Ready returns nil where the instance may answer: it has a lease, or needs none, and nothing is wrong with the database that
+// somebody should know of. It returns a *TroubleError, or store.ErrUnavailable.
 func (r *Replica) Ready(ctx context.Context) error {
-	if r.lease == 0 {
-		return nil
+	if trouble := r.trouble.Load(); trouble != nil {
+		return trouble
+	}
+	if r.lease == 0 { // a database that only reads is not the one that revocations are written to
+		_, err := r.lookup(ctx, store.Lookup{}, store.Position{}, store.HeadFirst)
+		return err
 	}
 	if _, held := r.known.Load().at(r.clock()); held {
 		return nil
@@ -142,7 +191,16 @@ func (r *Replica) Ready(ctx context.Context) error {
 	return r.renew(ctx)
 }
 
-// at returns the database's time at a reading of the replica's clock, and whether the lease is held then. The time is never behind
+// Refresh returns once everything that was committed before the call has been applied, so that what is verified from then on is no
+// older.
+func (r *Replica) Refresh(ctx context.Context) error {
+	if r.lease == 0 {
+		return nil
+	}
+	return r.renew(ctx)
+}
+
+// at returns the database's time at a reading of the instance's clock, and whether the lease is held then. The time is never behind
 // the database's by more than its clock and ours drift apart in a lease.
 func (k *known) at(clock time.Duration) (time.Time, bool) {
 	return k.now.Add(clock - k.read), clock < k.ends || !rules.Lease

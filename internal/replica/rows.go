@@ -2,11 +2,13 @@ package replica
 
 import (
 	"context"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/rules"
 	"accesskeys/internal/store"
 )
 
@@ -35,6 +37,24 @@ func idKey(k kind, id uuid.UUID) key {
 	return out
 }
 
+func (k key) id() (id uuid.UUID) {
+	copy(id[:], k.sum[:])
+	return id
+}
+
+// addTo adds what the key names to a look-up.
+func (k key) addTo(l *store.Lookup) {
+	switch k.kind {
+	case kindAccessKey:
+		l.AccessKeys = append(l.AccessKeys, k.sum)
+	case kindAgent:
+		l.Agents = append(l.Agents, k.id())
+	case kindServiceAccountKey:
+		l.ServiceAccountKeys = append(l.ServiceAccountKeys, k.id())
+	case kindCustomer, kindServiceAccount, kindToken: // which are read with others, or never
+	}
+}
+
 // subjectKey is the key of a row that a change names.
 func subjectKey(noun store.Noun, subject []byte) (key, bool) {
 	out := key{}
@@ -57,14 +77,38 @@ func subjectKey(noun store.Noun, subject []byte) (key, bool) {
 	return out, len(subject) == size
 }
 
-// The rows as they are remembered: each by itself, so that a change to one is one thing to forget. Of a row that was read
-// together with another's columns, the other's count for nothing here.
+// checked is when a row was last found to be as the database has it, in nanoseconds of boot time.
+type checked struct{ atomic.Int64 }
+
+func (c *checked) at() time.Duration       { return time.Duration(c.Load()) }
+func (c *checked) touch(now time.Duration) { c.Store(int64(now)) }
+
+// aging is a row of any kind.
+type aging interface {
+	at() time.Duration
+	touch(now time.Duration)
+}
+
+// The rows as they are remembered, accessKeyRow among them: each by itself, so that a change to one is one thing to forget. They
+// are not changed, but for what is atomic.
 type (
-	agentRow             store.AgentCredential
-	customerRow          struct{ tmDelete time.Time }
-	serviceAccountRow    store.ServiceAccount
-	serviceAccountKeyRow store.ServiceAccountCredential
-	token                struct {
+	agentRow struct {
+		checked
+		store.Agent
+	}
+	customerRow struct {
+		checked
+		tmDelete time.Time
+	}
+	serviceAccountRow struct {
+		checked
+		store.ServiceAccount
+	}
+	serviceAccountKeyRow struct {
+		checked
+		store.ServiceAccountKey
+	}
+	token struct {
 		value any
 		bytes int
 	}
@@ -80,19 +124,32 @@ func weigh(_ key, value any) uint32 {
 	case *accessKeyRow:
 		n += v.bytes()
 	case *agentRow:
-		n += 350 + len(v.Username) + len(v.Name) + len(v.Detail)
+		n += 240 + len(v.Username) + len(v.Name) + len(v.Detail)
+	case *customerRow:
+		n += 48
 	case *serviceAccountRow:
-		n += 250 + len(v.Name) + len(v.Detail) + 40*len(v.Roles)
+		n += 200 + len(v.Name) + len(v.Detail) + rolesBytes(v.Roles)
 	case *serviceAccountKeyRow:
-		n += 600 + len(v.Key.PublicKey)
+		n += 200 + len(v.PublicKey)
 	case *token:
 		n += v.bytes
 	}
 	return uint32(n)
 }
 
+// rolesBytes is about what a list of roles takes. The names are few, but each row has its own.
+func rolesBytes(roles []string) (n int) {
+	for _, role := range roles {
+		n += 32 + len(role)
+	}
+	return n
+}
+
 // forget removes what a change has made stale. The caller holds applying.
 func (r *Replica) forget(change store.Change) {
+	if !rules.Log {
+		return
+	}
 	if change.Subjects == nil {
 		r.rows.InvalidateAll()
 		return
@@ -105,6 +162,51 @@ func (r *Replica) forget(change store.Change) {
 		}
 		r.rows.Invalidate(k)
 	}
+}
+
+// remember keeps what was found at a time of the instance's clock.
+func (r *Replica) remember(found store.Found, at time.Duration) {
+	for hash, c := range found.AccessKeys {
+		row := newAccessKeyRow(c)
+		row.touch(at)
+		r.rows.Set(key{kind: kindAccessKey, sum: hash}, row)
+		r.rememberCustomer(c.CustomerID, c.CustomerTmDelete, at)
+		if c.Agent != nil {
+			r.rememberAgent(*c.Agent, at)
+		}
+		if c.ServiceAccount != nil {
+			r.rememberServiceAccount(*c.ServiceAccount, at)
+		}
+	}
+	for _, c := range found.Agents {
+		r.rememberAgent(c.Agent, at)
+		r.rememberCustomer(c.CustomerID, c.CustomerTmDelete, at)
+	}
+	for id, c := range found.ServiceAccountKeys {
+		row := &serviceAccountKeyRow{ServiceAccountKey: c.Key}
+		row.touch(at)
+		r.rows.Set(idKey(kindServiceAccountKey, id), row)
+		r.rememberServiceAccount(c.Account, at)
+		r.rememberCustomer(c.Account.CustomerID, c.CustomerTmDelete, at)
+	}
+}
+
+func (r *Replica) rememberAgent(a store.Agent, at time.Duration) {
+	row := &agentRow{Agent: a}
+	row.touch(at)
+	r.rows.Set(idKey(kindAgent, a.ID), row)
+}
+
+func (r *Replica) rememberServiceAccount(a store.ServiceAccount, at time.Duration) {
+	row := &serviceAccountRow{ServiceAccount: a}
+	row.touch(at)
+	r.rows.Set(idKey(kindServiceAccount, a.ID), row)
+}
+
+func (r *Replica) rememberCustomer(id uuid.UUID, tmDelete time.Time, at time.Duration) {
+	row := &customerRow{tmDelete: tmDelete}
+	row.touch(at)
+	r.rows.Set(idKey(kindCustomer, id), row)
 }
 
 // recall returns a row that is remembered.
@@ -126,128 +228,149 @@ type AccessKeyCredential struct {
 	noted *atomic.Int64 // nil where the row is not remembered
 }
 
-// AccessKeyByHash is store.AccessKeyByHash, from memory where that is as good.
-func (r *Replica) AccessKeyByHash(ctx context.Context, hash store.TokenHash) (AccessKeyCredential, error) {
+// AccessKeyByHash returns the key with this hash, deleted and expired ones too, as the database has it at some moment after the
+// call; for a client at an address, of which the zero value stands for one that is not known. It returns store.ErrNotFound and
+// store.ErrUnavailable.
+func (r *Replica) AccessKeyByHash(ctx context.Context, hash store.TokenHash, from netip.Addr) (AccessKeyCredential, error) {
 	k := key{kind: kindAccessKey, sum: hash}
 	if c, now, ok := inMemory(r, k, recallAccessKey); ok {
 		c.Now = now
 		return c, nil
 	}
-	return r.accessKeyReading(hash).do(ctx, r)
+	return accessKeyReading(hash).do(ctx, r, from)
 }
 
-func (r *Replica) accessKeyReading(hash store.TokenHash) reading[AccessKeyCredential] {
-	k := key{kind: kindAccessKey, sum: hash}
+// ProvenAccessKeyByHash is AccessKeyByHash by a heartbeat that was committed after the call: what a refusal may rest on.
+func (r *Replica) ProvenAccessKeyByHash(ctx context.Context, hash store.TokenHash, from netip.Addr) (AccessKeyCredential, error) {
+	return accessKeyReading(hash).proven(ctx, r, from)
+}
+
+func accessKeyReading(hash store.TokenHash) reading[AccessKeyCredential] {
 	return reading[AccessKeyCredential]{
-		key:    k,
+		key:    key{kind: kindAccessKey, sum: hash},
 		recall: recallAccessKey,
-		read: func(ctx context.Context, known store.Position) (c AccessKeyCredential, m store.Moment, err error) {
-			c.AccessKeyCredential, err = r.store.AccessKeyByHash(ctx, hash, known)
-			return c, c.Moment, err
-		},
-		remember: func(c AccessKeyCredential) {
-			r.rows.Set(k, newAccessKeyRow(c.AccessKeyCredential))
-			r.rememberCustomer(c.CustomerID, c.CustomerTmDelete)
+		pick: func(found store.Found, k key) (c AccessKeyCredential, ok bool) {
+			c.AccessKeyCredential, ok = found.AccessKeys[k.sum]
+			return c, ok
 		},
 		at: func(c *AccessKeyCredential, now time.Time) { c.Now = now },
 	}
 }
 
-func recallAccessKey(r *Replica, k key) (c AccessKeyCredential, ok bool) {
+func recallAccessKey(r *Replica, k key) (c AccessKeyCredential, oldest time.Duration, ok bool) {
 	row, ok := recall[accessKeyRow](r, k)
 	if !ok {
-		return c, false
+		return c, 0, false
 	}
 	customer, ok := recall[customerRow](r, idKey(kindCustomer, row.customerID))
 	if !ok {
-		return c, false
+		return c, 0, false
 	}
+	oldest = min(row.at(), customer.at())
 	c = row.credential()
 	c.CustomerTmDelete = customer.tmDelete
-	return c, true
+	if row.bound {
+		agent, ok := recall[agentRow](r, idKey(kindAgent, row.agentID))
+		if !ok {
+			return c, 0, false
+		}
+		c.Agent, oldest = &agent.Agent, min(oldest, agent.at())
+	}
+	if row.serviceAccountID != uuid.Nil {
+		account, ok := recall[serviceAccountRow](r, idKey(kindServiceAccount, row.serviceAccountID))
+		if !ok {
+			return c, 0, false
+		}
+		c.ServiceAccount, oldest = &account.ServiceAccount, min(oldest, account.at())
+	}
+	return c, oldest, true
 }
 
-// AgentCredential is store.AgentCredential, from memory where that is as good.
-func (r *Replica) AgentCredential(ctx context.Context, id uuid.UUID) (store.AgentCredential, error) {
+// AgentCredential returns the agent with this id, a deleted one too. It is otherwise as AccessKeyByHash.
+func (r *Replica) AgentCredential(ctx context.Context, id uuid.UUID, from netip.Addr) (store.AgentCredential, error) {
 	k := idKey(kindAgent, id)
 	if c, now, ok := inMemory(r, k, recallAgent); ok {
 		c.Now = now
 		return c, nil
 	}
-	return reading[store.AgentCredential]{
-		key:    k,
-		recall: recallAgent,
-		read: func(ctx context.Context, known store.Position) (store.AgentCredential, store.Moment, error) {
-			c, err := r.store.AgentCredential(ctx, id, known)
-			return c, c.Moment, err
-		},
-		remember: func(c store.AgentCredential) {
-			r.rows.Set(k, (*agentRow)(&c))
-			r.rememberCustomer(c.CustomerID, c.CustomerTmDelete)
-		},
-		at: func(c *store.AgentCredential, now time.Time) { c.Now = now },
-	}.do(ctx, r)
+	return agentReading(id).do(ctx, r, from)
 }
 
-func recallAgent(r *Replica, k key) (c store.AgentCredential, ok bool) {
+// ProvenAgentCredential is AgentCredential by a heartbeat that was committed after the call.
+func (r *Replica) ProvenAgentCredential(ctx context.Context, id uuid.UUID, from netip.Addr) (store.AgentCredential, error) {
+	return agentReading(id).proven(ctx, r, from)
+}
+
+func agentReading(id uuid.UUID) reading[store.AgentCredential] {
+	return reading[store.AgentCredential]{
+		key:    idKey(kindAgent, id),
+		recall: recallAgent,
+		pick: func(found store.Found, k key) (store.AgentCredential, bool) {
+			c, ok := found.Agents[k.id()]
+			return c, ok
+		},
+		at: func(c *store.AgentCredential, now time.Time) { c.Now = now },
+	}
+}
+
+func recallAgent(r *Replica, k key) (c store.AgentCredential, oldest time.Duration, ok bool) {
 	row, ok := recall[agentRow](r, k)
 	if !ok {
-		return c, false
+		return c, 0, false
 	}
 	customer, ok := recall[customerRow](r, idKey(kindCustomer, row.CustomerID))
 	if !ok {
-		return c, false
+		return c, 0, false
 	}
-	c = store.AgentCredential(*row)
-	c.CustomerTmDelete = customer.tmDelete
-	return c, true
+	c.Agent, c.CustomerTmDelete = row.Agent, customer.tmDelete
+	return c, min(row.at(), customer.at()), true
 }
 
-// ServiceAccountCredential is store.ServiceAccountCredential, from memory where that is as good.
-func (r *Replica) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID) (store.ServiceAccountCredential, error) {
+// ServiceAccountCredential returns the key of a service account with this id and the account, deleted ones too. It is otherwise
+// as AccessKeyByHash.
+func (r *Replica) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID, from netip.Addr) (store.ServiceAccountCredential, error) {
 	k := idKey(kindServiceAccountKey, keyID)
 	if c, now, ok := inMemory(r, k, recallServiceAccountKey); ok {
 		c.Now = now
 		return c, nil
 	}
-	return reading[store.ServiceAccountCredential]{
-		key:    k,
-		recall: recallServiceAccountKey,
-		read: func(ctx context.Context, known store.Position) (store.ServiceAccountCredential, store.Moment, error) {
-			c, err := r.store.ServiceAccountCredential(ctx, keyID, known)
-			return c, c.Moment, err
-		},
-		remember: func(c store.ServiceAccountCredential) {
-			account := serviceAccountRow(c.Account)
-			r.rows.Set(k, (*serviceAccountKeyRow)(&c))
-			r.rows.Set(idKey(kindServiceAccount, c.Account.ID), &account)
-			r.rememberCustomer(c.Account.CustomerID, c.CustomerTmDelete)
-		},
-		at: func(c *store.ServiceAccountCredential, now time.Time) { c.Now = now },
-	}.do(ctx, r)
+	return serviceAccountReading(keyID).do(ctx, r, from)
 }
 
-func recallServiceAccountKey(r *Replica, k key) (c store.ServiceAccountCredential, ok bool) {
+// ProvenServiceAccountCredential is ServiceAccountCredential by a heartbeat that was committed after the call.
+func (r *Replica) ProvenServiceAccountCredential(
+	ctx context.Context, keyID uuid.UUID, from netip.Addr,
+) (store.ServiceAccountCredential, error) {
+	return serviceAccountReading(keyID).proven(ctx, r, from)
+}
+
+func serviceAccountReading(keyID uuid.UUID) reading[store.ServiceAccountCredential] {
+	return reading[store.ServiceAccountCredential]{
+		key:    idKey(kindServiceAccountKey, keyID),
+		recall: recallServiceAccountKey,
+		pick: func(found store.Found, k key) (store.ServiceAccountCredential, bool) {
+			c, ok := found.ServiceAccountKeys[k.id()]
+			return c, ok
+		},
+		at: func(c *store.ServiceAccountCredential, now time.Time) { c.Now = now },
+	}
+}
+
+func recallServiceAccountKey(r *Replica, k key) (c store.ServiceAccountCredential, oldest time.Duration, ok bool) {
 	row, ok := recall[serviceAccountKeyRow](r, k)
 	if !ok {
-		return c, false
+		return c, 0, false
 	}
-	account, ok := recall[serviceAccountRow](r, idKey(kindServiceAccount, row.Account.ID))
+	account, ok := recall[serviceAccountRow](r, idKey(kindServiceAccount, row.AccountID))
 	if !ok {
-		return c, false
+		return c, 0, false
 	}
 	customer, ok := recall[customerRow](r, idKey(kindCustomer, account.CustomerID))
 	if !ok {
-		return c, false
+		return c, 0, false
 	}
-	c = store.ServiceAccountCredential(*row)
-	c.Account = store.ServiceAccount(*account)
-	c.CustomerTmDelete = customer.tmDelete
-	return c, true
-}
-
-func (r *Replica) rememberCustomer(id uuid.UUID, tmDelete time.Time) {
-	r.rows.Set(idKey(kindCustomer, id), &customerRow{tmDelete})
+	c.Key, c.Account, c.CustomerTmDelete = row.ServiceAccountKey, account.ServiceAccount, customer.tmDelete
+	return c, min(row.at(), account.at(), customer.at()), true
 }
 
 // Recall returns what Remember was given for these bytes' SHA-256.

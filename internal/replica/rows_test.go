@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,10 +19,15 @@ func TestMemoryGivesWhatTheStoreGives(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r, off := w.run(long), w.run(0)
+	// These are not read, and these no credential has together.
+	notRead := []string{"TmLastUsed", "CreatedByType", "CreatedByID"}
+	empties := map[string][]string{
+		"access key": append(notRead, "ServiceAccount"), "account's access key": append(notRead, "AgentID", "Agent"),
+	}
 	for _, reader := range w.acme.readers() {
 		c := must(reader.store(t.Context(), w.store))(t)
 		for name, empty := range emptyFields(reflect.ValueOf(c)) {
-			if empty && name != "TmLastUsed" { // which is not read
+			if empty && !slices.Contains(empties[reader.name], name) {
 				t.Errorf("%s: %s is empty: it could get lost unseen", reader.name, name)
 			}
 		}
@@ -46,13 +52,13 @@ func TestMemoryGivesWhatTheStoreGives(t *testing.T) {
 	}
 }
 
-// emptyFields tells of each field of a credential and of what is in it whether it is the zero value, but for the moment of
+// emptyFields tells of each field of a credential and of what is in it whether it is the zero value, but for the time of
 // its reading.
 func emptyFields(v reflect.Value) map[string]bool {
 	empty := map[string]bool{}
 	for i := range v.NumField() {
 		f := v.Field(i)
-		if f.Type() == reflect.TypeFor[store.Moment]() {
+		if v.Type().Field(i).Name == "Now" {
 			continue
 		}
 		if f.Kind() == reflect.Struct && f.Type() != reflect.TypeFor[time.Time]() {
@@ -76,7 +82,7 @@ func TestRememberedKeysTimeIsTheDatabasesAndNeverLate(t *testing.T) {
 	for _, ahead := range []time.Duration{0, 0, 9 * time.Second, 19 * time.Second} {
 		r.advance(ahead - time.Duration(r.ahead.Load()))
 		hits, before := r.Stats().Hits, clock()
-		c := must(r.AccessKeyByHash(within(t), hash))(t)
+		c := must(r.AccessKeyByHash(within(t), hash, nobody))(t)
 		if after := clock(); c.Now.Before(before.Add(ahead)) || c.Now.After(after.Add(ahead+5*time.Second)) {
 			// The time of a round trip ahead at most; five seconds are a busy machine's.
 			t.Errorf("%v later, between %v and %v of the database's, it is said to be %v", ahead, before, after, c.Now)
@@ -107,13 +113,13 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 		if _, ok := r.Recall(hash); ok {
 			t.Errorf("the %s's id is a token", name)
 		}
-		if _, err := r.AccessKeyByHash(within(t), hash); !errors.Is(err, store.ErrNotFound) {
+		if _, err := r.AccessKeyByHash(within(t), hash, nobody); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("the %s's id as a hash: %v", name, err)
 		}
-		if _, err := r.AgentCredential(within(t), id); name != "agent" && !errors.Is(err, store.ErrNotFound) {
+		if _, err := r.AgentCredential(within(t), id, nobody); name != "agent" && !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("the %s's id as an agent's: %v", name, err)
 		}
-		if _, err := r.ServiceAccountCredential(within(t), id); name != "pair" && !errors.Is(err, store.ErrNotFound) {
+		if _, err := r.ServiceAccountCredential(within(t), id, nobody); name != "pair" && !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("the %s's id as a pair's: %v", name, err)
 		}
 	}
@@ -125,7 +131,7 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 	if v, ok := r.Recall(unknown); !ok || v != "a token" {
 		t.Errorf("the token is %v, %v", v, ok)
 	}
-	if _, err := r.AccessKeyByHash(within(t), unknown); !errors.Is(err, store.ErrNotFound) {
+	if _, err := r.AccessKeyByHash(within(t), unknown, nobody); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("a token's hash as an access key's: %v", err)
 	}
 	if got := r.Stats().Hits - hits; got != 2 { // the agent as an agent, the pair as a pair
@@ -134,10 +140,10 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 }
 
 // Every change to a row makes just what depends on it be forgotten, whoever makes it and however.
-func TestAChangeIsForgottenOnEveryReplica(t *testing.T) {
+func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	replicas := []*runner{w.run(long), w.run(long)}
+	instances := []*runner{w.run(long), w.run(long)}
 	for _, change := range []struct {
 		name, sql string
 		id        any
@@ -146,32 +152,32 @@ func TestAChangeIsForgottenOnEveryReplica(t *testing.T) {
 	}{
 		{"no row", `UPDATE agents SET name = 'x' WHERE id = $1`, uuid.New(), everything, everything},
 		{"no row that is read", `UPDATE signups SET tries = 1 WHERE id = $1`, w.acme.key.ID, everything, everything},
-		{"key changed", `UPDATE accesskeys SET name = 'other' WHERE id = $1`, w.acme.key.ID, "agent, service account's key", everything},
-		{"key deleted", `UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, w.acme.key.ID, "agent, service account's key", everything},
-		{"agent changed", `UPDATE agents SET permission = 16 WHERE id = $1`, w.acme.agent.ID, "access key, service account's key", everything},
+		{"key changed", `UPDATE accesskeys SET name = 'other' WHERE id = $1`, w.acme.key.ID, "agent, service account's key, account's access key", everything},
+		{"key deleted", `UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, w.acme.key.ID, "agent, service account's key, account's access key", everything},
+		{"account's key changed", `UPDATE accesskeys SET name = 'other' WHERE id = $1`, w.acme.made.ID, "access key, agent, service account's key", everything},
+		{"agent changed", `UPDATE agents SET permission = 16 WHERE id = $1`, w.acme.agent.ID, "service account's key, account's access key", everything},
 		{"account changed", `UPDATE service_accounts SET roles = '{}' WHERE id = $1`, w.acme.account.ID, "access key, agent", everything},
-		{"pair changed", `UPDATE service_account_keys SET public_key = 'other' WHERE id = $1`, w.acme.pair.ID, "access key, agent", everything},
-		// The access key is read first, and with it the customer again.
-		{"customer changed", `UPDATE customers SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.customer.ID, "agent, service account's key", everything},
+		{"pair changed", `UPDATE service_account_keys SET spki = 'other' WHERE id = $1`, w.acme.pair.ID, "access key, agent, account's access key", everything},
+		{"customer changed", `UPDATE customers SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.customer.ID, "", everything},
 		{"customer merged", `MERGE INTO customers c USING (SELECT $1::uuid AS id) s ON c.id = s.id WHEN MATCHED THEN UPDATE SET tm_delete = '2031-01-01'`,
-			w.acme.customer.ID, "agent, service account's key", everything},
+			w.acme.customer.ID, "", everything},
 		{"customer upserted", `INSERT INTO customers (id, name) VALUES ($1, 'acme') ON CONFLICT (id) DO UPDATE SET tm_delete = '2032-01-01'`,
-			w.acme.customer.ID, "agent, service account's key", everything},
-		{"every row of a table", `UPDATE agents SET detail = 'other' WHERE id <> $1`, uuid.New(), "access key, service account's key", "access key, service account's key"},
-		{"two tables at once", `WITH k AS (UPDATE accesskeys SET detail = 'other' WHERE customer_id = $1) UPDATE agents SET name = 'other' WHERE customer_id = $1`,
+			w.acme.customer.ID, "", everything},
+		{"every row of a table", `UPDATE agents SET description = 'other' WHERE id <> $1`, uuid.New(), "service account's key, account's access key", "service account's key, account's access key"},
+		{"two tables at once", `WITH k AS (UPDATE accesskeys SET description = 'other' WHERE customer_id = $1) UPDATE agents SET name = 'other' WHERE customer_id = $1`,
 			w.acme.customer.ID, "service account's key", everything},
-		{"a noun of tomorrow", `SELECT append_change('gadgets', ARRAY[uuid_send($1)])`, uuid.New(), "", ""},
-		{"a subject that is none", `SELECT append_change('agents', ARRAY[substr(uuid_send($1), 2)])`, uuid.New(), "", ""},
-		{"more than can be named", `SELECT append_change('agents', NULL) WHERE $1::uuid IS NOT NULL`, uuid.New(), "", ""},
+		{"a noun of tomorrow", `SELECT append_change('gadgets', ARRAY[uuid_send($1)], '{}')`, uuid.New(), "", ""},
+		{"a subject that is none", `SELECT append_change('agents', ARRAY[substr(uuid_send($1), 2)], '{}')`, uuid.New(), "", ""},
+		{"more than can be named", `SELECT append_change('agents', NULL, NULL) WHERE $1::uuid IS NOT NULL`, uuid.New(), "", ""},
 	} {
-		for _, r := range replicas {
+		for _, r := range instances {
 			for _, tn := range []tenant{w.acme, w.globex} {
 				r.reads(tn)
 				r.wants("before", tn, everything)
 			}
 		}
-		w.exec(change.sql, change.id)
-		for _, r := range replicas {
+		w.internally(change.sql, change.id) // as the triggers, for those that append to the log themselves
+		for _, r := range instances {
 			w.applied(r)
 			r.wants(change.name, w.acme, change.acme)
 			r.wants(change.name, w.globex, change.globex)
@@ -183,14 +189,15 @@ func TestAChangeIsForgottenOnEveryReplica(t *testing.T) {
 		id           uuid.UUID
 		acme, globex string
 	}{
-		{`DELETE FROM accesskeys WHERE id = $1`, w.acme.key.ID, "agent, service account's key", everything},
-		{`DELETE FROM service_account_keys WHERE id = $1`, w.acme.pair.ID, "agent", everything},
-		{`DELETE FROM agents WHERE id = $1`, w.acme.agent.ID, "", everything},
+		{`DELETE FROM accesskeys WHERE id = $1`, w.acme.key.ID, "agent, service account's key, account's access key", everything},
+		{`DELETE FROM service_account_keys WHERE id = $1`, w.acme.pair.ID, "agent, account's access key", everything},
+		{`DELETE FROM agents WHERE id = $1`, w.acme.agent.ID, "account's access key", everything},
+		{`DELETE FROM accesskeys WHERE id = $1`, w.acme.made.ID, "", everything},
 		{`TRUNCATE accesskeys`, uuid.Nil, "", ""},
 		{`TRUNCATE agents CASCADE`, uuid.Nil, "", ""},
 		{`TRUNCATE service_account_keys`, uuid.Nil, "", ""},
 	} {
-		for _, r := range replicas {
+		for _, r := range instances {
 			r.reads(w.globex)
 		}
 		if removal.id == uuid.Nil {
@@ -198,18 +205,26 @@ func TestAChangeIsForgottenOnEveryReplica(t *testing.T) {
 		} else {
 			w.exec(removal.sql, removal.id)
 		}
-		for _, r := range replicas {
+		for _, r := range instances {
 			w.applied(r)
 			r.wants(removal.sql, w.acme, removal.acme)
 			r.wants(removal.sql, w.globex, removal.globex)
 		}
 	}
 	// Each by a trigger of its own, not only by that of a table which refers to it.
-	for _, table := range []string{"accesskeys", "agents", "service_account_keys", "service_accounts", "customers"} {
+	for _, table := range loggedTables {
 		before := value[int64](w, `SELECT position FROM change_head`)
+		for _, other := range loggedTables {
+			if other != table {
+				w.exec(`ALTER TABLE ` + other + ` DISABLE TRIGGER emptied`)
+			}
+		}
 		w.exec(`TRUNCATE ` + table + ` CASCADE`)
-		if !value[bool](w, `SELECT EXISTS (SELECT FROM changes WHERE position > $1 AND noun = $2 AND subjects IS NULL)`, before, table) {
+		if !value[bool](w, `SELECT EXISTS (SELECT FROM changes WHERE position > $1 AND subjects IS NULL)`, before) {
 			t.Errorf("TRUNCATE %s is not in the log", table)
+		}
+		for _, other := range loggedTables {
+			w.exec(`ALTER TABLE ` + other + ` ENABLE ALWAYS TRIGGER emptied`)
 		}
 	}
 }
@@ -228,7 +243,7 @@ func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
 			(SELECT id FROM agents ORDER BY (username IN ('acme', 'globex')) DESC, username LIMIT $1)`, rows+2)
 		w.applied(r)
 		// Up to 1000 rows are named, and nothing else is forgotten; past that, all is.
-		remembered := "access key, service account's key"
+		remembered := "service account's key, account's access key"
 		if rows > 1000 {
 			remembered = ""
 		}
@@ -243,93 +258,123 @@ func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
 func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.run(long)
-	held := replica.NewHeldReading()
+	r := w.newReplica(long)
+	held := r.holdLookups(1)
+	r.started()
 	type result struct {
 		deleted bool
 		err     error
 	}
 	read := make(chan result, 1)
 	go func() {
-		c, err := held.AccessKeyByHash(within(t), r.Replica, w.acme.hash)
+		c, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody)
 		read <- result{!c.TmDelete.Equal(store.Never()), err}
 	}()
-	<-held.Read // it has the row as it was
+	<-held.stopped // it has the row as it was
 	w.exec(`UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, w.acme.key.ID)
 	w.applied(r)
-	close(held.Release)
-	if got := <-read; got.err != nil || !got.deleted || held.Reads.Load() != 2 {
-		t.Errorf("by %d readings the key is deleted: %v, %v", held.Reads.Load(), got.deleted, got.err)
+	held.let()
+	if got := <-read; got.err != nil || !got.deleted || held.begun.Load() != 2 {
+		t.Errorf("by %d look-ups the key is deleted: %v, %v", held.begun.Load(), got.deleted, got.err)
 	}
-	r.wants("after the change", w.acme, "access key") // as the second reading had it
+	r.wants("after the change", w.acme, "access key, agent") // as the second look-up had them
 }
 
-// Requests that miss at the same time share one reading.
-func TestOneReadingServesAllWhoAskAtOnce(t *testing.T) {
+// Requests that miss at the same time share look-ups.
+func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.run(long)
-	held := replica.NewHeldReading()
-	held.Before = true
+	r := w.newReplica(long)
+	held := r.holdLookups(replica.LookupsAtOnce)
+	held.before.Store(true)
+	r.started()
+	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
 	const askers = 20
 	results := make(chan error, askers)
 	ask := func(ctx context.Context) {
-		_, err := held.AccessKeyByHash(ctx, r.Replica, w.acme.hash)
+		_, err := r.AccessKeyByHash(ctx, w.acme.hash, nobody)
 		results <- err
 	}
-	// The one who has begun it goes away; the others get it all the same.
+	// The one who has asked first goes away; the others get it all the same.
 	leaving, leave := context.WithCancel(t.Context())
 	go ask(leaving)
-	<-held.Read
+	r.waiting(1)
 	for range askers - 1 {
 		go ask(within(t))
 	}
-	joined(t, held, askers)
+	r.waiting(askers)
 	leave()
 	if err := <-results; !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.Canceled) {
 		t.Errorf("who went away: %v", err)
 	}
-	close(held.Release)
+	held.let()
 	for range askers - 1 {
 		if err := <-results; err != nil {
 			t.Error(err)
 		}
 	}
-	// The last may have come too late, and read once more.
-	if reads := held.Reads.Load(); reads > 2 {
-		t.Errorf("%d readings for %d who asked at once", reads, askers)
+	if n := held.begun.Load() - replica.LookupsAtOnce; n != 1 {
+		t.Errorf("%d look-ups for %d who asked at once", n, askers)
 	}
 }
 
-// joined returns when so many requests wait for the reading that is held. They are counted just before they join it.
-func joined(t *testing.T, held *replica.HeldReading, n int64) {
-	t.Helper()
-	until(t, "all have asked", func() bool { return held.Asked.Load() == n })
-	time.Sleep(10 * time.Millisecond)
-}
-
-// A request that begins after a change was applied gets no reading that was under way before it.
-func TestAReadingUnderWayIsNotSharedAcrossAChange(t *testing.T) {
+// Who goes away while a look-up is under way doesn't end it for the others that share it.
+func TestSharedLookUpOutlivesWhoeverAskedForIt(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.run(long)
-	held := replica.NewHeldReading()
+	r := w.newReplica(long)
+	held := r.holdLookups(replica.LookupsAtOnce + 1)
+	r.started()
+	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
+	ask := func(ctx context.Context) chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, err := r.AccessKeyByHash(ctx, w.acme.hash, nobody)
+			done <- err
+		}()
+		return done
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	leaving := ask(ctx)
+	r.waiting(1)
+	staying := ask(within(t))
+	r.waiting(2)
+	for range replica.LookupsAtOnce {
+		held.release <- struct{}{}
+	}
+	<-held.stopped // the look-up of both
+	leave()
+	if err := <-leaving; !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		t.Errorf("who went away: %v", err)
+	}
+	held.let()
+	if err := <-staying; err != nil {
+		t.Errorf("who stayed: %v", err)
+	}
+}
+
+// A request that begins after a change was applied gets no look-up that was under way before it.
+func TestALookUpUnderWayIsNotSharedAcrossAChange(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplica(long)
+	held := r.holdLookups(replica.LookupsAtOnce)
+	r.started()
 	type result struct {
 		name string
 		err  error
 	}
 	ask := func(to chan result) {
-		c, err := held.AccessKeyByHash(within(t), r.Replica, w.acme.hash)
+		c, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody)
 		to <- result{c.Name, err}
 	}
 	before, after := make(chan result, 1), make(chan result, 1)
-	go ask(before)
-	<-held.Read
+	held.fill(r, func() { ask(before) })
 	w.exec(`UPDATE accesskeys SET name = 'changed' WHERE id = $1`, w.acme.key.ID)
 	w.applied(r)
 	go ask(after)
-	joined(t, held, 2)
-	close(held.Release)
+	r.waiting(1)
+	held.let()
 	for when, results := range map[string]chan result{"before": before, "after": after} {
 		if got := <-results; got.err != nil || got.name != "changed" {
 			t.Errorf("who began %s the change: %+v", when, got)
@@ -354,45 +399,43 @@ func TestALookUpThatAChangeOvertookDoesNotCount(t *testing.T) {
 }
 
 // A key that a client has presented before it existed works once its creation has been acknowledged: a request that begins
-// then shares no reading from before.
-func TestAReadingThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
+// then shares no look-up from before.
+func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.run(long)
+	r := w.newReplica(long)
 	hash := newHash()
-	held := replica.NewHeldReading()
-	before, after := make(chan error, 1), make(chan error, 1)
+	held := r.holdLookups(replica.LookupsAtOnce)
+	r.started()
+	after := make(chan error, 1)
 	ask := func(to chan error) {
-		_, err := held.AccessKeyByHash(within(t), r.Replica, hash)
+		_, err := r.AccessKeyByHash(within(t), hash, nobody)
 		to <- err
 	}
-	go ask(before)
-	<-held.Read
-	if _, err := w.store.CreateAccessKey(t.Context(), store.NewAccessKey{
-		CustomerID: w.acme.customer.ID, TokenHash: hash, TokenPrefix: "vb_12345678", Expire: 3600,
-	}); err != nil {
-		t.Fatal(err)
-	}
+	before := make(chan error, 1)
+	held.fill(r, func() { ask(before) })
+	w.keyFor(hash, 3600)
 	go ask(after)
-	joined(t, held, 2)
-	close(held.Release)
-	if err := <-before; !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("who asked before the creation: %v", err)
-	}
+	r.waiting(1)
+	held.let()
 	if err := <-after; err != nil {
 		t.Errorf("who asked after the creation: %v", err)
 	}
+	// Who asked before it is told what a proof finds, and that is made after it.
+	if err := <-before; err != nil {
+		t.Errorf("who asked before the creation: %v", err)
+	}
 }
 
-// Whoever shares a reading that was under way is told the time of its own request, not that of the reading's start: a key may
-// have expired in between.
-func TestSharedReadingsTimeIsNotOlderThanTheRequest(t *testing.T) {
+// Whoever shares a look-up is told the time of its own request, not that of one which was under way: a key may have expired in
+// between.
+func TestTheTimeThatARequestIsToldIsNotOlderThanTheRequest(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.run(long)
-	held := replica.NewHeldReading()
-	go func() { _, _ = held.AccessKeyByHash(within(t), r.Replica, w.acme.hash) }()
-	<-held.Read
+	r := w.newReplica(long)
+	held := r.holdLookups(replica.LookupsAtOnce)
+	r.started()
+	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), w.acme.hash, nobody) })
 	now := value[time.Time](w, `SELECT clock_timestamp()`)
 	type result struct {
 		now time.Time
@@ -400,11 +443,11 @@ func TestSharedReadingsTimeIsNotOlderThanTheRequest(t *testing.T) {
 	}
 	after := make(chan result, 1)
 	go func() {
-		c, err := held.AccessKeyByHash(within(t), r.Replica, w.acme.hash)
+		c, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody)
 		after <- result{c.Now, err}
 	}()
-	joined(t, held, 2)
-	close(held.Release)
+	r.waiting(1)
+	held.let()
 	if got := <-after; got.err != nil || got.now.Before(now) {
 		t.Errorf("asked at %v, told %v: %v", now, got.now, got.err)
 	}

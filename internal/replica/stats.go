@@ -14,11 +14,15 @@ type Stats struct {
 	Hits     int64
 	Misses   int64
 	Evicted  int64
+	Unlogged int64 // rows that were found to be changed without an entry in the log
+	Aged     int64 // rows that were forgotten because they could not be read again in time
+	Lost     int64 // times that the database had lost what it had confirmed
+	Trouble  bool  // something is wrong with the database, see TroubleError
 }
 
 // Stats returns the figures as they stand.
 func (r *Replica) Stats() Stats {
-	s := Stats{Lease: r.lease}
+	s := Stats{Lease: r.lease, Trouble: r.trouble.Load() != nil}
 	if r.lease == 0 {
 		return s
 	}
@@ -28,6 +32,7 @@ func (r *Replica) Stats() Stats {
 		s.Age, s.Behind = clock-k.began, clock-k.read
 	}
 	s.Entries, s.Bytes = r.rows.EstimatedSize(), r.rows.WeightedSize()
+	s.Unlogged, s.Aged, s.Lost = r.unlogged.Load(), r.aged.Load(), r.lostCount.Load()
 	s.Hits, s.Misses, s.Evicted = r.hits.Load(), r.misses.Load(), r.evictions.Load()
 	return s
 }

@@ -37,18 +37,18 @@ func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 		}
 	}
 	beat()
-	sweep()                                                     // sees r, and stands still
-	time.Sleep(store.LeaseEnd(lease) + 20*time.Millisecond)     // for longer than r's lease
-	w.exec(`DELETE FROM replicas WHERE id = $1 AND seq = 1`, r) // r stood still, too, and another one has swept it
-	beat()                                                      // r is back
+	sweep()                                                            // sees r, and stands still
+	time.Sleep(store.LeaseEnd(lease) + 20*time.Millisecond)            // for longer than r's lease
+	w.internally(`DELETE FROM instances WHERE id = $1 AND seq = 1`, r) // r stood still, too, and another one has swept it
+	beat()                                                             // r is back
 	sweep()
-	if value[int](w, `SELECT count(*) FROM replicas WHERE id = $1`, r) != 1 {
-		t.Error("a replica with a lease was removed: no revocation waits for it")
+	if value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, r) != 1 {
+		t.Error("an instance with a lease was removed: no revocation waits for it")
 	}
 }
 
-// Changes that don't stop coming neither cost a replica its connection nor keep those waiting who need a lease.
-func TestReplicaKeepsUpWithSteadyChanges(t *testing.T) {
+// Changes that don't stop coming neither cost an instance its connection nor keep those waiting who need a lease.
+func TestInstanceKeepsUpWithSteadyChanges(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r := w.run(long)
@@ -58,9 +58,10 @@ func TestReplicaKeepsUpWithSteadyChanges(t *testing.T) {
 	go func() {
 		conn := must(w.db.Acquire(ctx))(t)
 		defer conn.Release()
+		_, _ = conn.Exec(ctx, `SET accesskeys.internal = 'on'`) // the log is not for everybody
 		n := 0
 		for ; ctx.Err() == nil; n++ {
-			_, _ = conn.Exec(ctx, `SELECT append_change('agents', ARRAY[uuid_send(gen_random_uuid())])`)
+			_, _ = conn.Exec(ctx, `SELECT append_change('agents', ARRAY[uuid_send(gen_random_uuid())], '{}')`)
 		}
 		changed <- n
 	}()

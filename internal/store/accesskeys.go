@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,75 +26,133 @@ type AccessKey struct {
 	TmCreate    time.Time
 	TmUpdate    time.Time
 	TmDelete    time.Time
-	TmLastUsed  *time.Time // nil for never; up to a minute behind
+	// Who made it, an agent, accesskey or service_account; nil for keys of before, and for those that nobody with a credential made.
+	CreatedByType *string
+	CreatedByID   *uuid.UUID
+	TmLastUsed    *time.Time // nil for never; up to a minute behind
 }
 
 const (
-	accessKeyOwnColumns = `id, customer_id, agent_id, name, detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete`
-	accessKeyColumns    = accessKeyOwnColumns +
+	accessKeyOwnColumns = `id, customer_id, agent_id, name, description AS detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete,
+		created_by_type, created_by_id`
+	accessKeyColumns = accessKeyOwnColumns +
 		`, (SELECT u.tm_last_used FROM accesskey_uses u WHERE u.accesskey_id = accesskeys.id) AS tm_last_used`
 )
 
 // NewAccessKey is what a caller chooses of an AccessKey.
 type NewAccessKey struct {
-	CustomerID  uuid.UUID
-	AgentID     *uuid.UUID
-	Roles       []string // of a customer-wide key; nil means the customer's admin
-	Name        string
-	Detail      string
-	TokenHash   TokenHash
-	TokenPrefix string
-	Expire      int64 // seconds from its creation
+	CustomerID uuid.UUID
+	AgentID    *uuid.UUID
+	// AgentPermission is what the agent had when the caller was found to be allowed to bind a key to it.
+	AgentPermission int64
+	Roles           []string // of a customer-wide key; nil means the customer's admin
+	Name            string
+	Detail          string
+	TokenHash       TokenHash
+	TokenPrefix     string
+	Expire          int64 // seconds from its creation
 }
 
-// AccessKeyCredential is what verifying a presented key needs, next to the AgentCredential of one that is bound to an agent:
-// the key, deleted and expired ones too, with its customer's tm_delete. TmLastUsed is not read.
+// AccessKeyCredential is what verifying a presented key needs: the key, deleted and expired ones too, and what it rests on, deleted
+// or not. TmLastUsed and who made it are not read.
 type AccessKeyCredential struct {
 	AccessKey
 	Roles            []string
 	CustomerTmDelete time.Time
-	Moment
+	// Agent is the one that the key is bound to, nil for none.
+	Agent *Agent
+	// ServiceAccount is the one that made the key, itself or by another key: the key ends with it, and has at most its rights. Nil
+	// for none.
+	ServiceAccount *ServiceAccount
+	Now            time.Time // the database's time when this was read
 }
 
 const insertAccessKey = `
-	INSERT INTO accesskeys (id, customer_id, agent_id, roles, name, detail, token_hash, token_prefix, tm_expire)
-	VALUES ($1, $2, $3, coalesce($4::text[], '{customer_admin}'), $5, $6, $7, $8, now() + make_interval(secs => $9))
+	INSERT INTO accesskeys (id, customer_id, agent_id, roles, name, description, token_sha256, token_prefix, tm_expire,
+		created_by_type, created_by_id, service_account_id)
+	SELECT $1, $2, $3, coalesce($4::text[], '{customer_admin}'), $5, $6, $7, $8, now() + make_interval(secs => $9), $10, $11, $12
+	WHERE ` + mayWrite + `
 	RETURNING ` + accessKeyOwnColumns + `, NULL::timestamptz AS tm_last_used`
 
-// CreateAccessKey stores a key under a fresh id. It returns ErrTokenTaken and ErrNoCustomer, and ErrNoAgent where the
-// customer has no such agent.
-func (s *Store) CreateAccessKey(ctx context.Context, k NewAccessKey) (AccessKey, error) {
-	return one[AccessKey](ctx, s, "creating an access key", insertAccessKey, k.values()...)
+// CreateAccessKey stores a key under a fresh id. It returns ErrTokenTaken and ErrNoCustomer, ErrNoAgent where the customer has
+// no such agent, and ErrChanged.
+func (s *Store) CreateAccessKey(ctx context.Context, caller Caller, k NewAccessKey) (AccessKey, error) {
+	on := target{customerID: k.CustomerID}
+	if k.AgentID != nil {
+		on = caller.on(k.CustomerID, *k.AgentID, k.AgentPermission)
+	}
+	key, err := insertOne[AccessKey](ctx, s, caller, on, "creating an access key", insertAccessKey, k.values(caller)...)
+	if errors.Is(err, ErrNotFound) {
+		return AccessKey{}, ErrNoCustomer
+	}
+	return key, err
 }
 
 // values are what insertAccessKey takes.
-func (k NewAccessKey) values() []any {
+func (k NewAccessKey) values(caller Caller) []any {
 	var agentID pgtype.UUID // null
 	if k.AgentID != nil {
 		agentID = quick(*k.AgentID)
 	}
 	return []any{
 		quick(uuid.New()), quick(k.CustomerID), agentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
+		pgtype.Text{String: caller.creator.Type, Valid: caller.creator.Type != ""}, nullable(caller.creator.ID), caller.serviceAccountID(),
 	}
 }
 
-// AccessKeyByHash returns the key with this hash, deleted and expired ones too, else ErrNotFound. It returns ErrOtherLog where
-// the database's log doesn't hold the position known. It is not limited to one customer: it is read to find out whose
-// key it is.
-func (s *Store) AccessKeyByHash(ctx context.Context, hash TokenHash, known Position) (AccessKeyCredential, error) {
-	const sql = `
-		SELECT k.id, k.customer_id, k.agent_id, k.name, k.detail, k.token_prefix, k.tm_expire, k.tm_create, k.tm_update,
-		       k.tm_delete, k.roles, c.tm_delete, now()
-		FROM accesskeys k JOIN customers c ON c.id = k.customer_id
-		WHERE k.token_hash = $1`
-	var k AccessKeyCredential
-	var err error
-	k.Head, err = s.readKnown(ctx, known, func(row pgx.Row) error {
-		return row.Scan(
-			&k.ID, &k.CustomerID, &k.AgentID, &k.Name, &k.Detail, &k.TokenPrefix, &k.TmExpire, &k.TmCreate, &k.TmUpdate,
-			&k.TmDelete, &k.Roles, &k.CustomerTmDelete, &k.Now)
-	}, sql, hash[:])
-	return k, s.failed("reading an access key by its hash", err)
+// One hash at a time, for the planner: it takes a parameter's array for one of many, and would read whole tables to join them.
+const accessKeysByHash = `
+	SELECT found.*
+	FROM unnest((SELECT $1::bytea[])) AS wanted (hash) CROSS JOIN LATERAL (
+		SELECT k.token_sha256, k.id, k.customer_id, k.agent_id, k.name, k.description, k.token_prefix, k.tm_expire, k.tm_create, k.tm_update,
+		       k.tm_delete, k.roles, c.tm_delete,
+		       a.id, a.customer_id, a.username, a.name, a.description, a.permission, a.tm_password, a.tm_create, a.tm_update, a.tm_delete,
+		       s.id, s.customer_id, s.name, s.description, s.roles, s.tm_create, s.tm_update, s.tm_delete
+		FROM accesskeys k
+		JOIN customers c ON c.id = k.customer_id
+		LEFT JOIN agents a ON a.id = k.agent_id
+		LEFT JOIN service_accounts s ON s.id = k.service_account_id
+		WHERE k.token_sha256 = wanted.hash
+		LIMIT 1
+	) found`
+
+// scanAccessKey reads a row of accessKeysByHash.
+func scanAccessKey(row pgx.CollectableRow) (hash TokenHash, k AccessKeyCredential, err error) {
+	var sum []byte
+	var a struct {
+		id, customerID                           *uuid.UUID
+		username, name, detail                   *string
+		permission                               *int64
+		tmPassword, tmCreate, tmUpdate, tmDelete *time.Time
+	}
+	var s struct {
+		id, customerID               *uuid.UUID
+		name, detail                 *string
+		roles                        []string
+		tmCreate, tmUpdate, tmDelete *time.Time
+	}
+	err = row.Scan(
+		&sum, &k.ID, &k.CustomerID, &k.AgentID, &k.Name, &k.Detail, &k.TokenPrefix, &k.TmExpire, &k.TmCreate, &k.TmUpdate, &k.TmDelete,
+		&k.Roles, &k.CustomerTmDelete,
+		&a.id, &a.customerID, &a.username, &a.name, &a.detail, &a.permission, &a.tmPassword, &a.tmCreate, &a.tmUpdate, &a.tmDelete,
+		&s.id, &s.customerID, &s.name, &s.detail, &s.roles, &s.tmCreate, &s.tmUpdate, &s.tmDelete)
+	if err != nil {
+		return hash, k, err
+	}
+	if a.id != nil {
+		k.Agent = &Agent{
+			ID: *a.id, CustomerID: *a.customerID, Username: *a.username, Name: *a.name, Detail: *a.detail, Permission: *a.permission,
+			TmPassword: *a.tmPassword, TmCreate: *a.tmCreate, TmUpdate: *a.tmUpdate, TmDelete: *a.tmDelete,
+		}
+	}
+	if s.id != nil {
+		k.ServiceAccount = &ServiceAccount{
+			ID: *s.id, CustomerID: *s.customerID, Name: *s.name, Detail: *s.detail, Roles: s.roles,
+			TmCreate: *s.tmCreate, TmUpdate: *s.tmUpdate, TmDelete: *s.tmDelete,
+		}
+	}
+	copy(hash[:], sum)
+	return hash, k, nil
 }
 
 // AccessKey returns a key that is not deleted, else ErrNotFound. It is not limited to one customer: the caller has to
@@ -135,20 +194,21 @@ type AccessKeyChange struct {
 	Detail *string
 }
 
-// UpdateAccessKey changes a live key of this customer's, everywhere at once, else returns ErrNotFound.
-func (s *Store) UpdateAccessKey(ctx context.Context, customerID, id uuid.UUID, change AccessKeyChange) (AccessKey, error) {
-	return reviseOne[AccessKey](ctx, s, "updating an access key", `
+// UpdateAccessKey changes a live key of this customer's, everywhere at once, else returns ErrNotFound. It returns ErrChanged.
+func (s *Store) UpdateAccessKey(ctx context.Context, caller Caller, customerID, id uuid.UUID, change AccessKeyChange) (AccessKey, error) {
+	return reviseOne[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "updating an access key", `
 		UPDATE accesskeys
-		SET name = coalesce($3, name), detail = coalesce($4, detail), tm_update = now()
+		SET name = coalesce($3, name), description = coalesce($4, description), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`
 		RETURNING `+accessKeyColumns,
 		id, customerID, change.Name, change.Detail)
 }
 
-// DeleteAccessKey deletes a live key of this customer's, everywhere at once: when it returns, no replica accepts the key. It
-// returns ErrNotFound where there is none: of two deletions at once one wins.
-func (s *Store) DeleteAccessKey(ctx context.Context, customerID, id uuid.UUID) (AccessKey, error) {
-	return reviseOne[AccessKey](ctx, s, "deleting an access key", `
+// DeleteAccessKey deletes a live key of this customer's, everywhere at once: when it returns, no instance accepts the key, and
+// nothing that the key had under way is written. It returns ErrNotFound where there is none, so that of two deletions at once one
+// wins, and ErrChanged.
+func (s *Store) DeleteAccessKey(ctx context.Context, caller Caller, customerID, id uuid.UUID) (AccessKey, error) {
+	return reviseOne[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "deleting an access key", `
 		UPDATE accesskeys
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`

@@ -21,7 +21,7 @@ func TestExpiryIsExactToTheMicrosecond(t *testing.T) {
 	abroad := open(t, withSetting(t, w.url, "timezone", "America/New_York"))
 	for _, expire := range []int64{1, 59, 86399, 86400, 31535999, 31536000, 15768000, 2147483648, 3153599999, 3153600000} {
 		for name, s := range map[string]*store.Store{"UTC": w.store, "New York": abroad} {
-			key := must(s.CreateAccessKey(t.Context(), newKey(w.acme, expire)))(t)
+			key := must(s.CreateAccessKey(t.Context(), store.Operator(), newKey(w.acme, expire)))(t)
 			// Not time.Duration(expire) * time.Second: 100 years are within its range, but only just.
 			if got, want := key.TmExpire.UnixMicro()-key.TmCreate.UnixMicro(), expire*1_000_000; got != want {
 				t.Errorf("%s: a key for %d s expires after %d us", name, expire, got)
@@ -58,25 +58,25 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	account := w.createAccount(w.acme)
 	accountKey := w.createAccountKey(account)
 	change := "changed"
-	updated := must(w.store.UpdateAccessKey(t.Context(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &change}))(t)
-	passworded := must(w.store.SetPassword(t.Context(), agent.ID, secret.New(passwordHash)))(t)
+	updated := must(w.store.UpdateAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &change}))(t)
+	passworded := must(w.store.SetPassword(t.Context(), store.Operator(), agent, secret.New(passwordHash)))(t)
 	byHash := newKey(w.acme, year)
-	if _, err := w.store.CreateAccessKey(t.Context(), byHash); err != nil {
+	if _, err := w.store.CreateAccessKey(t.Context(), store.Operator(), byHash); err != nil {
 		t.Fatal(err)
 	}
-	credential := must(w.store.AccessKeyByHash(t.Context(), byHash.TokenHash, store.Position{}))(t)
-	agentCredential := must(w.store.AgentCredential(t.Context(), agent.ID, store.Position{}))(t)
+	credential := must(keyByHash(t.Context(), w.store, byHash.TokenHash, store.Position{}))(t)
+	agentCredential := must(agentByID(t.Context(), w.store, agent.ID, store.Position{}))(t)
 	login := must(w.store.AgentByUsername(t.Context(), "alice"))(t)
-	agentChange := must(w.store.UpdateAgent(t.Context(), w.acme.ID, agent.ID, store.AgentChange{Name: &change}))(t)
-	permitted := must(w.store.SetPermission(t.Context(), w.acme.ID, agent.ID, 16))(t)
-	accountChange := must(w.store.UpdateServiceAccount(t.Context(), w.acme.ID, account.ID, store.ServiceAccountChange{}))(t)
-	accountCredential := must(w.store.ServiceAccountCredential(t.Context(), accountKey.ID, store.Position{}))(t)
-	deletedAccountKey := must(w.store.DeleteServiceAccountKey(t.Context(), account.ID, accountKey.ID))(t)
-	deletedAccount := must(w.store.DeleteServiceAccount(t.Context(), w.acme.ID, account.ID))(t)
-	customerChange := must(w.store.UpdateCustomer(t.Context(), w.globex.ID, store.CustomerChange{}))(t)
-	deletedCustomer := must(w.store.DeleteCustomer(t.Context(), w.globex.ID))(t)
-	deleted := must(w.store.DeleteAccessKey(t.Context(), w.acme.ID, key.ID))(t)
-	deletedAgent := must(w.store.DeleteAgent(t.Context(), agent.CustomerID, agent.ID))(t)
+	agentChange := must(w.store.UpdateAgent(t.Context(), store.Operator(), agent, store.AgentChange{Name: &change}))(t)
+	permitted := must(w.store.SetPermission(t.Context(), store.Operator(), agent, 16))(t)
+	accountChange := must(w.store.UpdateServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID, store.ServiceAccountChange{}))(t)
+	accountCredential := must(pairByID(t.Context(), w.store, accountKey.ID, store.Position{}))(t)
+	deletedAccountKey := must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), account, accountKey.ID))(t)
+	deletedAccount := must(w.store.DeleteServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID))(t)
+	customerChange := must(w.store.UpdateCustomer(t.Context(), store.Operator(), w.globex.ID, store.CustomerChange{}))(t)
+	deletedCustomer := must(w.store.DeleteCustomer(t.Context(), store.Operator(), w.globex.ID))(t)
+	deleted := must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID))(t)
+	deletedAgent := must(w.store.DeleteAgent(t.Context(), store.Operator(), permitted))(t)
 	ended := value[time.Time](w, `SELECT now()`)
 
 	for name, at := range map[string]time.Time{
@@ -119,7 +119,7 @@ func TestUpdateChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	}
 	for what, test := range tests {
 		key := w.createKey(w.acme)
-		got := must(w.store.UpdateAccessKey(t.Context(), w.acme.ID, key.ID, test.change))(t)
+		got := must(w.store.UpdateAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID, test.change))(t)
 		if !got.TmUpdate.After(key.TmUpdate) {
 			t.Errorf("%s: tm_update stays at %v", what, got.TmUpdate)
 		}
@@ -141,7 +141,7 @@ func TestWritesReachLiveKeysOfTheirOwnCustomerOnly(t *testing.T) {
 	w := newWorld(t)
 	mine, theirs := w.createKey(w.acme), w.createKey(w.globex)
 	gone := w.createKey(w.acme)
-	gone = must(w.store.DeleteAccessKey(t.Context(), w.acme.ID, gone.ID))(t)
+	gone = must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, gone.ID))(t)
 	if !gone.TmDelete.Equal(gone.TmUpdate) || !gone.TmDelete.After(gone.TmCreate) {
 		t.Errorf("a deleted key has tm_delete %v, tm_update %v, tm_create %v", gone.TmDelete, gone.TmUpdate, gone.TmCreate)
 	}
@@ -152,9 +152,9 @@ func TestWritesReachLiveKeysOfTheirOwnCustomerOnly(t *testing.T) {
 		"no key":                    {w.acme.ID, uuid.New()},
 		"a key of no customer":      {uuid.New(), mine.ID},
 	} {
-		_, err := w.store.UpdateAccessKey(t.Context(), target.customer, target.id, store.AccessKeyChange{Name: &name})
+		_, err := w.store.UpdateAccessKey(t.Context(), store.Operator(), target.customer, target.id, store.AccessKeyChange{Name: &name})
 		wantError(t, "updating "+what, err, store.ErrNotFound)
-		_, err = w.store.DeleteAccessKey(t.Context(), target.customer, target.id)
+		_, err = w.store.DeleteAccessKey(t.Context(), store.Operator(), target.customer, target.id)
 		wantError(t, "deleting "+what, err, store.ErrNotFound)
 	}
 	for _, key := range []store.AccessKey{mine, theirs} {
@@ -183,7 +183,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 	live, doomed, short := newKey(w.acme, year), newKey(w.acme, year), newKey(w.globex, 1)
 	keys := map[string]store.AccessKey{}
 	for name, k := range map[string]store.NewAccessKey{"live": live, "doomed": doomed, "short": short} {
-		keys[name] = must(w.store.CreateAccessKey(t.Context(), k))(t)
+		keys[name] = must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 		if want := (store.AccessKey{
 			ID: keys[name].ID, CustomerID: k.CustomerID, Name: k.Name, Detail: k.Detail, TokenPrefix: k.TokenPrefix,
 			TmExpire: keys[name].TmExpire, TmCreate: keys[name].TmCreate, TmUpdate: keys[name].TmCreate, TmDelete: store.Never().Local(),
@@ -191,14 +191,14 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 			t.Errorf("the new key is\n%+v, want\n%+v", keys[name], want)
 		}
 	}
-	keys["doomed"] = must(w.store.DeleteAccessKey(t.Context(), w.acme.ID, keys["doomed"].ID))(t)
+	keys["doomed"] = must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, keys["doomed"].ID))(t)
 	w.exec(`UPDATE accesskeys SET tm_create = tm_create - interval '1 day', tm_expire = tm_expire - interval '1 day' WHERE id = $1`,
 		keys["short"].ID)
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, w.globex.ID)
 
 	read := func(k store.NewAccessKey) store.AccessKeyCredential {
 		t.Helper()
-		return must(w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t)
+		return must(keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}))(t)
 	}
 	if got := read(live); got.AccessKey != keys["live"] || !got.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the live key reads as %+v", got)
@@ -211,7 +211,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 	}
 	other := live.TokenHash
 	other[31] ^= 1
-	got, err := w.store.AccessKeyByHash(t.Context(), other, store.Position{})
+	got, err := keyByHash(t.Context(), w.store, other, store.Position{})
 	wantError(t, "a hash that differs in one bit", err, store.ErrNotFound)
 	if got.ID != uuid.Nil {
 		t.Errorf("with ErrNotFound comes %+v", got)
@@ -226,7 +226,7 @@ func TestOfManyDeletionsAtOnceOneWins(t *testing.T) {
 		key := w.createKey(w.acme)
 		won := 0
 		for _, err := range atOnce(8, func(int) error {
-			_, err := w.store.DeleteAccessKey(t.Context(), w.acme.ID, key.ID)
+			_, err := w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID)
 			return err
 		}) {
 			if err == nil {
@@ -247,7 +247,7 @@ func TestUpdateThatMeetsADeletionComesBeforeOrNotAtAll(t *testing.T) {
 	w := newWorld(t)
 	name := "changed"
 	update := func(key store.AccessKey) error {
-		_, err := w.store.UpdateAccessKey(t.Context(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})
+		_, err := w.store.UpdateAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})
 		return err
 	}
 	done := make(chan error, 1)
@@ -273,7 +273,7 @@ func TestUpdateThatMeetsADeletionComesBeforeOrNotAtAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() {
-		deleted, err := w.store.DeleteAccessKey(t.Context(), w.acme.ID, key.ID)
+		deleted, err := w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID)
 		if err == nil && deleted.Name != name {
 			err = errors.New("the deletion has lost the update")
 		}

@@ -29,14 +29,14 @@ func TestLastAdminCannotBeDeletedOrDemoted(t *testing.T) {
 	w.exec(`UPDATE agents SET tm_delete = now() WHERE id = $1`, gone.ID)
 	almost := newAgent(w.acme, "almost")
 	almost.Permission = int64(auth.PermissionAll &^ auth.PermissionCustomerAdmin)
-	other := must(w.store.CreateAgent(t.Context(), almost))(t)
+	other := must(w.store.CreateAgent(t.Context(), store.Operator(), almost))(t)
 
 	before := w.everything()
 	for _, permission := range []int64{0, 1, 16, 64, almost.Permission} {
-		_, err := w.store.SetPermission(t.Context(), w.acme.ID, alice.ID, permission)
+		_, err := w.store.SetPermission(t.Context(), store.Operator(), alice, permission)
 		wantError(t, "demoting the last admin", err, store.ErrLastAdmin)
 	}
-	_, err := w.store.DeleteAgent(t.Context(), w.acme.ID, alice.ID)
+	_, err := w.store.DeleteAgent(t.Context(), store.Operator(), alice)
 	wantError(t, "deleting the last admin", err, store.ErrLastAdmin)
 	if after := w.everything(); after != before {
 		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
@@ -47,7 +47,7 @@ func TestLastAdminCannotBeDeletedOrDemoted(t *testing.T) {
 		agent      store.Agent
 		permission int64
 	}{{alice, 32 | 16}, {other, 0}, {alice, 0xFFFF}, {other, 32 | 64}, {alice, 0}} {
-		got := must(w.store.SetPermission(t.Context(), w.acme.ID, change.agent.ID, change.permission))(t)
+		got := must(w.store.SetPermission(t.Context(), store.Operator(), change.agent, change.permission))(t)
 		want := change.agent
 		want.Permission, want.TmUpdate = change.permission, got.TmUpdate
 		if got != want || !got.TmUpdate.After(change.agent.TmUpdate) {
@@ -57,9 +57,9 @@ func TestLastAdminCannotBeDeletedOrDemoted(t *testing.T) {
 			t.Errorf("the stored agent is\n%+v, want\n%+v", stored, want)
 		}
 	}
-	_, err = w.store.DeleteAgent(t.Context(), w.acme.ID, other.ID)
+	_, err = w.store.DeleteAgent(t.Context(), store.Operator(), other)
 	wantError(t, "deleting who is the last admin by now", err, store.ErrLastAdmin)
-	if _, err := w.store.DeleteAgent(t.Context(), w.acme.ID, alice.ID); err != nil {
+	if _, err := w.store.DeleteAgent(t.Context(), store.Operator(), alice); err != nil {
 		t.Errorf("deleting who is no admin any more: %v", err)
 	}
 }
@@ -73,7 +73,7 @@ func TestOfManyAdminsRemovedAtOnceOneIsLeft(t *testing.T) {
 	strict := open(t, withSetting(t, w.url, "default_transaction_isolation", "serializable")) // an operator may have set it
 	w.createAgent(w.globex, "beside")
 	for round := range rounds {
-		customer := must(w.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "Contested"}))(t)
+		customer := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Contested"}))(t)
 		var agents []store.Agent
 		for range many {
 			agents = append(agents, w.createAgent(customer, uuid.NewString()))
@@ -82,9 +82,9 @@ func TestOfManyAdminsRemovedAtOnceOneIsLeft(t *testing.T) {
 		for _, err := range atOnce(many, func(i int) (err error) {
 			s := []*store.Store{w.store, strict}[i/2%2]
 			if (i+round)%2 == 0 {
-				_, err = s.SetPermission(t.Context(), customer.ID, agents[i].ID, 16)
+				_, err = s.SetPermission(t.Context(), store.Operator(), agents[i], 16)
 			} else {
-				_, err = s.DeleteAgent(t.Context(), customer.ID, agents[i].ID)
+				_, err = s.DeleteAgent(t.Context(), store.Operator(), agents[i])
 			}
 			return err
 		}) {
@@ -103,7 +103,7 @@ func TestOfManyAdminsRemovedAtOnceOneIsLeft(t *testing.T) {
 	}
 }
 
-// Two admins remove one another. Both changes wait for the customer's row, so the second sees what the first has done.
+// Two admins remove one another. Both changes wait for the customer's lock, so the second sees what the first has done.
 // Control: the very same steps without that wait, the check and then the change, leave nobody.
 func TestChangesThatEndAnAdminWaitForEachOther(t *testing.T) {
 	t.Parallel()
@@ -111,21 +111,18 @@ func TestChangesThatEndAnAdminWaitForEachOther(t *testing.T) {
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.acme, "bob")
 	other := w.createAgent(w.globex, "glob")
 	w.createAgent(w.globex, "glob2")
-	held := w.begin()
-	if _, err := held.Exec(t.Context(), `SELECT FROM customers WHERE id = $1 FOR UPDATE`, w.acme.ID); err != nil {
-		t.Fatal(err)
-	}
+	held := w.holdLock(w.acme, false)
 	done := make(chan error, 2)
 	go func() {
-		_, err := w.store.SetPermission(t.Context(), w.acme.ID, alice.ID, 0)
+		_, err := w.store.SetPermission(t.Context(), store.Operator(), alice, 0)
 		done <- err
 	}()
 	go func() {
-		_, err := w.store.DeleteAgent(t.Context(), w.acme.ID, bob.ID)
+		_, err := w.store.DeleteAgent(t.Context(), store.Operator(), bob)
 		done <- err
 	}()
 	w.untilSoManyWait(2)
-	if _, err := w.store.DeleteAgent(t.Context(), w.globex.ID, other.ID); err != nil { // which waits for nobody
+	if _, err := w.store.DeleteAgent(t.Context(), store.Operator(), other); err != nil { // which waits for nobody
 		t.Error(err)
 	}
 	if err := held.Commit(t.Context()); err != nil {

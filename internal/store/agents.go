@@ -25,7 +25,7 @@ type Agent struct {
 	TmDelete   time.Time
 }
 
-const agentColumns = `id, customer_id, username, name, detail, permission, tm_password, tm_create, tm_update, tm_delete`
+const agentColumns = `id, customer_id, username, name, description AS detail, permission, tm_password, tm_create, tm_update, tm_delete`
 
 // NewAgent is what a caller chooses of an Agent.
 type NewAgent struct {
@@ -41,7 +41,7 @@ type NewAgent struct {
 type AgentCredential struct {
 	Agent
 	CustomerTmDelete time.Time
-	Moment
+	Now              time.Time // the database's time when this was read
 }
 
 // AgentLogin is what a login needs.
@@ -51,14 +51,14 @@ type AgentLogin struct {
 	Now          time.Time
 }
 
-// CreateAgent stores an agent under a fresh id. It returns ErrUsernameTaken and ErrNoCustomer.
-func (s *Store) CreateAgent(ctx context.Context, a NewAgent) (Agent, error) {
-	// The customer is locked against its deletion, which would overlook an agent that is made at the same moment, and
-	// leave its username taken for ever.
-	agent, err := one[Agent](ctx, s, "creating an agent", `
-		INSERT INTO agents (id, customer_id, username, password_hash, name, detail, permission)
-		SELECT $1, c.id, $3, $4, $5, $6, $7
-		FROM (SELECT id FROM customers WHERE id = $2 AND `+live+` FOR SHARE) c
+// CreateAgent stores an agent under a fresh id. It returns ErrUsernameTaken, ErrNoCustomer and ErrChanged.
+func (s *Store) CreateAgent(ctx context.Context, caller Caller, a NewAgent) (Agent, error) {
+	// The customer's lock keeps it from being deleted at the same moment, which would overlook the agent, and leave its
+	// username taken for ever.
+	agent, err := insertOne[Agent](ctx, s, caller, target{customerID: a.CustomerID}, "creating an agent", `
+		INSERT INTO agents (id, customer_id, username, password_hash, name, description, permission)
+		SELECT $1, $2, $3, $4, $5, $6, $7
+		WHERE `+mayWrite+`
 		RETURNING `+agentColumns,
 		uuid.New(), a.CustomerID, a.Username, a.PasswordHash.Reveal(), a.Name, a.Detail, a.Permission)
 	if errors.Is(err, ErrNotFound) {
@@ -67,29 +67,29 @@ func (s *Store) CreateAgent(ctx context.Context, a NewAgent) (Agent, error) {
 	return agent, err
 }
 
-// AgentCredential returns the agent with this id, a deleted one too, else ErrNotFound. It returns ErrOtherLog where the
-// database's log doesn't hold the position known. It is not limited to one customer: it is read to find out whose token it is.
-func (s *Store) AgentCredential(ctx context.Context, id uuid.UUID, known Position) (AgentCredential, error) {
-	const sql = `
-		SELECT a.id, a.customer_id, a.username, a.name, a.detail, a.permission, a.tm_password, a.tm_create, a.tm_update,
-		       a.tm_delete, c.tm_delete, now()
+const agentsByID = `
+	SELECT found.*
+	FROM unnest((SELECT $1::uuid[])) AS wanted (id) CROSS JOIN LATERAL (
+		SELECT a.id, a.customer_id, a.username, a.name, a.description, a.permission, a.tm_password, a.tm_create, a.tm_update, a.tm_delete,
+		       c.tm_delete
 		FROM agents a JOIN customers c ON c.id = a.customer_id
-		WHERE a.id = $1`
-	var a AgentCredential
-	var err error
-	a.Head, err = s.readKnown(ctx, known, func(row pgx.Row) error {
-		return row.Scan(
-			&a.ID, &a.CustomerID, &a.Username, &a.Name, &a.Detail, &a.Permission, &a.TmPassword, &a.TmCreate, &a.TmUpdate,
-			&a.TmDelete, &a.CustomerTmDelete, &a.Now)
-	}, sql, id)
-	return a, s.failed("reading an agent's credential", err)
+		WHERE a.id = wanted.id
+		LIMIT 1
+	) found`
+
+// scanAgent reads a row of agentsByID.
+func scanAgent(row pgx.CollectableRow) (a AgentCredential, err error) {
+	err = row.Scan(
+		&a.ID, &a.CustomerID, &a.Username, &a.Name, &a.Detail, &a.Permission, &a.TmPassword, &a.TmCreate, &a.TmUpdate, &a.TmDelete,
+		&a.CustomerTmDelete)
+	return a, err
 }
 
 // AgentByUsername returns the live agent of a live customer who has this username in whatever case, else ErrNotFound.
 // It is not limited to one customer: usernames are unique over all.
 func (s *Store) AgentByUsername(ctx context.Context, username string) (AgentLogin, error) {
 	const sql = `
-		SELECT a.id, a.customer_id, a.username, a.name, a.detail, a.permission, a.tm_password, a.tm_create, a.tm_update,
+		SELECT a.id, a.customer_id, a.username, a.name, a.description, a.permission, a.tm_password, a.tm_create, a.tm_update,
 		       a.tm_delete, a.password_hash, now()
 		FROM agents a JOIN customers c ON c.id = a.customer_id
 		WHERE lower(a.username) COLLATE "C" = lower($1)
@@ -104,31 +104,34 @@ func (s *Store) AgentByUsername(ctx context.Context, username string) (AgentLogi
 	return a, s.failed("reading an agent by username", err)
 }
 
-// RenewPasswordHash puts a better hash of the same password in the place of the one that was read. It does nothing
-// where the password has been changed since, and leaves tm_password alone: tokens stay good.
-func (s *Store) RenewPasswordHash(ctx context.Context, id uuid.UUID, old, renewed secret.Value) error {
+// RenewPasswordHash puts a better hash of the same password in the place of the one that was read, for an agent that logs in. It
+// does nothing where the agent has been changed since, and leaves tm_password alone: tokens stay valid.
+func (s *Store) RenewPasswordHash(ctx context.Context, agent AgentLogin, renewed secret.Value) error {
 	// Logged as any change is, and waited for by nobody: what verification reads is the same as before.
-	err := s.confirmed(ctx, func(conn *pgx.Conn) error {
-		return atOnce(ctx, conn, func(b *pgx.Batch) {
-			b.Queue(`
-				UPDATE agents
-				SET password_hash = $3
-				WHERE id = $1 AND password_hash = $2 AND `+live,
-				id, old.Reveal(), renewed.Reveal())
-		})
+	caller := AgentCaller(agent.Agent, time.Time{})
+	_, err := s.reviseOnly(ctx, caller, target{customerID: agent.CustomerID}, NounAgents, agent.ID, func(b *pgx.Batch) {
+		b.Queue(`
+			UPDATE agents
+			SET password_hash = $3
+			WHERE id = $1 AND password_hash = $2 AND `+live,
+			agent.ID, agent.PasswordHash.Reveal(), renewed.Reveal())
 	})
+	if errors.Is(err, ErrChanged) {
+		return nil
+	}
 	return s.failed("renewing a password's hash", err)
 }
 
-// SetPassword gives a live agent another password; login tokens issued before are void from then on. It returns
-// ErrNotFound where there is no such agent.
-func (s *Store) SetPassword(ctx context.Context, id uuid.UUID, hash secret.Value) (Agent, error) {
-	return reviseOne[Agent](ctx, s, "setting a password", `
+// SetPassword gives a live agent another password; login tokens issued before are void from then on. The agent is given as the
+// caller was found to be allowed to change it. It returns ErrNotFound where there is no such agent, and ErrChanged.
+func (s *Store) SetPassword(ctx context.Context, caller Caller, of Agent, hash secret.Value) (Agent, error) {
+	// Later than the one before whatever the clock says: a token knows its password by this time.
+	return reviseOne[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "setting a password", `
 		UPDATE agents
-		SET password_hash = $2, tm_password = now(), tm_update = now()
-		WHERE id = $1 AND `+live+`
+		SET password_hash = $2, tm_password = greatest(now(), tm_password + interval '1 microsecond'), tm_update = now()
+		WHERE id = $1 AND customer_id = $3 AND `+live+`
 		RETURNING `+agentColumns,
-		id, hash.Reveal())
+		of.ID, hash.Reveal(), of.CustomerID)
 }
 
 // Agent returns an agent that is not deleted, else ErrNotFound. It is not limited to one customer: the caller has to
@@ -159,14 +162,15 @@ type AgentChange struct {
 	Detail   *string
 }
 
-// UpdateAgent changes a live agent of this customer's, else returns ErrNotFound. It returns ErrUsernameTaken.
-func (s *Store) UpdateAgent(ctx context.Context, customerID, id uuid.UUID, change AgentChange) (Agent, error) {
-	return reviseOne[Agent](ctx, s, "updating an agent", `
+// UpdateAgent changes a live agent, which is given as the caller was found to be allowed to change it, else returns ErrNotFound.
+// It returns ErrUsernameTaken and ErrChanged.
+func (s *Store) UpdateAgent(ctx context.Context, caller Caller, of Agent, change AgentChange) (Agent, error) {
+	return reviseOne[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "updating an agent", `
 		UPDATE agents
-		SET username = coalesce($3, username), name = coalesce($4, name), detail = coalesce($5, detail), tm_update = now()
+		SET username = coalesce($3, username), name = coalesce($4, name), description = coalesce($5, description), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`
 		RETURNING `+agentColumns,
-		id, customerID, change.Username, change.Name, change.Detail)
+		of.ID, of.CustomerID, change.Username, change.Name, change.Detail)
 }
 
 // ErrLastAdmin means that a customer would be left without an admin.
@@ -181,22 +185,22 @@ const lastAdmin = `(
 	FROM agents
 	WHERE customer_id = $2 AND permission & 32 <> 0 AND ` + live + `)`
 
-// SetPermission gives a live agent of this customer's another permission, everywhere at once, else returns ErrNotFound;
-// ErrLastAdmin where that would leave the customer without an admin.
-func (s *Store) SetPermission(ctx context.Context, customerID, id uuid.UUID, permission int64) (Agent, error) {
-	return s.changeAdmin(ctx, "setting an agent's permission", customerID, id, permission&adminBit == 0, `
+// SetPermission gives a live agent another permission, everywhere at once. The agent is given as the caller was found to be allowed
+// to change it. It returns ErrNotFound, ErrChanged, and ErrLastAdmin where that would leave the customer without an admin.
+func (s *Store) SetPermission(ctx context.Context, caller Caller, of Agent, permission int64) (Agent, error) {
+	return s.changeAdmin(ctx, "setting an agent's permission", caller, of, permission&adminBit == 0, `
 		UPDATE agents
 		SET permission = $3, tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+` AND ($3 & 32 <> 0 OR NOT `+lastAdmin+`)
 		RETURNING `+agentColumns,
-		id, customerID, permission)
+		of.ID, of.CustomerID, permission)
 }
 
-// DeleteAgent deletes a live agent of this customer's together with the keys that are bound to it, whose tokens are void
-// from then on, everywhere; else it returns ErrNotFound, or ErrLastAdmin where that would leave the customer without an
-// admin.
-func (s *Store) DeleteAgent(ctx context.Context, customerID, id uuid.UUID) (Agent, error) {
-	return s.changeAdmin(ctx, "deleting an agent", customerID, id, true, `
+// DeleteAgent deletes a live agent together with the keys that are bound to it, whose tokens are void from then on, everywhere. The
+// agent is given as the caller was found to be allowed to change it. It returns ErrNotFound, ErrChanged, and ErrLastAdmin where
+// that would leave the customer without an admin.
+func (s *Store) DeleteAgent(ctx context.Context, caller Caller, of Agent) (Agent, error) {
+	return s.changeAdmin(ctx, "deleting an agent", caller, of, true, `
 		WITH spared AS (
 			SELECT `+lastAdmin+` AS last
 		), gone AS (
@@ -208,19 +212,18 @@ func (s *Store) DeleteAgent(ctx context.Context, customerID, id uuid.UUID) (Agen
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+` AND NOT (SELECT last FROM spared)
 		RETURNING `+agentColumns,
-		id, customerID)
+		of.ID, of.CustomerID)
 }
 
 // changeAdmin runs a change to one agent, which spares the last admin. Where it ends that agent's being an admin, another one has
-// to be left: such changes to one customer wait for each other, or two admins could remove one another.
+// to be left: the customer's lock makes such changes wait for each other, or two admins could remove one another.
 func (s *Store) changeAdmin(
-	ctx context.Context, doing string, customerID, id uuid.UUID, ends bool, sql string, args ...any,
+	ctx context.Context, doing string, caller Caller, of Agent, ends bool, sql string, args ...any,
 ) (Agent, error) {
 	var agent Agent
 	var last bool
-	err := s.revise(ctx, func(b *pgx.Batch) {
-		b.Queue(`SELECT FROM customers WHERE id = $1 FOR UPDATE`, customerID)
-		b.Queue(`SELECT `+lastAdmin, id, customerID).QueryRow(func(row pgx.Row) error { return row.Scan(&last) })
+	err := s.revise(ctx, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, func(b *pgx.Batch) {
+		b.Queue(`SELECT `+lastAdmin, of.ID, of.CustomerID).QueryRow(func(row pgx.Row) error { return row.Scan(&last) })
 		queueOne(b, &agent, sql, args...)
 	})
 	if errors.Is(err, pgx.ErrNoRows) && ends && last {

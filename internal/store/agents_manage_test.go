@@ -35,7 +35,7 @@ func TestUpdateOfAnAgentChangesWhatIsGivenAndNothingElse(t *testing.T) {
 		{"a deleted agent's", store.AgentChange{Username: text("gone")}, func(a *store.Agent) { a.Username = "gone" }},
 		{"another username", store.AgentChange{Username: text("alice")}, func(a *store.Agent) { a.Username = "alice" }},
 	} {
-		got := must(w.store.UpdateAgent(t.Context(), w.acme.ID, agent.ID, test.change))(t)
+		got := must(w.store.UpdateAgent(t.Context(), store.Operator(), agent, test.change))(t)
 		want := agent
 		test.want(&want)
 		want.TmUpdate = got.TmUpdate
@@ -49,7 +49,7 @@ func TestUpdateOfAnAgentChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	}
 	before := w.everything()
 	for _, username := range []string{"taken", "TAKEN", "there", "There"} {
-		_, err := w.store.UpdateAgent(t.Context(), w.acme.ID, agent.ID, store.AgentChange{Username: &username, Name: text("lost")})
+		_, err := w.store.UpdateAgent(t.Context(), store.Operator(), agent, store.AgentChange{Username: &username, Name: text("lost")})
 		wantError(t, "taking the username "+username, err, store.ErrUsernameTaken)
 	}
 	if after := w.everything(); after != before {
@@ -64,7 +64,7 @@ func TestWritesReachLiveAgentsOfTheirOwnCustomerOnly(t *testing.T) {
 	mine, theirs := w.createAgent(w.acme, "mine"), w.createAgent(w.globex, "theirs")
 	w.createAgent(w.globex, "second") // so that it is not for being the last that theirs stays
 	gone := w.createAgent(w.acme, "gone")
-	gone = must(w.store.DeleteAgent(t.Context(), w.acme.ID, gone.ID))(t)
+	gone = must(w.store.DeleteAgent(t.Context(), store.Operator(), gone))(t)
 	before := w.everything()
 	name := "changed"
 	for what, target := range map[string]struct{ customer, id uuid.UUID }{
@@ -73,13 +73,13 @@ func TestWritesReachLiveAgentsOfTheirOwnCustomerOnly(t *testing.T) {
 		"no agent":                     {w.acme.ID, uuid.New()},
 		"an agent of no customer":      {uuid.New(), mine.ID},
 	} {
-		_, err := w.store.UpdateAgent(t.Context(), target.customer, target.id, store.AgentChange{Name: &name})
+		_, err := w.store.UpdateAgent(t.Context(), store.Operator(), agentOf(target.customer, target.id), store.AgentChange{Name: &name})
 		wantError(t, "updating "+what, err, store.ErrNotFound)
 		for _, permission := range []int64{0, 0xFFFF} {
-			_, err = w.store.SetPermission(t.Context(), target.customer, target.id, permission)
+			_, err = w.store.SetPermission(t.Context(), store.Operator(), agentOf(target.customer, target.id), permission)
 			wantError(t, "promoting or demoting "+what, err, store.ErrNotFound)
 		}
-		_, err = w.store.DeleteAgent(t.Context(), target.customer, target.id)
+		_, err = w.store.DeleteAgent(t.Context(), store.Operator(), agentOf(target.customer, target.id))
 		wantError(t, "deleting "+what, err, store.ErrNotFound)
 	}
 	if after := w.everything(); after != before {
@@ -117,7 +117,7 @@ func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 	admin := []string{"customer_admin"}
 	read := func(k store.NewAccessKey) store.AccessKeyCredential {
 		t.Helper()
-		return must(w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t)
+		return must(keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}))(t)
 	}
 	for name, test := range map[string]struct {
 		key   store.NewAccessKey
@@ -125,7 +125,7 @@ func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 	}{
 		"bound": {bound, admin}, "wide": {wide, admin}, "limited": {limited, limited.Roles}, "powerless": {powerless, []string{}},
 	} {
-		created := must(w.store.CreateAccessKey(t.Context(), test.key))(t)
+		created := must(w.store.CreateAccessKey(t.Context(), store.Operator(), test.key))(t)
 		got := read(test.key)
 		if !sameKey(got.AccessKey, created) || !sameID(created.AgentID, test.key.AgentID) || !slices.Equal(got.Roles, test.roles) ||
 			!got.CustomerTmDelete.Equal(store.Never()) {
@@ -133,13 +133,13 @@ func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 		}
 	}
 	for _, permission := range []int64{0, 16, 0xFFFF} {
-		must(w.store.SetPermission(t.Context(), w.acme.ID, alice.ID, permission))(t)
-		if got := must(w.store.AgentCredential(t.Context(), *read(bound).AgentID, store.Position{}))(t); got.Permission != permission {
+		must(w.store.SetPermission(t.Context(), store.Operator(), alice, permission))(t)
+		if got := must(agentByID(t.Context(), w.store, *read(bound).AgentID, store.Position{}))(t); got.Permission != permission {
 			t.Errorf("with the permission %d the key's agent reads %d", permission, got.Permission)
 		}
 	}
 	w.exec(`UPDATE agents SET tm_delete = now() WHERE id = $1`, alice.ID) // by whatever way
-	if got := must(w.store.AgentCredential(t.Context(), *read(bound).AgentID, store.Position{}))(t); got.TmDelete.After(got.Now) {
+	if got := must(agentByID(t.Context(), w.store, *read(bound).AgentID, store.Position{}))(t); got.TmDelete.After(got.Now) {
 		t.Errorf("a deleted key's agent reads as %+v", got)
 	}
 }
@@ -152,16 +152,16 @@ func TestKeyAndItsAgentAreOfOneCustomer(t *testing.T) {
 	for name, customer := range map[string]uuid.UUID{"another customer's key": w.globex.ID, "no customer's": uuid.New()} {
 		k := userKey(alice)
 		k.CustomerID = customer
-		if _, err := w.store.CreateAccessKey(t.Context(), k); err == nil {
+		if _, err := w.store.CreateAccessKey(t.Context(), store.Operator(), k); err == nil {
 			t.Errorf("%s is bound to acme's agent", name)
 		}
 	}
 	nobodys := newKey(w.acme, year)
 	id := uuid.New()
 	nobodys.AgentID = &id
-	_, err := w.store.CreateAccessKey(t.Context(), nobodys)
+	_, err := w.store.CreateAccessKey(t.Context(), store.Operator(), nobodys)
 	wantError(t, "a key of no agent", err, store.ErrNoAgent)
-	own := must(w.store.CreateAccessKey(t.Context(), userKey(alice)))(t) // control
+	own := must(w.store.CreateAccessKey(t.Context(), store.Operator(), userKey(alice)))(t) // control
 	for what, change := range map[string]string{
 		"the key to another customer":   `UPDATE accesskeys SET customer_id = $1 WHERE id = $2`,
 		"the agent to another customer": `UPDATE agents SET customer_id = $1 WHERE id = (SELECT agent_id FROM accesskeys WHERE id = $2)`,
@@ -181,15 +181,15 @@ func TestKeysOfAnAgentAreDeletedWithIt(t *testing.T) {
 	w.createKey(w.acme)
 	create := func(a store.Agent) store.AccessKey {
 		t.Helper()
-		return must(w.store.CreateAccessKey(t.Context(), userKey(a)))(t)
+		return must(w.store.CreateAccessKey(t.Context(), store.Operator(), userKey(a)))(t)
 	}
 	first, second, early := create(alice), create(alice), create(alice)
-	early = must(w.store.DeleteAccessKey(t.Context(), w.acme.ID, early.ID))(t)
+	early = must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, early.ID))(t)
 	bobs, globs := create(bob), create(glob)
 	others := `SELECT string_agg(to_jsonb(k)::text, E'\n' ORDER BY id) FROM accesskeys k WHERE agent_id IS DISTINCT FROM $1`
 	before := value[string](w, others, alice.ID)
 
-	gone := must(w.store.DeleteAgent(t.Context(), w.acme.ID, alice.ID))(t)
+	gone := must(w.store.DeleteAgent(t.Context(), store.Operator(), alice))(t)
 	for _, id := range []uuid.UUID{first.ID, second.ID} {
 		if !value[bool](w, `SELECT tm_delete = $2 AND tm_update = $2 FROM accesskeys WHERE id = $1`, id, gone.TmDelete) {
 			t.Error("a key of the agent's does not end with it")
@@ -209,7 +209,7 @@ func TestKeysOfAnAgentAreDeletedWithIt(t *testing.T) {
 	}
 
 	// Where the deletion is refused, the keys stay.
-	_, err := w.store.DeleteAgent(t.Context(), w.acme.ID, bob.ID)
+	_, err := w.store.DeleteAgent(t.Context(), store.Operator(), bob)
 	wantError(t, "deleting the last admin", err, store.ErrLastAdmin)
 	if got := must(w.store.AccessKey(t.Context(), bobs.ID))(t); !sameKey(got, bobs) {
 		t.Errorf("the last admin's key is %+v", got)
@@ -221,8 +221,8 @@ func TestChangedPasswordLeavesTheAgentsKeysAlone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	alice := w.createAgent(w.acme, "alice")
-	key := must(w.store.CreateAccessKey(t.Context(), userKey(alice)))(t)
-	set := must(w.store.SetPassword(t.Context(), alice.ID, secret.New("$argon2id$changed")))(t)
+	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), userKey(alice)))(t)
+	set := must(w.store.SetPassword(t.Context(), store.Operator(), alice, secret.New("$argon2id$changed")))(t)
 	if !set.TmPassword.After(alice.TmPassword) {
 		t.Error("tm_password has not moved")
 	}

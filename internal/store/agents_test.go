@@ -36,7 +36,7 @@ func TestAgentIsFoundByUsernameInAnyCase(t *testing.T) {
 	}
 	for _, username := range []string{"Alice@Example.com", "aLICE@eXAMPLE.COM"} {
 		for _, customer := range []store.Customer{w.acme, w.globex} {
-			_, err := w.store.CreateAgent(t.Context(), newAgent(customer, username))
+			_, err := w.store.CreateAgent(t.Context(), store.Operator(), newAgent(customer, username))
 			wantError(t, "another "+username, err, store.ErrUsernameTaken)
 		}
 	}
@@ -49,27 +49,27 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	w := newWorld(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.globex, "bob")
 	w.createAgent(w.acme, "another admin")
-	before := must(w.store.AgentCredential(t.Context(), alice.ID, store.Position{}))(t)
+	before := must(agentByID(t.Context(), w.store, alice.ID, store.Position{}))(t)
 	if before.Agent != alice || !before.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the live agent's credential is %+v", before)
 	}
-	gone := must(w.store.DeleteAgent(t.Context(), alice.CustomerID, alice.ID))(t)
+	gone := must(w.store.DeleteAgent(t.Context(), store.Operator(), alice))(t)
 	if !gone.TmDelete.Equal(gone.TmUpdate) || gone.TmDelete.Before(alice.TmCreate) {
 		t.Errorf("a deleted agent has tm_delete %v, tm_update %v", gone.TmDelete, gone.TmUpdate)
 	}
-	after := must(w.store.AgentCredential(t.Context(), alice.ID, store.Position{}))(t)
+	after := must(agentByID(t.Context(), w.store, alice.ID, store.Position{}))(t)
 	if after.Agent != gone || after.TmDelete.After(after.Now) {
 		t.Errorf("the deleted agent's credential is %+v", after)
 	}
 	_, err := w.store.AgentByUsername(t.Context(), "alice")
 	wantError(t, "a deleted agent's login", err, store.ErrNotFound)
 	for _, id := range []uuid.UUID{alice.ID, uuid.New()} {
-		_, err = w.store.SetPassword(t.Context(), id, secret.New(passwordHash))
+		_, err = w.store.SetPassword(t.Context(), store.Operator(), agentOf(alice.CustomerID, id), secret.New(passwordHash))
 		wantError(t, "setting the password of a deleted agent, or of none", err, store.ErrNotFound)
-		_, err = w.store.DeleteAgent(t.Context(), alice.CustomerID, id)
+		_, err = w.store.DeleteAgent(t.Context(), store.Operator(), agentOf(alice.CustomerID, id))
 		wantError(t, "deleting a deleted agent, or none", err, store.ErrNotFound)
 	}
-	_, err = w.store.AgentCredential(t.Context(), uuid.New(), store.Position{})
+	_, err = agentByID(t.Context(), w.store, uuid.New(), store.Position{})
 	wantError(t, "no agent's credential", err, store.ErrNotFound)
 
 	// The username is free again, and finds the new agent.
@@ -82,7 +82,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, w.globex.ID)
 	_, err = w.store.AgentByUsername(t.Context(), "bob")
 	wantError(t, "the login of a deleted customer's agent", err, store.ErrNotFound)
-	if got := must(w.store.AgentCredential(t.Context(), bob.ID, store.Position{}))(t); got.Agent != bob || got.CustomerTmDelete.After(got.Now) {
+	if got := must(agentByID(t.Context(), w.store, bob.ID, store.Position{}))(t); got.Agent != bob || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the credential of a deleted customer's agent is %+v", got)
 	}
 }
@@ -98,21 +98,22 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	hash := func(id uuid.UUID) string {
 		return value[string](w, `SELECT password_hash FROM agents WHERE id = $1`, id)
 	}
-	renew := func(id uuid.UUID, from, to string) {
+	renew := func(read store.Agent, from, to string) {
 		t.Helper()
-		if err := w.store.RenewPasswordHash(t.Context(), id, secret.New(from), secret.New(to)); err != nil {
+		login := store.AgentLogin{Agent: read, PasswordHash: secret.New(from)}
+		if err := w.store.RenewPasswordHash(t.Context(), login, secret.New(to)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	renew(alice.ID, old, renewed)
+	renew(alice, old, renewed)
 	if got := hash(alice.ID); got != renewed {
 		t.Errorf("the renewed hash is %s", got)
 	}
-	if got := must(w.store.AgentCredential(t.Context(), alice.ID, store.Position{}))(t); got.Agent != alice {
+	if got := must(agentByID(t.Context(), w.store, alice.ID, store.Position{}))(t); got.Agent != alice {
 		t.Errorf("renewing a hash has changed more: %+v, was %+v", got.Agent, alice)
 	}
 
-	set := must(w.store.SetPassword(t.Context(), alice.ID, secret.New(changed)))(t)
+	set := must(w.store.SetPassword(t.Context(), store.Operator(), alice, secret.New(changed)))(t)
 	if !set.TmPassword.After(alice.TmPassword) || !set.TmUpdate.Equal(set.TmPassword) {
 		t.Errorf("a new password has tm_password %v and tm_update %v, was %v", set.TmPassword, set.TmUpdate, alice.TmPassword)
 	}
@@ -121,17 +122,17 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	if set != want {
 		t.Errorf("a new password has changed more: %+v, was %+v", set, alice)
 	}
-	renew(alice.ID, renewed, "$argon2id$late") // read before the change, written after it
+	renew(alice, renewed, "$argon2id$late") // read before the change, written after it
 	if got := hash(alice.ID); got != changed {
 		t.Errorf("a late renewal has put back %s", got)
 	}
 	if got := hash(bob.ID); got != old {
 		t.Errorf("the other agent's hash is %s", got)
 	}
-	if _, err := w.store.DeleteAgent(t.Context(), alice.CustomerID, alice.ID); err != nil {
+	if _, err := w.store.DeleteAgent(t.Context(), store.Operator(), alice); err != nil {
 		t.Fatal(err)
 	}
-	renew(alice.ID, changed, "$argon2id$afterlife")
+	renew(set, changed, "$argon2id$afterlife")
 	if got := hash(alice.ID); got != changed {
 		t.Errorf("a deleted agent's hash is %s", got)
 	}
@@ -141,14 +142,14 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 func TestCustomersAreListedNewestFirstOwnOrAll(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	initech := must(w.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "Initech", Detail: "d", Email: "e@x"}))(t)
+	initech := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Initech", Detail: "d", Email: "e@x"}))(t)
 	if want := (store.Customer{
 		ID: initech.ID, Name: "Initech", Detail: "d", Email: "e@x", TmCreate: initech.TmCreate, TmUpdate: initech.TmCreate,
 		TmDelete: store.Never().Local(),
 	}); initech != want {
 		t.Errorf("the new customer is\n%+v, want\n%+v", initech, want)
 	}
-	gone := must(w.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "Gone"}))(t)
+	gone := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Gone"}))(t)
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, gone.ID)
 	_, err := w.store.Customer(t.Context(), gone.ID)
 	wantError(t, "a deleted customer", err, store.ErrNotFound)

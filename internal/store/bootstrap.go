@@ -140,12 +140,12 @@ func bootstrapAccessKey(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Boots
 	err := tx.QueryRow(ctx, `
 		SELECT customer_id, NOT (`+live+`), tm_expire <= now()
 		FROM accesskeys
-		WHERE token_hash = $1`, k.TokenHash[:]).Scan(&owner, &deleted, &expired)
+		WHERE token_sha256 = $1`, k.TokenHash[:]).Scan(&owner, &deleted, &expired)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		done.AccessKey = Created
 		_, err = tx.Exec(ctx, `
-			INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
+			INSERT INTO accesskeys (id, customer_id, name, description, token_sha256, token_prefix, tm_expire)
 			VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))`,
 			uuid.New(), done.CustomerID, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire))
 		return err

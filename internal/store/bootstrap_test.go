@@ -30,7 +30,7 @@ type outcome struct{ customer, agent, key store.Presence }
 func outcomeOf(b store.Bootstrapped) outcome { return outcome{b.Customer, b.Agent, b.AccessKey} }
 
 // Contract 6: "all optional and idempotent: on start, make sure that this customer, its admin and this exact key exist",
-// with many replicas starting at once.
+// with many servers starting at once.
 func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -66,7 +66,7 @@ func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 		}
 	}
 	login := must(w.store.AgentByUsername(t.Context(), "admin@initech"))(t)
-	key := must(w.store.AccessKeyByHash(t.Context(), b.AccessKey.TokenHash, store.Position{}))(t)
+	key := must(keyByHash(t.Context(), w.store, b.AccessKey.TokenHash, store.Position{}))(t)
 	if id := results[0].CustomerID; login.CustomerID != id || key.CustomerID != id || login.ID != results[0].AgentID ||
 		login.Permission != 32 || login.PasswordHash.Reveal() != passwordHash || key.Name != b.AccessKey.Name ||
 		key.Detail != b.AccessKey.Detail || key.TokenPrefix != b.AccessKey.TokenPrefix ||
@@ -75,7 +75,7 @@ func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 	}
 
 	// What somebody changed since stays changed.
-	set := must(w.store.SetPassword(t.Context(), login.ID, secret.New("$argon2id$changed")))(t)
+	set := must(w.store.SetPassword(t.Context(), store.Operator(), login.Agent, secret.New("$argon2id$changed")))(t)
 	if got := must(w.store.Bootstrap(t.Context(), b))(t); outcomeOf(got) != (outcome{store.Existed, store.Existed, store.Existed}) {
 		t.Errorf("once more: %+v", got)
 	}
@@ -173,12 +173,12 @@ func TestBootstrapPassesByWhatAnotherCustomerDeleted(t *testing.T) {
 	w.createAgent(w.globex, "admin@initech")
 	key := w.createKeyOf(w.globex, *b.AccessKey)
 	w.exec(`UPDATE agents SET tm_delete = now()`)
-	key = must(w.store.DeleteAccessKey(t.Context(), w.globex.ID, key.ID))(t)
+	key = must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.globex.ID, key.ID))(t)
 	got := must(w.store.Bootstrap(t.Context(), b))(t)
 	if outcomeOf(got) != (outcome{store.Created, store.Created, store.Deleted}) {
 		t.Errorf("found %+v", got)
 	}
-	if after := must(w.store.AccessKeyByHash(t.Context(), b.AccessKey.TokenHash, store.Position{}))(t); after.AccessKey != key {
+	if after := must(keyByHash(t.Context(), w.store, b.AccessKey.TokenHash, store.Position{}))(t); after.AccessKey != key {
 		t.Errorf("the deleted key is\n%+v, was\n%+v", after.AccessKey, key)
 	}
 }
@@ -187,7 +187,7 @@ func TestBootstrapPassesByWhatAnotherCustomerDeleted(t *testing.T) {
 func (w *world) createKeyOf(customer store.Customer, k store.NewAccessKey) store.AccessKey {
 	w.t.Helper()
 	k.CustomerID = customer.ID
-	return must(w.store.CreateAccessKey(w.t.Context(), k))(w.t)
+	return must(w.store.CreateAccessKey(w.t.Context(), store.Operator(), k))(w.t)
 }
 
 // everything is all rows as text.

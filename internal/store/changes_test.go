@@ -38,19 +38,20 @@ func (w *world) head() (p store.Position) {
 	return p
 }
 
-// standIn is a row of the list of replicas of which nobody takes care but the test.
+// standIn is a row of the list of instances of which nobody takes care but the test.
 func (w *world) standIn(lease time.Duration) uuid.UUID {
 	w.t.Helper()
 	id := uuid.New()
-	w.exec(`INSERT INTO replicas (id, seq, lease_ms, position) SELECT $1, 1, $2, position FROM change_head`, id, lease.Milliseconds())
-	w.exec(`UPDATE change_head SET lease_ms = (SELECT max(lease_ms) FROM replicas)`)
+	w.internal(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
+		id, lease.Milliseconds())
+	w.internal(`UPDATE change_head SET lease_ms = (SELECT max(lease_ms) FROM instances)`)
 	return id
 }
 
-// acknowledge is what a replica does that has applied the whole log.
+// acknowledge is what an instance does that has applied the whole log.
 func (w *world) acknowledge(id uuid.UUID) {
 	w.t.Helper()
-	w.exec(`UPDATE replicas SET seq = seq + 1, position = (SELECT position FROM change_head) WHERE id = $1`, id)
+	w.internal(`UPDATE instances SET seq = seq + 1, position = h.position, entry = h.entry FROM change_head h WHERE id = $1`, id)
 }
 
 // Every change that the store makes to what verification reads is in the log, and nothing else is: neither what adds rows
@@ -61,7 +62,7 @@ func TestEveryRevocationIsInTheLog(t *testing.T) {
 	admin, agent := w.createAgent(w.acme, "admin"), w.createAgent(w.acme, "agent")
 	_ = admin
 	k := userKey(agent)
-	key := must(w.store.CreateAccessKey(t.Context(), k))(t)
+	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	account := w.createAccount(w.acme)
 	pair := w.createAccountKey(account)
 	if head := w.head(); head.Number != 0 {
@@ -76,54 +77,54 @@ func TestEveryRevocationIsInTheLog(t *testing.T) {
 		want map[string]string // noun to subject
 	}{
 		{"renaming a key", func() error {
-			_, err := w.store.UpdateAccessKey(ctx, w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})
+			_, err := w.store.UpdateAccessKey(ctx, store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})
 			return err
 		}, map[string]string{"accesskeys": hash}},
 		{"deleting a key", func() error {
-			_, err := w.store.DeleteAccessKey(ctx, w.acme.ID, key.ID)
+			_, err := w.store.DeleteAccessKey(ctx, store.Operator(), w.acme.ID, key.ID)
 			return err
 		}, map[string]string{"accesskeys": hash}},
 		{"renaming an agent", func() error {
-			_, err := w.store.UpdateAgent(ctx, w.acme.ID, agent.ID, store.AgentChange{Name: &name})
+			_, err := w.store.UpdateAgent(ctx, store.Operator(), agent, store.AgentChange{Name: &name})
 			return err
 		}, map[string]string{"agents": id(agent.ID)}},
 		{"a password", func() error {
-			_, err := w.store.SetPassword(ctx, agent.ID, newAgent(w.acme, "u").PasswordHash)
+			_, err := w.store.SetPassword(ctx, store.Operator(), agent, newAgent(w.acme, "u").PasswordHash)
 			return err
 		}, map[string]string{"agents": id(agent.ID)}},
 		{"a permission", func() error {
-			_, err := w.store.SetPermission(ctx, w.acme.ID, agent.ID, 16)
+			_, err := w.store.SetPermission(ctx, store.Operator(), agent, 16)
 			return err
 		}, map[string]string{"agents": id(agent.ID)}},
 		{"an account's roles", func() error {
-			_, err := w.store.UpdateServiceAccount(ctx, w.acme.ID, account.ID, store.ServiceAccountChange{Name: &name})
+			_, err := w.store.UpdateServiceAccount(ctx, store.Operator(), w.acme.ID, account.ID, store.ServiceAccountChange{Name: &name})
 			return err
 		}, map[string]string{"service_accounts": id(account.ID)}},
 		{"a pair", func() error {
-			_, err := w.store.DeleteServiceAccountKey(ctx, account.ID, pair.ID)
+			_, err := w.store.DeleteServiceAccountKey(ctx, store.Operator(), account, pair.ID)
 			return err
 		}, map[string]string{"service_account_keys": id(pair.ID)}},
 		{"an account", func() error {
-			_, err := w.store.DeleteServiceAccount(ctx, w.acme.ID, account.ID)
+			_, err := w.store.DeleteServiceAccount(ctx, store.Operator(), w.acme.ID, account.ID)
 			return err
 		}, map[string]string{"service_accounts": id(account.ID)}},
 		{"renaming a customer", func() error {
-			_, err := w.store.UpdateCustomer(ctx, w.acme.ID, store.CustomerChange{Name: &name})
+			_, err := w.store.UpdateCustomer(ctx, store.Operator(), w.acme.ID, store.CustomerChange{Name: &name})
 			return err
 		}, map[string]string{"customers": id(w.acme.ID)}},
 		{"deleting a key again", func() error {
-			_, err := w.store.DeleteAccessKey(ctx, w.acme.ID, key.ID)
+			_, err := w.store.DeleteAccessKey(ctx, store.Operator(), w.acme.ID, key.ID)
 			if !errors.Is(err, store.ErrNotFound) {
 				return fmt.Errorf("a second time: %w", err)
 			}
 			return nil
 		}, nil},
 		{"an agent", func() error {
-			_, err := w.store.DeleteAgent(ctx, w.acme.ID, agent.ID)
+			_, err := w.store.DeleteAgent(ctx, store.Operator(), agent)
 			return err
 		}, map[string]string{"agents": id(agent.ID)}},
 		{"a customer", func() error {
-			_, err := w.store.DeleteCustomer(ctx, w.acme.ID)
+			_, err := w.store.DeleteCustomer(ctx, store.Operator(), w.acme.ID)
 			return err
 		}, map[string]string{"customers": id(w.acme.ID), "agents": id(admin.ID)}},
 	} {
@@ -155,7 +156,7 @@ func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 	for n := range agents {
 		agents[n] = w.createAgent(w.acme, fmt.Sprint("agent ", n))
 	}
-	// A reader of the log, as a replica is: whatever it sees, nothing may come before that later.
+	// A reader of the log, as an instance is: whatever it sees, nothing may come before that later.
 	known := w.head()
 	stop, stopped := make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -237,7 +238,7 @@ func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 func TestLogIsTrimmed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`SELECT append_change('agents', ARRAY['\x00'::bytea]) FROM generate_series(1, 10050)`)
+	w.internal(`SELECT append_change('agents', ARRAY['\x00'::bytea], '{}') FROM generate_series(1, 10050)`)
 	log := w.log()
 	if len(log) != 10_000 || log[0].Position != 51 || log[len(log)-1].Position != 10_050 {
 		t.Errorf("%d changes from %d to %d", len(log), log[0].Position, log[len(log)-1].Position)
@@ -255,11 +256,11 @@ func TestLogIsTrimmed(t *testing.T) {
 // revoking changes a logged row and says how long that took.
 func (w *world) revoking(s *store.Store, key store.AccessKey) (time.Duration, error) {
 	name, began := uuid.NewString(), time.Now()
-	_, err := s.UpdateAccessKey(w.t.Context(), key.CustomerID, key.ID, store.AccessKeyChange{Name: &name})
+	_, err := s.UpdateAccessKey(w.t.Context(), store.Operator(), key.CustomerID, key.ID, store.AccessKeyChange{Name: &name})
 	return time.Since(began), err
 }
 
-// A revocation returns at once where there are no replicas, and where they have all acknowledged it: not before.
+// A revocation returns at once where there are no instances, and where they have all acknowledged it: not before.
 func TestRevocationWaitsForEveryReplica(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -291,7 +292,7 @@ func TestRevocationWaitsForEveryReplica(t *testing.T) {
 	if err := <-returned; err != nil {
 		t.Error(err)
 	}
-	// A replica that has gone is not waited for.
+	// An instance that has gone is not waited for.
 	go func() {
 		_, err := w.revoking(w.store, key)
 		returned <- err
@@ -299,7 +300,7 @@ func TestRevocationWaitsForEveryReplica(t *testing.T) {
 	until(t, "the change is committed", func() bool { return w.head().Number == before+2 })
 	w.acknowledge(first)
 	stillWaits("with one of two, again")
-	w.exec(`DELETE FROM replicas WHERE id = $1`, second)
+	w.internal(`DELETE FROM instances WHERE id = $1`, second)
 	if err := <-returned; err != nil {
 		t.Error(err)
 	}
@@ -319,7 +320,7 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 	}
 	id := w.standIn(lease)
 	took, err := w.revoking(w.store, key)
-	check("a dead replica", took, err)
+	check("a dead instance", took, err)
 	// Acknowledgements of another log don't count: of a position, but not of this entry.
 	returned := make(chan error, 1)
 	before, began := w.head().Number, time.Now()
@@ -328,7 +329,7 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 		returned <- err
 	}()
 	until(t, "the change is committed", func() bool { return w.head().Number == before+1 })
-	w.exec(`UPDATE changes SET entry = gen_random_uuid() WHERE position = $1`, before+1)
+	w.internal(`UPDATE changes SET entry = gen_random_uuid() WHERE position = $1`, before+1)
 	w.acknowledge(id)
 	err = <-returned
 	check("another log", time.Since(began), err)
@@ -349,7 +350,7 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	name := "other"
 	go func() {
-		_, err := w.store.UpdateAccessKey(ctx, key.CustomerID, key.ID, store.AccessKeyChange{Name: &name})
+		_, err := w.store.UpdateAccessKey(ctx, store.Operator(), key.CustomerID, key.ID, store.AccessKeyChange{Name: &name})
 		returned <- err
 	}()
 	until(t, "the change is committed", func() bool { return w.head().Number == before+3 })
@@ -384,7 +385,7 @@ func TestManyRevocationsShareTheLooking(t *testing.T) {
 	}
 	until(t, "the changes are committed", func() bool { return w.head().Number == before+many })
 	began := time.Now()
-	looks := func() int { return catcher.count(`position <= coalesce((SELECT min(position) FROM replicas)`) }
+	looks := func() int { return catcher.count(`WHERE c.position = ANY ($1)`) }
 	from := looks()
 	until(t, "somebody looks", func() bool { return looks() >= from+40 })
 	took := time.Since(began)

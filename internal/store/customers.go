@@ -18,7 +18,7 @@ type Customer struct {
 	TmDelete time.Time
 }
 
-const customerColumns = `id, name, detail, email, tm_create, tm_update, tm_delete`
+const customerColumns = `id, name, description AS detail, email, tm_create, tm_update, tm_delete`
 
 // NewCustomer is what a caller chooses of a Customer.
 type NewCustomer struct {
@@ -28,13 +28,14 @@ type NewCustomer struct {
 }
 
 const insertCustomer = `
-	INSERT INTO customers (id, name, detail, email)
-	VALUES ($1, $2, $3, $4)
+	INSERT INTO customers (id, name, description, email)
+	SELECT $1, $2, $3, $4
+	WHERE ` + mayWrite + `
 	RETURNING ` + customerColumns
 
-// CreateCustomer stores a customer under a fresh id.
-func (s *Store) CreateCustomer(ctx context.Context, c NewCustomer) (Customer, error) {
-	return one[Customer](ctx, s, "creating a customer", insertCustomer, c.values()...)
+// CreateCustomer stores a customer under a fresh id. It returns ErrChanged.
+func (s *Store) CreateCustomer(ctx context.Context, caller Caller, c NewCustomer) (Customer, error) {
+	return insertOne[Customer](ctx, s, caller, target{}, "creating a customer", insertCustomer, c.values()...)
 }
 
 // values are what insertCustomer takes.
@@ -68,20 +69,21 @@ type CustomerChange struct {
 	Email  *string
 }
 
-// UpdateCustomer changes a live customer, else returns ErrNotFound.
-func (s *Store) UpdateCustomer(ctx context.Context, id uuid.UUID, change CustomerChange) (Customer, error) {
-	return reviseOne[Customer](ctx, s, "updating a customer", `
+// UpdateCustomer changes a live customer, else returns ErrNotFound. It returns ErrChanged.
+func (s *Store) UpdateCustomer(ctx context.Context, caller Caller, id uuid.UUID, change CustomerChange) (Customer, error) {
+	return reviseOne[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "updating a customer", `
 		UPDATE customers
-		SET name = coalesce($2, name), detail = coalesce($3, detail), email = coalesce($4, email), tm_update = now()
+		SET name = coalesce($2, name), description = coalesce($3, description), email = coalesce($4, email), tm_update = now()
 		WHERE id = $1 AND `+live+`
 		RETURNING `+customerColumns,
 		id, change.Name, change.Detail, change.Email)
 }
 
 // DeleteCustomer deletes a live customer and with it all that it has, else returns ErrNotFound. Every credential of its
-// is void from then on: verification looks at the customer too, so none escapes that is made at the same moment.
-func (s *Store) DeleteCustomer(ctx context.Context, id uuid.UUID) (Customer, error) {
-	return reviseOne[Customer](ctx, s, "deleting a customer", `
+// is void from then on: verification looks at the customer too, so none escapes that is made at the same moment. It returns
+// ErrChanged.
+func (s *Store) DeleteCustomer(ctx context.Context, caller Caller, id uuid.UUID) (Customer, error) {
+	return reviseOne[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "deleting a customer", `
 		WITH account_keys AS (
 			UPDATE service_account_keys k
 			SET tm_delete = now(), tm_update = now()

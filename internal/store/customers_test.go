@@ -29,7 +29,7 @@ func TestUpdateOfACustomerChangesWhatIsGivenAndNothingElse(t *testing.T) {
 			c.Name, c.Detail, c.Email = "Globex", "", ""
 		}},
 	} {
-		got := must(w.store.UpdateCustomer(t.Context(), w.acme.ID, test.change))(t)
+		got := must(w.store.UpdateCustomer(t.Context(), store.Operator(), w.acme.ID, test.change))(t)
 		want := customer
 		test.want(&want)
 		want.TmUpdate = got.TmUpdate
@@ -56,21 +56,21 @@ func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 	furnish := func(customer store.Customer, username string) (p possessions) {
 		p.agent = w.createAgent(customer, username)
 		p.wide, p.user = newKey(customer, year), userKey(p.agent)
-		must(w.store.CreateAccessKey(t.Context(), p.wide))(t)
-		must(w.store.CreateAccessKey(t.Context(), p.user))(t)
+		must(w.store.CreateAccessKey(t.Context(), store.Operator(), p.wide))(t)
+		must(w.store.CreateAccessKey(t.Context(), store.Operator(), p.user))(t)
 		account := w.createAccount(customer, "customer_admin")
 		p.pair = w.createAccountKey(account)
 		w.createAccountKey(account)
 		return p
 	}
 	acmes, globs := furnish(w.acme, "Alice"), furnish(w.globex, "glob")
-	early := must(w.store.DeleteAccessKey(t.Context(), w.acme.ID, w.createKey(w.acme).ID))(t)
+	early := must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, w.createKey(w.acme).ID))(t)
 	globexBefore := w.ownedBy(w.globex)
 	if want := 1 + 1 + 2 + 1 + 2; len(globexBefore) != want {
 		t.Fatalf("the other customer has %d rows, want %d", len(globexBefore), want)
 	}
 
-	gone := must(w.store.DeleteCustomer(t.Context(), w.acme.ID))(t)
+	gone := must(w.store.DeleteCustomer(t.Context(), store.Operator(), w.acme.ID))(t)
 	want := w.acme
 	want.TmDelete, want.TmUpdate = gone.TmDelete, gone.TmDelete
 	if gone != want || gone.TmDelete.Before(gone.TmCreate) {
@@ -95,18 +95,18 @@ func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 
 	// What verification reads says so in each case.
 	for _, k := range []store.NewAccessKey{acmes.wide, acmes.user} {
-		if got := must(w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
+		if got := must(keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 			t.Errorf("the customer's key reads as %+v", got)
 		}
 	}
-	if got := must(w.store.AgentCredential(t.Context(), acmes.agent.ID, store.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
+	if got := must(agentByID(t.Context(), w.store, acmes.agent.ID, store.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the customer's agent reads as %+v", got)
 	}
-	if got := must(w.store.ServiceAccountCredential(t.Context(), acmes.pair.ID, store.Position{}))(t); got.Key.TmDelete.After(got.Now) ||
+	if got := must(pairByID(t.Context(), w.store, acmes.pair.ID, store.Position{}))(t); got.Key.TmDelete.After(got.Now) ||
 		got.Account.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the customer's pair reads as %+v", got)
 	}
-	if got := must(w.store.AccessKeyByHash(t.Context(), globs.user.TokenHash, store.Position{}))(t); !got.TmDelete.Equal(store.Never()) ||
+	if got := must(keyByHash(t.Context(), w.store, globs.user.TokenHash, store.Position{}))(t); !got.TmDelete.Equal(store.Never()) ||
 		!got.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the other customer's key reads as %+v", got) // control
 	}
@@ -117,9 +117,9 @@ func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 	}
 	name := "n"
 	for _, id := range []uuid.UUID{w.acme.ID, uuid.New()} {
-		_, err := w.store.DeleteCustomer(t.Context(), id)
+		_, err := w.store.DeleteCustomer(t.Context(), store.Operator(), id)
 		wantError(t, "deleting a deleted customer, or none", err, store.ErrNotFound)
-		_, err = w.store.UpdateCustomer(t.Context(), id, store.CustomerChange{Name: &name})
+		_, err = w.store.UpdateCustomer(t.Context(), store.Operator(), id, store.CustomerChange{Name: &name})
 		wantError(t, "updating a deleted customer, or none", err, store.ErrNotFound)
 	}
 }
@@ -135,14 +135,14 @@ func TestCustomerIsDeletedWhollyOrNotAtAll(t *testing.T) {
 	for _, table := range []string{"customers", "agents", "accesskeys", "service_accounts", "service_account_keys"} {
 		w.exec(`CREATE TRIGGER refusal BEFORE UPDATE ON ` + table + ` FOR EACH ROW EXECUTE FUNCTION refuse()`)
 		before := w.ownedBy(w.acme)
-		_, err := w.store.DeleteCustomer(t.Context(), w.acme.ID)
+		_, err := w.store.DeleteCustomer(t.Context(), store.Operator(), w.acme.ID)
 		wantError(t, "deleting a customer whose "+table+" can't be", err, store.ErrUnavailable)
 		if after := w.ownedBy(w.acme); !slices.Equal(after, before) {
 			t.Errorf("%s: the rows were\n%v\nand are\n%v", table, before, after)
 		}
 		w.exec(`DROP TRIGGER refusal ON ` + table)
 	}
-	if _, err := w.store.DeleteCustomer(t.Context(), w.acme.ID); err != nil { // control
+	if _, err := w.store.DeleteCustomer(t.Context(), store.Operator(), w.acme.ID); err != nil { // control
 		t.Error(err)
 	}
 }
@@ -152,7 +152,7 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	for range 5 {
-		customer := must(w.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "Doomed"}))(t)
+		customer := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Doomed"}))(t)
 		agent, account := w.createAgent(customer, uuid.NewString()), w.createAccount(customer)
 		w.createAgent(customer, uuid.NewString())
 		keys := make([]store.NewAccessKey, 12)
@@ -160,21 +160,24 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 		for i, err := range atOnce(len(keys), func(i int) (err error) {
 			switch i % 6 {
 			case 0, 1:
-				_, err = w.store.DeleteCustomer(t.Context(), customer.ID)
+				_, err = w.store.DeleteCustomer(t.Context(), store.Operator(), customer.ID)
 			case 2:
-				_, err = w.store.CreateServiceAccountKey(t.Context(), account.ID, "ES256", []byte("public"))
+				_, err = w.store.CreateServiceAccountKey(t.Context(), store.Operator(), account, "ES256", []byte("public"))
 			case 3:
-				_, err = w.store.SetPermission(t.Context(), customer.ID, agent.ID, 16)
+				_, err = w.store.SetPermission(t.Context(), store.Operator(), agent, 16)
 			case 4:
 				keys[i] = userKey(agent)
-				_, err = w.store.CreateAccessKey(t.Context(), keys[i])
+				_, err = w.store.CreateAccessKey(t.Context(), store.Operator(), keys[i])
 			default:
-				_, err = w.store.SetPassword(t.Context(), agent.ID, secret.New(passwordHash))
+				_, err = w.store.SetPassword(t.Context(), store.Operator(), agent, secret.New(passwordHash))
 			}
 			return err
 		}) {
 			if i%6 < 2 && err == nil {
 				won++
+			} else if i%6 == 4 && err != nil {
+				wantError(t, "a key beside the deletion", err, store.ErrNoCustomer)
+				keys[i] = store.NewAccessKey{}
 			} else if err != nil {
 				wantError(t, "a write beside the deletion", err, store.ErrNotFound)
 			}
@@ -186,7 +189,7 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 			if k.CustomerID == uuid.Nil {
 				continue
 			}
-			if got := must(w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t); got.CustomerTmDelete.After(got.Now) {
+			if got := must(keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}))(t); got.CustomerTmDelete.After(got.Now) {
 				t.Errorf("a key of a deleted customer's reads as %+v", got)
 			}
 		}

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -14,6 +15,9 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrUnavailable means that the database could not answer, or that the outcome of a write is not known.
 	ErrUnavailable = errors.New("the database is unavailable")
+	// ErrNoConnection means that the database has no connection to spare, or takes none while it starts: it is worth asking again.
+	// It is an ErrUnavailable.
+	ErrNoConnection = fmt.Errorf("%w: it takes no connection now", ErrUnavailable)
 	// ErrUsernameTaken means that a live agent has this username, in whatever case.
 	ErrUsernameTaken = errors.New("the username is taken")
 	// ErrTokenTaken means that there is a key with this token already, live or deleted.
@@ -31,18 +35,24 @@ var (
 
 // Codes of Postgres (appendix A of its manual) that are told apart here.
 const (
-	codeReadOnly = "25006"
-	codeWarning  = "01000"
-	classData    = "22" // data exceptions
-	classChecks  = "23" // integrity constraints
+	codeReadOnly      = "25006"
+	codeDeadlock      = "40P01"
+	codeSerialization = "40001"
+	codeTooMany       = "53300" // too_many_connections
+	codeNotNow        = "57P03" // cannot_connect_now
+	classData         = "22"    // data exceptions
+	classChecks       = "23"    // integrity constraints
 )
+
+// internalTables are those by which the instances agree.
+var internalTables = []string{"changes", "change_head", "instances"}
 
 // constraintError maps the constraints that a caller can run into to what they mean.
 func constraintError(name string) error {
 	switch name {
 	case "agents_live_username":
 		return ErrUsernameTaken
-	case "accesskeys_token_hash_key":
+	case "accesskeys_token_sha256_key":
 		return ErrTokenTaken
 	case "agents_customer_id_fkey", "accesskeys_customer_id_fkey":
 		return ErrNoCustomer
@@ -73,15 +83,23 @@ func translate(doing string, err error) error {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("%s: %w", doing, ErrNotFound)
 	}
+	if errors.Is(err, ErrChanged) {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
 	var pg *pgconn.PgError
 	var connecting *pgconn.ConnectError // the server refuses us, for a setting in the address for example, not our data
 	if errors.As(err, &pg) && !errors.As(err, &connecting) {
 		switch {
+		case strings.HasPrefix(pg.Code, classChecks) && slices.Contains(internalTables, pg.TableName):
+			// Somebody has changed the log by hand. The data of this statement is as it should be.
 		case strings.HasPrefix(pg.Code, classChecks):
 			return fmt.Errorf("%s: %w (constraint %s)", doing, constraintError(pg.ConstraintName), pg.ConstraintName)
 		case strings.HasPrefix(pg.Code, classData):
 			return fmt.Errorf("%s: %w: %w", doing, ErrRejected, err)
 		}
+	}
+	if code := sqlState(err); code == codeTooMany || code == codeNotNow {
+		return fmt.Errorf("%s: %w: %w", doing, ErrNoConnection, err)
 	}
 	// Everything else, a lost connection, a time-out, a server that shuts down, a missing table, is a database that
 	// can't be used at the moment. Failing closed here is what keeps a broken store from reading as "no such key".

@@ -42,23 +42,23 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"a key of a role unheard of": {func(r *trial) error { r.key.Roles = []string{"root"}; return r.create(r.key) }, store.ErrRejected, nil},
 		"an account of no customer":  {func(r *trial) error { r.acme.ID = uuid.New(); return r.createAccount() }, store.ErrNoCustomer, nil},
 		"an account's long name":     {func(r *trial) error { return r.createAccount(strings.Repeat("n", 256)) }, store.ErrRejected, nil},
-		"a pair of no account":       {func(r *trial) error { return r.createAccountKey(uuid.New(), "RS256") }, store.ErrNotFound, nil},
-		"a pair of no algorithm":     {func(r *trial) error { return r.createAccountKey(r.world.createAccount(r.acme).ID, "HS256") }, store.ErrRejected, nil},
+		"a pair of no account":       {func(r *trial) error { return r.createAccountKey(accountOf(r.acme.ID, uuid.New()), "RS256") }, store.ErrNotFound, nil},
+		"a pair of no algorithm":     {func(r *trial) error { return r.createAccountKey(r.world.createAccount(r.acme), "HS256") }, store.ErrRejected, nil},
 		"a pair too many": {func(r *trial) error {
 			account := r.world.createAccount(r.acme)
 			for range store.MaxServiceAccountKeys {
 				r.world.createAccountKey(account)
 			}
-			return r.createAccountKey(account.ID, "RS256")
+			return r.createAccountKey(account, "RS256")
 		}, store.ErrTooManyKeys, nil},
 		"a last admin": {func(r *trial) error {
 			agent := r.world.createAgent(r.acme, "u")
-			_, err := r.store.DeleteAgent(r.t.Context(), r.acme.ID, agent.ID)
+			_, err := r.store.DeleteAgent(r.t.Context(), store.Operator(), agent)
 			return err
 		}, store.ErrLastAdmin, nil},
 		"a pair's look-up without its table": {func(r *trial) error {
 			r.exec(`DROP TABLE service_account_keys`)
-			_, err := r.store.ServiceAccountCredential(r.t.Context(), uuid.New(), store.Position{})
+			_, err := pairByID(r.t.Context(), r.store, uuid.New(), store.Position{})
 			return err
 		}, store.ErrUnavailable, nil},
 		"a long name":               {func(r *trial) error { r.key.Name = strings.Repeat("n", 256); return r.create(r.key) }, store.ErrRejected, nil},
@@ -71,13 +71,13 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"an agent's long name":      {func(r *trial) error { r.agent.Name = strings.Repeat("n", 256); return r.createAgent() }, store.ErrRejected, nil},
 		"a permission out of range": {func(r *trial) error { r.agent.Permission = 1 << 16; return r.createAgent() }, store.ErrRejected, nil},
 		"no such key": {func(r *trial) error {
-			_, err := r.store.AccessKeyByHash(r.t.Context(), r.key.TokenHash, store.Position{})
+			_, err := keyByHash(r.t.Context(), r.store, r.key.TokenHash, store.Position{})
 			return err
 		}, store.ErrNotFound, nil},
 		"a missing table": {func(r *trial) error { r.exec(`DROP TABLE accesskeys`); return r.create(r.key) }, store.ErrUnavailable, nil},
 		"a missing column, on a look-up": {func(r *trial) error {
 			r.exec(`ALTER TABLE accesskeys DROP COLUMN tm_expire`)
-			_, err := r.store.AccessKeyByHash(r.t.Context(), r.key.TokenHash, store.Position{})
+			_, err := keyByHash(r.t.Context(), r.store, r.key.TokenHash, store.Position{})
 			return err
 		}, store.ErrUnavailable, nil},
 		"a login without its table": {func(r *trial) error {
@@ -103,7 +103,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"a context that has ended before": {func(r *trial) error {
 			ctx, cancel := context.WithCancel(r.t.Context())
 			cancel()
-			_, err := r.store.AccessKeyByHash(ctx, r.key.TokenHash, store.Position{})
+			_, err := keyByHash(ctx, r.store, r.key.TokenHash, store.Position{})
 			return err
 		}, store.ErrUnavailable, context.Canceled},
 		"a server that shuts down": {func(r *trial) error {
@@ -111,8 +111,9 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		}, store.ErrUnavailable, nil},
 		"a dead socket": {func(r *trial) error {
 			s := open(r.t, deadAddress(r.t, r.password))
-			_, err := s.AccessKeyByHash(r.t.Context(), r.key.TokenHash, store.Position{})
-			return errors.Join(err, s.RenewPasswordHash(r.t.Context(), uuid.New(), r.agent.PasswordHash, r.agent.PasswordHash))
+			_, err := keyByHash(r.t.Context(), s, r.key.TokenHash, store.Position{})
+			login := store.AgentLogin{Agent: agentOf(r.acme.ID, uuid.New()), PasswordHash: r.agent.PasswordHash}
+			return errors.Join(err, s.RenewPasswordHash(r.t.Context(), login, r.agent.PasswordHash))
 		}, store.ErrUnavailable, nil},
 		"a setting that the server does not know": {func(r *trial) error {
 			return open(r.t, withSetting(r.t, r.url, "timezone", "Nowhere")).Ready(r.t.Context())
@@ -157,7 +158,7 @@ func TestDriversOwnErrorsDoTellSecrets(t *testing.T) {
 		args []any
 	}{
 		"the token's hash": {
-			`INSERT INTO accesskeys (id, customer_id, token_hash, token_prefix, tm_expire) VALUES ($1, $2, $3, 'vb_12345678', 'infinity')`,
+			`INSERT INTO accesskeys (id, customer_id, token_sha256, token_prefix, tm_expire) VALUES ($1, $2, $3, 'vb_12345678', 'infinity')`,
 			[]any{uuid.New(), r.acme.ID, r.key.TokenHash[:]},
 		},
 		"the password's hash": {
@@ -231,7 +232,7 @@ func newTrial(t *testing.T) *trial {
 }
 
 func (r *trial) create(k store.NewAccessKey) error {
-	_, err := r.store.CreateAccessKey(r.t.Context(), k)
+	_, err := r.store.CreateAccessKey(r.t.Context(), store.Operator(), k)
 	return err
 }
 
@@ -244,20 +245,20 @@ func (r *trial) created() {
 }
 
 func (r *trial) createAgent() error {
-	_, err := r.store.CreateAgent(r.t.Context(), r.agent)
+	_, err := r.store.CreateAgent(r.t.Context(), store.Operator(), r.agent)
 	return err
 }
 
 // createAccount stores a service account of acme's, under a name where one is given.
 func (r *trial) createAccount(name ...string) error {
-	_, err := r.store.CreateServiceAccount(r.t.Context(), store.NewServiceAccount{
+	_, err := r.store.CreateServiceAccount(r.t.Context(), store.Operator(), store.NewServiceAccount{
 		CustomerID: r.acme.ID, Name: strings.Join(name, ""), Roles: []string{},
 	})
 	return err
 }
 
-func (r *trial) createAccountKey(account uuid.UUID, algorithm string) error {
-	_, err := r.store.CreateServiceAccountKey(r.t.Context(), account, algorithm, []byte("public"))
+func (r *trial) createAccountKey(account store.ServiceAccount, algorithm string) error {
+	_, err := r.store.CreateServiceAccountKey(r.t.Context(), store.Operator(), account, algorithm, []byte("public"))
 	return err
 }
 
@@ -269,7 +270,7 @@ func (r *trial) blocked(ctx context.Context, s *store.Store, interrupt func()) e
 	defer release()
 	failed := make(chan error, 1)
 	go func() {
-		_, err := s.DeleteAccessKey(ctx, r.acme.ID, key.ID)
+		_, err := s.DeleteAccessKey(ctx, store.Operator(), r.acme.ID, key.ID)
 		failed <- err
 	}()
 	if interrupt != nil {

@@ -36,7 +36,10 @@ func Traced(ctx context.Context, s *Store, tracer pgx.QueryTracer) (*Store, erro
 	cfg := s.pool().Config()
 	cfg.ConnConfig.Tracer = tracer
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
-	traced := &Store{settler: newSettler()}
+	traced := &Store{version: s.version, waiters: newWaiters()}
 	traced.current.Store(pool)
 	return traced, err
 }
+
+// Redirect has the pool of s lead to another database from now on, as an address does that moved. Its Feeds stay where they are.
+func Redirect(s, to *Store) { s.current.Store(to.pool()) }

@@ -37,7 +37,7 @@ func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 	state := func(id uuid.UUID) [3]int64 {
 		t.Helper()
 		var s [3]int64
-		err := w.db.QueryRow(t.Context(), `SELECT seq, position, lease_ms FROM replicas WHERE id = $1`, id).Scan(&s[0], &s[1], &s[2])
+		err := w.db.QueryRow(t.Context(), `SELECT seq, position, lease_ms FROM instances WHERE id = $1`, id).Scan(&s[0], &s[1], &s[2])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,20 +69,20 @@ func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n := value[int](w, `SELECT count(*) FROM replicas`); n != 0 {
-		t.Errorf("%d replicas are left", n)
+	if n := value[int](w, `SELECT count(*) FROM instances`); n != 0 {
+		t.Errorf("%d instances are left", n)
 	}
 	beat(first, w.head(), time.Second)
 	if longest() != 1000 { // the one with 5 s has gone
 		t.Errorf("the longest lease is %d", longest())
 	}
-	if err := feed.Leave(t.Context(), first); err != nil || value[int](w, `SELECT count(*) FROM replicas`) != 0 {
+	if err := feed.Leave(t.Context(), first); err != nil || value[int](w, `SELECT count(*) FROM instances`) != 0 {
 		t.Errorf("leaving: %v", err)
 	}
 }
 
-// Registering waits for a change that is under way, and a change for a registration: a change either sees a replica's lease, or
-// was committed before the replica read the log for it.
+// Registering waits for a change that is under way, and a change for a registration: a change either sees an instance's lease, or
+// was committed before the instance read the log for it.
 func TestRegistrationAndChangesWaitForEachOther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -138,7 +138,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	until(t, "the server has a standby to wait for", func() bool { return value[string](w, `SHOW synchronous_standby_names`) == "nobody" })
 	w.db.Reset() // what the test does itself waits for nobody
 	s, name := open(t, url), "other"
-	key := must(s.CreateAccessKey(t.Context(), newKey(w.acme, year)))(t) // by the default, which is not to wait
+	key := must(s.CreateAccessKey(t.Context(), store.Operator(), newKey(w.acme, year)))(t) // by the default, which is not to wait
 	feed := must(s.OpenFeed(t.Context()))(t)
 	t.Cleanup(feed.Close)
 	id, at := uuid.New(), w.head()
@@ -159,16 +159,18 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		}
 		until(t, "nobody waits", func() bool { return waiting() == 0 })
 	}
-	for _, setting := range []string{"off", "local", "on"} {
+	for i, setting := range []string{"off", "local", "on"} {
 		w.exec(`ALTER DATABASE postgres SET synchronous_commit = ` + setting)
+		// What tells a cancelled wait is a warning, which has to come whatever the default is.
+		w.exec(`ALTER DATABASE postgres SET client_min_messages = ` + []string{"error", "notice", "error"}[i])
 		s := open(t, url)
 		feed := must(s.OpenFeed(t.Context()))(t)
 		cancelled(setting+": a revocation", func() error {
-			_, err := s.UpdateAccessKey(context.Background(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})
+			_, err := s.UpdateAccessKey(context.Background(), store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})
 			return err
 		})
 		cancelled(setting+": a permission", func() error {
-			_, err := s.SetPermission(context.Background(), w.acme.ID, agent.ID, 48)
+			_, err := s.SetPermission(context.Background(), store.Operator(), agent, 48)
 			return err
 		})
 		cancelled(setting+": registering", func() error {
@@ -194,7 +196,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	}
 	// By a default of "on" whatever is created waits as well.
 	cancelled("creating", func() error {
-		_, err := open(t, url).CreateAccessKey(context.Background(), newKey(w.acme, year))
+		_, err := open(t, url).CreateAccessKey(context.Background(), store.Operator(), newKey(w.acme, year))
 		return err
 	})
 }

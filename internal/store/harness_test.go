@@ -55,8 +55,8 @@ func worldOn(t *testing.T, url secret.Value) *world {
 
 func (w *world) populate() {
 	w.t.Helper()
-	w.acme = must(w.store.CreateCustomer(w.t.Context(), store.NewCustomer{Name: "Acme"}))(w.t)
-	w.globex = must(w.store.CreateCustomer(w.t.Context(), store.NewCustomer{Name: "Globex"}))(w.t)
+	w.acme = must(w.store.CreateCustomer(w.t.Context(), store.Operator(), store.NewCustomer{Name: "Acme"}))(w.t)
+	w.globex = must(w.store.CreateCustomer(w.t.Context(), store.Operator(), store.NewCustomer{Name: "Globex"}))(w.t)
 }
 
 func open(t *testing.T, url secret.Value) *store.Store {
@@ -86,7 +86,7 @@ func newKey(customer store.Customer, expire int64) store.NewAccessKey {
 
 func (w *world) createKey(customer store.Customer) store.AccessKey {
 	w.t.Helper()
-	return must(w.store.CreateAccessKey(w.t.Context(), newKey(customer, year)))(w.t)
+	return must(w.store.CreateAccessKey(w.t.Context(), store.Operator(), newKey(customer, year)))(w.t)
 }
 
 func newAgent(customer store.Customer, username string) store.NewAgent {
@@ -98,7 +98,7 @@ func newAgent(customer store.Customer, username string) store.NewAgent {
 
 func (w *world) createAgent(customer store.Customer, username string) store.Agent {
 	w.t.Helper()
-	return must(w.store.CreateAgent(w.t.Context(), newAgent(customer, username)))(w.t)
+	return must(w.store.CreateAgent(w.t.Context(), store.Operator(), newAgent(customer, username)))(w.t)
 }
 
 // userKey is a key with a random token that is bound to an agent.
@@ -110,14 +110,87 @@ func userKey(agent store.Agent) store.NewAccessKey {
 
 func (w *world) createAccount(customer store.Customer, roles ...string) store.ServiceAccount {
 	w.t.Helper()
-	return must(w.store.CreateServiceAccount(w.t.Context(), store.NewServiceAccount{
+	return must(w.store.CreateServiceAccount(w.t.Context(), store.Operator(), store.NewServiceAccount{
 		CustomerID: customer.ID, Name: "an account", Detail: "of " + customer.Name, Roles: append([]string{}, roles...),
 	}))(w.t)
 }
 
 func (w *world) createAccountKey(account store.ServiceAccount) store.ServiceAccountKey {
 	w.t.Helper()
-	return must(w.store.CreateServiceAccountKey(w.t.Context(), account.ID, "ES256", []byte("public")))(w.t)
+	return must(w.store.CreateServiceAccountKey(w.t.Context(), store.Operator(), account, "ES256", []byte("public")))(w.t)
+}
+
+// keyByHash looks one access key up, as verification does; ErrNotFound where there is none.
+func keyByHash(ctx context.Context, s *store.Store, hash store.TokenHash, known store.Position) (store.AccessKeyCredential, error) {
+	found, err := s.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{hash}}, known, store.HeadFirst)
+	return foundOne(found.AccessKeys, hash, err)
+}
+
+// agentByID looks one agent up, as verification does; ErrNotFound where there is none.
+func agentByID(ctx context.Context, s *store.Store, id uuid.UUID, known store.Position) (store.AgentCredential, error) {
+	found, err := s.Lookup(ctx, store.Lookup{Agents: []uuid.UUID{id}}, known, store.HeadFirst)
+	return foundOne(found.Agents, id, err)
+}
+
+// pairByID looks one service account's key up, as verification does; ErrNotFound where there is none.
+func pairByID(ctx context.Context, s *store.Store, id uuid.UUID, known store.Position) (store.ServiceAccountCredential, error) {
+	found, err := s.Lookup(ctx, store.Lookup{ServiceAccountKeys: []uuid.UUID{id}}, known, store.HeadFirst)
+	return foundOne(found.ServiceAccountKeys, id, err)
+}
+
+func foundOne[K comparable, V any](all map[K]V, key K, err error) (V, error) {
+	one, found := all[key]
+	if err == nil && !found {
+		err = store.ErrNotFound
+	}
+	return one, err
+}
+
+// agentOf names an agent of a customer's, whether there is such a one or not.
+func agentOf(customer, id uuid.UUID) store.Agent { return store.Agent{ID: id, CustomerID: customer} }
+
+// accountOf names a service account of a customer's, whether there is such a one or not.
+func accountOf(customer, id uuid.UUID) store.ServiceAccount {
+	return store.ServiceAccount{ID: id, CustomerID: customer}
+}
+
+// holdLock begins a transaction that holds a customer's lock: shared, as a write that inserts does, or exclusively, as one that
+// revokes.
+func (w *world) holdLock(customer store.Customer, shared bool) pgx.Tx {
+	w.t.Helper()
+	tx := w.begin()
+	w.takeLock(tx, customer, shared)
+	return tx
+}
+
+func (w *world) takeLock(tx pgx.Tx, customer store.Customer, shared bool) {
+	w.t.Helper()
+	sql := `SELECT pg_advisory_xact_lock($1::int, $2::int)`
+	if shared {
+		sql = `SELECT pg_advisory_xact_lock_shared($1::int, $2::int)`
+	}
+	if _, err := tx.Exec(w.t.Context(), sql, store.CustomersLock, store.CustomerLockKey(customer.ID)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// internal runs SQL that changes the log or the list of instances, as the store does.
+func (w *world) internal(sql string, args ...any) {
+	w.t.Helper()
+	if err := w.internally(sql, args...); err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (w *world) internally(sql string, args ...any) error {
+	w.t.Helper()
+	return pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(w.t.Context(), `SET LOCAL accesskeys.internal = 'on'`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(w.t.Context(), sql, args...)
+		return err
+	})
 }
 
 // exec runs SQL of the test's own.

@@ -30,9 +30,9 @@ func TestEveryListIsNewestFirstAndWholeWhateverThePageSize(t *testing.T) {
 		SELECT gen_random_uuid(), ` + owner(w.acme.ID, w.globex.ID) + `, 'u' || i, '$2a$', ` + at + `, ` + gone + ` ` + numbers)
 	w.exec(`INSERT INTO service_accounts (id, customer_id, tm_create, tm_delete)
 		SELECT gen_random_uuid(), ` + owner(w.acme.ID, w.globex.ID) + `, ` + at + `, ` + gone + ` ` + numbers)
-	w.exec(`INSERT INTO service_account_keys (id, account_id, algorithm, public_key, tm_create, tm_delete)
+	w.exec(`INSERT INTO service_account_keys (id, account_id, algorithm, spki, tm_create, tm_delete)
 		SELECT gen_random_uuid(), ` + owner(account.ID, otherAccount.ID) + `, 'ES256', 'public', ` + at + `, ` + gone + ` ` + numbers)
-	w.exec(`INSERT INTO accesskeys (id, customer_id, agent_id, token_hash, token_prefix, tm_create, tm_expire, tm_delete)
+	w.exec(`INSERT INTO accesskeys (id, customer_id, agent_id, token_sha256, token_prefix, tm_create, tm_expire, tm_delete)
 		SELECT gen_random_uuid(), $1, `+owner(agent.ID, other.ID)+`, sha256(int8send(i)), 'vb_12345678', `+at+`, '2100-01-01', `+gone+` `+numbers,
 		w.acme.ID)
 	w.createKey(w.acme) // bound to nobody

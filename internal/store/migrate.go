@@ -42,6 +42,20 @@ func MigrateDown(ctx context.Context, url secret.Value, log *slog.Logger) (versi
 	return newMigrator(url, log).down(ctx)
 }
 
+// LossError says that a step was not taken back, because data would be lost with it.
+type LossError struct{ Version int }
+
+// Error names the version.
+func (e *LossError) Error() string {
+	return fmt.Sprintf("taking back version %d of the schema loses data", e.Version)
+}
+
+// MigrateDownAgreed is MigrateDown, but where the database holds anything it takes back no other version than the agreed one, and
+// returns a *LossError.
+func MigrateDownAgreed(ctx context.Context, url secret.Value, log *slog.Logger, agreed int) (version int, err error) {
+	return newMigrator(url, log).downAgreed(ctx, agreed)
+}
+
 // SchemaVersion returns the schema's version, 0 where nothing has been migrated.
 func SchemaVersion(ctx context.Context, url secret.Value) (int, error) {
 	conn, err := connect(ctx, url)
@@ -70,7 +84,7 @@ func (m migrator) up(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return m.run(ctx, func(current int, to *migrate.Migrate) error {
+	return m.run(ctx, func(_ pgx.Tx, current int, to *migrate.Migrate) error {
 		if current >= newest {
 			return nil
 		}
@@ -80,17 +94,59 @@ func (m migrator) up(ctx context.Context) (int, error) {
 }
 
 func (m migrator) down(ctx context.Context) (int, error) {
-	return m.run(ctx, func(current int, to *migrate.Migrate) error {
-		if current == 0 {
-			return nil
+	return m.run(ctx, func(_ pgx.Tx, current int, to *migrate.Migrate) error { return m.takeBack(current, to) })
+}
+
+func (m migrator) downAgreed(ctx context.Context, agreed int) (int, error) {
+	newest, err := newestMigration(m.steps)
+	if err != nil {
+		return 0, err
+	}
+	return m.run(ctx, func(tx pgx.Tx, current int, to *migrate.Migrate) error {
+		if current == agreed || current > newest { // which fails
+			return m.takeBack(current, to)
 		}
-		m.log.Info("taking back the newest migration", "version", current)
-		return to.Steps(-1)
+		holds, err := holdsData(ctx, tx, current)
+		if err != nil {
+			return translate("looking for data that would be lost", err)
+		}
+		if holds {
+			return &LossError{Version: current}
+		}
+		return m.takeBack(current, to)
 	})
 }
 
+func (m migrator) takeBack(current int, to *migrate.Migrate) error {
+	if current == 0 {
+		return nil
+	}
+	m.log.Info("taking back the newest migration", "version", current)
+	return to.Steps(-1)
+}
+
+// holdsData reports whether there is anything in a schema of this version: whatever there is belongs to a customer, or is to become one.
+// Until the end of the transaction nothing is added. Its error is the driver's.
+func holdsData(ctx context.Context, tx pgx.Tx, version int) (holds bool, err error) {
+	for _, table := range []struct {
+		since int
+		name  string
+	}{{1, "customers"}, {2, "signups"}} {
+		if version < table.since || holds {
+			break
+		}
+		if _, err := tx.Exec(ctx, `LOCK TABLE `+table.name+` IN SHARE MODE`); err != nil {
+			return false, err
+		}
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+table.name+`)`).Scan(&holds); err != nil {
+			return false, err
+		}
+	}
+	return holds, nil
+}
+
 // run does it all in one transaction that holds the lock.
-func (m migrator) run(ctx context.Context, migrateFrom func(current int, to *migrate.Migrate) error) (int, error) {
+func (m migrator) run(ctx context.Context, migrateFrom func(tx pgx.Tx, current int, to *migrate.Migrate) error) (int, error) {
 	conn, err := connect(ctx, m.url)
 	if err != nil {
 		return 0, err
@@ -110,16 +166,20 @@ func (m migrator) run(ctx context.Context, migrateFrom func(current int, to *mig
 	if err != nil {
 		return 0, translate("reading the schema's version", err)
 	}
+	table, err := findMigrationsTable(ctx, tx)
+	if err != nil {
+		return 0, translate("finding the schema's version", err)
+	}
 	files, err := iofs.New(m.steps, ".")
 	if err != nil {
 		return 0, fmt.Errorf("reading the migrations: %w", err)
 	}
-	driver := &migrationDriver{ctx: ctx, tx: tx, version: current}
+	driver := &migrationDriver{ctx: ctx, tx: tx, version: current, table: table}
 	to, err := migrate.NewWithInstance("embedded", files, "postgres", driver)
 	if err != nil {
 		return 0, fmt.Errorf("preparing the migration: %w", err)
 	}
-	if err := migrateFrom(current, to); err != nil && !errors.Is(err, migrate.ErrNoChange) {
+	if err := migrateFrom(tx, current, to); err != nil && !errors.Is(err, migrate.ErrNoChange) {
 		return 0, fmt.Errorf("migrating the database, which is left as it was: %w", err)
 	}
 	if err := tx.Commit(ctx); err != nil {
@@ -152,16 +212,39 @@ func (m migrator) lock(ctx context.Context, tx pgx.Tx) error {
 	}
 }
 
-// schemaVersion returns the version in golang-migrate's own table, 0 where there is none. Its error is the driver's.
+// migrationsTable is where the schema's version stands. Before migration 4 it was golang-migrate's usual one, which others use too:
+// it is ours only beside our tables.
+const (
+	migrationsTable       = "accesskeys_migrations"
+	legacyMigrationsTable = "schema_migrations"
+)
+
+// findMigrationsTable returns the table that holds the schema's version, "" where there is none. Its error is the driver's.
+func findMigrationsTable(ctx context.Context, q querier) (table string, err error) {
+	var current, legacy bool
+	err = q.QueryRow(ctx, `
+		SELECT to_regclass($1) IS NOT NULL,
+		       to_regclass($2) IS NOT NULL AND to_regclass('customers') IS NOT NULL AND to_regclass('agents') IS NOT NULL
+		           AND to_regclass('accesskeys') IS NOT NULL`, migrationsTable, legacyMigrationsTable).Scan(&current, &legacy)
+	switch {
+	case err != nil:
+		return "", err
+	case current:
+		return migrationsTable, nil
+	case legacy:
+		return legacyMigrationsTable, nil
+	default:
+		return "", nil
+	}
+}
+
+// schemaVersion returns the schema's version, 0 where nothing has been migrated. Its error is the driver's.
 func schemaVersion(ctx context.Context, q querier) (version int, err error) {
-	var exists bool
-	if err := q.QueryRow(ctx, `SELECT to_regclass('schema_migrations') IS NOT NULL`).Scan(&exists); err != nil {
+	table, err := findMigrationsTable(ctx, q)
+	if err != nil || table == "" {
 		return 0, err
 	}
-	if !exists {
-		return 0, nil
-	}
-	err = q.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM schema_migrations`).Scan(&version)
+	err = q.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM `+table).Scan(&version)
 	return version, err
 }
 
@@ -207,6 +290,7 @@ type migrationDriver struct {
 	ctx     context.Context //nolint:containedctx // database.Driver's methods take none; the value lives for one call
 	tx      pgx.Tx
 	version int
+	table   string // that held the version last, "" where there was none
 }
 
 var _ database.Driver = (*migrationDriver)(nil)
@@ -229,11 +313,26 @@ func (d *migrationDriver) SetVersion(version int, dirty bool) error {
 		return nil // the transaction makes the mark pointless
 	}
 	d.version = max(version, 0)
+	// Migration 4 renames the table, one way or the other. Where there was none, there may be one of somebody else's.
+	var current bool
+	if err := d.tx.QueryRow(d.ctx, `SELECT to_regclass($1) IS NOT NULL`, migrationsTable).Scan(&current); err != nil {
+		return translate("finding the schema's version", err)
+	}
+	table := migrationsTable
+	if !current && d.table != "" {
+		table = legacyMigrationsTable
+	}
+	d.table = table
+	if version <= 0 { // nothing is left of ours
+		d.table = ""
+		_, err := d.tx.Exec(d.ctx, `DROP TABLE IF EXISTS `+table)
+		return translate("removing the schema's version", err)
+	}
 	_, err := d.tx.Exec(d.ctx, `
-		CREATE TABLE IF NOT EXISTS schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL);
-		DELETE FROM schema_migrations;`, pgx.QueryExecModeSimpleProtocol)
-	if err == nil && version > 0 {
-		_, err = d.tx.Exec(d.ctx, `INSERT INTO schema_migrations (version, dirty) VALUES ($1, false)`, version)
+		CREATE TABLE IF NOT EXISTS `+table+` (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL);
+		DELETE FROM `+table, pgx.QueryExecModeSimpleProtocol)
+	if err == nil {
+		_, err = d.tx.Exec(d.ctx, `INSERT INTO `+table+` (version, dirty) VALUES ($1, false)`, version)
 	}
 	return translate("recording the schema's version", err)
 }

@@ -41,7 +41,7 @@ func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
 			for i, customer := range []store.Customer{w.acme, w.globex} {
 				k := newKey(customer, year)
 				test.change(&k, w.createAgent(customer, uuid.NewString()))
-				keys[name+[]string{"", ", globex"}[i]] = must(w.store.CreateAccessKey(t.Context(), k))(t).ID
+				keys[name+[]string{"", ", globex"}[i]] = must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t).ID
 			}
 		}
 		return w, keys
@@ -64,7 +64,7 @@ func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
 	slices.Sort(want)
 
 	w, keys := setUp()
-	early := must(w.store.DeleteAccessKey(t.Context(), w.acme.ID, keys["an agent's"]))(t)
+	early := must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, keys["an agent's"]))(t)
 	w.downTo(1, migrations.Files)
 	if got := live(w, keys); !slices.Equal(got, want) {
 		t.Errorf("after the way down %q are live, want %q", got, want)
@@ -114,31 +114,33 @@ func TestEachStepDownGivesTheSchemaOfTheStepsBelow(t *testing.T) {
 	}
 }
 
-// Style: "expand, then contract": the program before the newest migration runs on beside the one after it. What it writes,
-// it writes without the columns that it does not know, and such a key is its customer's.
-func TestProgramBeforeTheCallersWritesToTheirSchema(t *testing.T) {
+// Style: "expand, then contract": the program before the callers ran on beside the one after them. What it wrote, it wrote without
+// the columns that it did not know, and such a key is its customer's, also after all the steps that came later.
+func TestProgramBeforeTheCallersWroteToTheirSchema(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	k := newKey(w.acme, year)
+	w.downTo(3, migrations.Files)
 	w.exec(`INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
 		VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))`,
 		uuid.New(), k.CustomerID, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire))
-	got := must(w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t)
-	if got.AgentID != nil || !slices.Equal(got.Roles, []string{"customer_admin"}) {
+	must(store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)))(t)
+	got := must(keyByHash(t.Context(), open(t, w.url), k.TokenHash, store.Position{}))(t)
+	if got.AgentID != nil || !slices.Equal(got.Roles, []string{"customer_admin"}) || got.Detail != k.Detail {
 		t.Errorf("its key reads as %+v", got)
 	}
 }
 
-// Contract 6: "migrate (safe with many replicas starting at once)": keys that exist come through the step as they were.
+// Contract 6: "migrate (safe with many servers starting at once)": keys that exist come through the step as they were.
 func TestKeysFromBeforeStayTheirCustomers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	k := newKey(w.acme, year)
-	key := must(w.store.CreateAccessKey(t.Context(), k))(t)
+	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	w.downTo(1, migrations.Files)
 	must(store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)))(t)
 	reopened := open(t, w.url)
-	got := must(reopened.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}))(t)
+	got := must(keyByHash(t.Context(), reopened, k.TokenHash, store.Position{}))(t)
 	if got.AccessKey != key || !slices.Equal(got.Roles, []string{"customer_admin"}) {
 		t.Errorf("the key is\n%+v, was\n%+v", got, key)
 	}

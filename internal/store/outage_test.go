@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -21,22 +22,23 @@ func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 	s := open(t, withSetting(t, w.url, "pool_max_conns", "1"))
 	for name, write := range map[string]func() error{
 		"creating": func() error {
-			_, err := s.CreateAccessKey(t.Context(), newKey(w.acme, year))
+			_, err := s.CreateAccessKey(t.Context(), store.Operator(), newKey(w.acme, year))
 			return err
 		},
 		"updating": func() error {
-			_, err := s.UpdateAccessKey(t.Context(), w.acme.ID, key.ID, store.AccessKeyChange{})
+			_, err := s.UpdateAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{})
 			return err
 		},
 		"renewing a hash": func() error {
-			return s.RenewPasswordHash(t.Context(), uuid.New(), newAgent(w.acme, "u").PasswordHash, newAgent(w.acme, "u").PasswordHash)
+			login, err := w.store.AgentByUsername(t.Context(), agent.Username)
+			return errors.Join(err, s.RenewPasswordHash(t.Context(), login, login.PasswordHash))
 		},
 		"setting a permission": func() error {
-			_, err := s.SetPermission(t.Context(), w.acme.ID, agent.ID, 32)
+			_, err := s.SetPermission(t.Context(), store.Operator(), agent, 32)
 			return err
 		},
 		"adding a pair": func() error {
-			_, err := s.CreateServiceAccountKey(t.Context(), account.ID, "ES256", []byte("public"))
+			_, err := s.CreateServiceAccountKey(t.Context(), store.Operator(), account, "ES256", []byte("public"))
 			return err
 		},
 		"bootstrapping": func() error {
@@ -78,14 +80,14 @@ func TestStoreRecoversFromCutConnections(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	k := newKey(w.acme, year)
-	key := must(w.store.CreateAccessKey(t.Context(), k))(t)
+	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	for range 3 {
-		if _, err := w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{}); err != nil { // there is a connection to cut
+		if _, err := keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}); err != nil { // there is a connection to cut
 			t.Fatal(err)
 		}
 		w.exec(cutTheStore)
 		until(t, "the store answers again", func() bool {
-			got, err := w.store.AccessKeyByHash(t.Context(), k.TokenHash, store.Position{})
+			got, err := keyByHash(t.Context(), w.store, k.TokenHash, store.Position{})
 			if err != nil {
 				wantError(t, "meanwhile", err, store.ErrUnavailable)
 			}
@@ -104,7 +106,7 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	_, release := w.lockKey(key.ID)
 	holder := make(chan error, 1)
 	go func() { // takes the only connection and waits
-		_, err := s.DeleteAccessKey(t.Context(), w.acme.ID, key.ID)
+		_, err := s.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID)
 		holder <- err
 	}()
 	w.untilWaiting()
@@ -113,7 +115,7 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	}
 	for name, call := range map[string]func(context.Context) error{
 		"a look-up": func(ctx context.Context) error {
-			_, err := s.AccessKeyByHash(ctx, store.TokenHash{}, store.Position{})
+			_, err := keyByHash(ctx, s, store.TokenHash{}, store.Position{})
 			return err
 		},
 		"a list": func(ctx context.Context) error {
@@ -134,7 +136,7 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	if err := <-holder; err != nil {
 		t.Errorf("the one that held the connection: %v", err)
 	}
-	_, err := s.AccessKeyByHash(t.Context(), store.TokenHash{}, store.Position{})
+	_, err := keyByHash(t.Context(), s, store.TokenHash{}, store.Position{})
 	wantError(t, "a look-up afterwards", err, store.ErrNotFound)
 }
 

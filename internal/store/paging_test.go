@@ -51,12 +51,12 @@ func (w *world) pageThrough(s *store.Store, seed uint64, next func(store.AccessK
 	create := func(customer store.Customer, at time.Time) uuid.UUID {
 		k := newKey(customer, year)
 		id := uuid.New()
-		w.exec(`INSERT INTO accesskeys (id, customer_id, token_hash, token_prefix, tm_create, tm_update, tm_expire)
+		w.exec(`INSERT INTO accesskeys (id, customer_id, token_sha256, token_prefix, tm_create, tm_update, tm_expire)
 			VALUES ($1, $2, $3, $4, $5, $5, $5::timestamptz + interval '1 year')`, id, customer.ID, k.TokenHash[:], k.TokenPrefix, at)
 		return id
 	}
 	remove := func(id uuid.UUID) {
-		if _, err := w.store.DeleteAccessKey(context.Background(), w.acme.ID, id); err != nil {
+		if _, err := w.store.DeleteAccessKey(context.Background(), store.Operator(), w.acme.ID, id); err != nil {
 			w.t.Fatal(err)
 		}
 	}

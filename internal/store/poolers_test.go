@@ -21,18 +21,22 @@ func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	w.createAgent(w.acme, "another admin")
 	pair := w.createAccountKey(account)
 	wide, bound := newKey(w.acme, year), userKey(agent)
-	key := must(s.CreateAccessKey(t.Context(), wide))(t)
-	if made := must(s.CreateAccessKey(t.Context(), bound))(t); made.AgentID == nil || *made.AgentID != agent.ID || key.AgentID != nil {
+	key := must(s.CreateAccessKey(t.Context(), store.Operator(), wide))(t)
+	if made := must(s.CreateAccessKey(t.Context(), store.Operator(), bound))(t); made.AgentID == nil || *made.AgentID != agent.ID || key.AgentID != nil {
 		t.Errorf("made %+v and %+v", made, key)
 	}
 	feed := must(s.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	known := must(feed.Since(t.Context(), uuid.New(), store.Position{}))(t).Head
-	if got := must(s.AccessKeyByHash(t.Context(), wide.TokenHash, known))(t); got.ID != key.ID || got.Head != known {
-		t.Errorf("read %+v", got)
+	for order, name := range map[store.Order]string{store.HeadFirst: "head first", store.HeadLast: "head last"} {
+		found := must(s.Lookup(t.Context(), store.Lookup{
+			AccessKeys: []store.TokenHash{wide.TokenHash, {}}, Agents: []uuid.UUID{agent.ID}, ServiceAccountKeys: []uuid.UUID{pair.ID},
+		}, known, order))(t)
+		if found.AccessKeys[wide.TokenHash].ID != key.ID || found.Agents[agent.ID].ID != agent.ID || found.Head != known ||
+			found.ServiceAccountKeys[pair.ID].Account.ID != account.ID || len(found.AccessKeys) != 1 {
+			t.Errorf("%s: read %+v", name, found)
+		}
 	}
-	must(s.AgentCredential(t.Context(), agent.ID, known))(t)
-	must(s.ServiceAccountCredential(t.Context(), pair.ID, known))(t)
 	now := time.Now()
 	if err := s.RecordUses(t.Context(), []store.Use{{AccessKeyID: key.ID, TmLastUsed: now}}); err != nil {
 		t.Fatal(err)
@@ -40,10 +44,10 @@ func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	if got := must(s.AccessKey(t.Context(), key.ID))(t); got.TmLastUsed == nil || !got.TmLastUsed.Equal(now.Truncate(time.Microsecond)) {
 		t.Errorf("used at %v, want %v", got.TmLastUsed, now)
 	}
-	must(s.SetPermission(t.Context(), w.acme.ID, agent.ID, 16))(t)
-	must(s.DeleteAccessKey(t.Context(), w.acme.ID, key.ID))(t)
-	must(s.DeleteAgent(t.Context(), w.acme.ID, agent.ID))(t)
-	must(s.DeleteCustomer(t.Context(), w.acme.ID))(t)
+	must(s.SetPermission(t.Context(), store.Operator(), agent, 16))(t)
+	must(s.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID))(t)
+	must(s.DeleteAgent(t.Context(), store.Operator(), agent))(t)
+	must(s.DeleteCustomer(t.Context(), store.Operator(), w.acme.ID))(t)
 	held := must(feed.Heartbeat(t.Context(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: known}))(t)
 	if !held {
 		t.Error("no heartbeat")
@@ -60,7 +64,7 @@ func TestFeedBehindAPoolerListensToNothing(t *testing.T) {
 		t.Helper()
 		feed := must(open(t, secret.New(w.url.Reveal()+mode)).OpenFeed(t.Context()))(t)
 		defer feed.Close()
-		must(s.DeleteAgent(t.Context(), w.acme.ID, w.createAgent(w.acme, "deleted"+mode).ID))(t)
+		must(s.DeleteAgent(t.Context(), store.Operator(), w.createAgent(w.acme, "deleted"+mode)))(t)
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		if err := feed.Wait(ctx); err != nil {

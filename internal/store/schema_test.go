@@ -27,18 +27,18 @@ func goodRows(customer, account uuid.UUID) map[string]row {
 		"customers": {"id": uuid.New(), "name": "n"},
 		"agents":    {"id": uuid.New(), "customer_id": customer, "username": "u", "password_hash": "$argon2id$v=19$x"},
 		"accesskeys": {
-			"id": uuid.New(), "customer_id": customer, "token_hash": make([]byte, 32), "token_prefix": "vb_12345678",
+			"id": uuid.New(), "customer_id": customer, "token_sha256": make([]byte, 32), "token_prefix": "vb_12345678",
 			"tm_create": time.Unix(1e9, 0), "tm_expire": time.Unix(1e9, 1000),
 		},
 		"service_accounts":     {"id": uuid.New(), "customer_id": customer},
-		"service_account_keys": {"id": uuid.New(), "account_id": account, "algorithm": "RS256", "public_key": []byte("public")},
+		"service_account_keys": {"id": uuid.New(), "account_id": account, "algorithm": "RS256", "spki": []byte("public")},
 		"signups": {
 			"id": uuid.New(), "temp_token_hash": make([]byte, 32), "code_hash": make([]byte, 32), "email": "e@x",
 			"name": "n", "known": false, "tm_expire": time.Unix(4e9, 0),
 		},
 		"changes":        {"position": 7, "entry": uuid.New(), "noun": "agents", "subjects": [][]byte{{1}}},
 		"change_head":    {"single": 1, "position": 7, "entry": uuid.New()},
-		"replicas":       {"id": uuid.New(), "seq": 1, "lease_ms": 2000, "position": 7},
+		"instances":      {"id": uuid.New(), "seq": 1, "lease_ms": 2000, "position": 7, "entry": uuid.New()},
 		"accesskey_uses": {"accesskey_id": uuid.New(), "tm_last_used": time.Unix(1e9, 0)}, // of no key: it has no foreign key
 	}
 }
@@ -79,9 +79,9 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"customers", row{"id": id}, row{"id": id}, "customers_pkey"},
 		{"customers", nil, row{"name": ""}, "customers_name_check"},
 		{"customers", nil, row{"name": long(256)}, "customers_name_check"},
-		{"customers", nil, row{"detail": long(4097)}, "customers_detail_check"},
+		{"customers", nil, row{"description": long(4097)}, "customers_detail_check"},
 		{"customers", nil, row{"email": long(256)}, "customers_email_check"},
-		{"customers", nil, row{"name": long(255), "detail": long(4096), "email": long(255)}, ""},
+		{"customers", nil, row{"name": long(255), "description": long(4096), "email": long(255)}, ""},
 		{"customers", row{"name": "n"}, row{"name": "n"}, ""}, // names of customers need not differ
 
 		{"agents", row{"id": id}, row{"id": id, "username": "other"}, "agents_pkey"},
@@ -89,8 +89,8 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"agents", nil, row{"username": ""}, "agents_username_check"},
 		{"agents", nil, row{"username": long(256)}, "agents_username_check"},
 		{"agents", nil, row{"name": long(256)}, "agents_name_check"},
-		{"agents", nil, row{"detail": long(4097)}, "agents_detail_check"},
-		{"agents", nil, row{"username": long(255), "name": long(255), "detail": long(4096)}, ""},
+		{"agents", nil, row{"description": long(4097)}, "agents_detail_check"},
+		{"agents", nil, row{"username": long(255), "name": long(255), "description": long(4096)}, ""},
 		{"agents", nil, row{"password_hash": ""}, "agents_password_hash_check"},
 		{"agents", nil, row{"password_hash": "hunter2"}, "agents_password_hash_check"},
 		{"agents", nil, row{"password_hash": "$argon2i$v=19$x"}, "agents_password_hash_check"},
@@ -110,17 +110,17 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"agents", row{"username": "Alice"}, row{"username": "alice", "tm_delete": deleted}, ""},
 		{"agents", row{"username": "a", "tm_delete": deleted}, row{"username": "a", "tm_delete": deleted}, ""},
 
-		{"accesskeys", row{"id": id, "token_hash": []byte(long(8))}, row{"id": id}, "accesskeys_pkey"},
+		{"accesskeys", row{"id": id, "token_sha256": []byte(long(8))}, row{"id": id}, "accesskeys_pkey"},
 		{"accesskeys", nil, row{"customer_id": uuid.New()}, "accesskeys_customer_id_fkey"},
 		{"accesskeys", nil, row{"name": long(256)}, "accesskeys_name_check"},
-		{"accesskeys", nil, row{"detail": long(4097)}, "accesskeys_detail_check"},
-		{"accesskeys", nil, row{"name": long(255), "detail": long(4096)}, ""},
-		{"accesskeys", nil, row{"token_hash": []byte{}}, "accesskeys_token_hash_check"},
-		{"accesskeys", nil, row{"token_hash": make([]byte, 31)}, "accesskeys_token_hash_check"},
-		{"accesskeys", nil, row{"token_hash": make([]byte, 33)}, "accesskeys_token_hash_check"},
-		{"accesskeys", row{}, row{}, "accesskeys_token_hash_key"},
-		{"accesskeys", row{}, row{"customer_id": w.globex.ID}, "accesskeys_token_hash_key"},
-		{"accesskeys", row{"tm_delete": deleted}, row{}, "accesskeys_token_hash_key"},
+		{"accesskeys", nil, row{"description": long(4097)}, "accesskeys_detail_check"},
+		{"accesskeys", nil, row{"name": long(255), "description": long(4096)}, ""},
+		{"accesskeys", nil, row{"token_sha256": []byte{}}, "accesskeys_token_hash_check"},
+		{"accesskeys", nil, row{"token_sha256": make([]byte, 31)}, "accesskeys_token_hash_check"},
+		{"accesskeys", nil, row{"token_sha256": make([]byte, 33)}, "accesskeys_token_hash_check"},
+		{"accesskeys", row{}, row{}, "accesskeys_token_sha256_key"},
+		{"accesskeys", row{}, row{"customer_id": w.globex.ID}, "accesskeys_token_sha256_key"},
+		{"accesskeys", row{"tm_delete": deleted}, row{}, "accesskeys_token_sha256_key"},
 		{"accesskeys", nil, row{"token_prefix": ""}, "accesskeys_token_prefix_check"},
 		{"accesskeys", nil, row{"token_prefix": "vb_1234567"}, "accesskeys_token_prefix_check"},
 		{"accesskeys", nil, row{"token_prefix": "vb_123456789"}, "accesskeys_token_prefix_check"},
@@ -136,6 +136,16 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"accesskeys", nil, row{"agent_id": bob.ID}, "accesskeys_agent_id_fkey"},
 		{"accesskeys", nil, row{"agent_id": alice.ID, "customer_id": w.globex.ID}, "accesskeys_agent_id_fkey"},
 		{"accesskeys", nil, row{"agent_id": uuid.New()}, "accesskeys_agent_id_fkey"},
+		// Who made a key is known whole or not at all; the service account that made it is of the same customer.
+		{"accesskeys", nil, row{"created_by_type": "agent", "created_by_id": uuid.New()}, ""},
+		{"accesskeys", nil, row{"created_by_type": "accesskey", "created_by_id": uuid.New()}, ""},
+		{"accesskeys", nil, row{"created_by_type": "service_account", "created_by_id": uuid.New()}, ""},
+		{"accesskeys", nil, row{"created_by_type": "customer", "created_by_id": uuid.New()}, "accesskeys_created_by_type_check"},
+		{"accesskeys", nil, row{"created_by_type": "agent"}, "accesskeys_check1"},
+		{"accesskeys", nil, row{"created_by_id": uuid.New()}, "accesskeys_check1"},
+		{"accesskeys", nil, row{"service_account_id": account.ID}, ""},
+		{"accesskeys", nil, row{"service_account_id": otherAccount.ID}, "accesskeys_service_account_id_fkey"},
+		{"accesskeys", nil, row{"service_account_id": uuid.New()}, "accesskeys_service_account_id_fkey"},
 		{"accesskeys", nil, row{"roles": roles}, ""},
 		{"accesskeys", nil, row{"roles": []string{}}, ""},
 		{"accesskeys", nil, row{"roles": []string{"admin"}}, "accesskeys_roles_check"},
@@ -145,9 +155,9 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"service_accounts", row{"id": id}, row{"id": id}, "service_accounts_pkey"},
 		{"service_accounts", nil, row{"customer_id": uuid.New()}, "service_accounts_customer_id_fkey"},
 		{"service_accounts", nil, row{"name": long(256)}, "service_accounts_name_check"},
-		{"service_accounts", nil, row{"detail": long(4097)}, "service_accounts_detail_check"},
+		{"service_accounts", nil, row{"description": long(4097)}, "service_accounts_detail_check"},
 		{"service_accounts", row{"name": "n"}, row{"name": "n"}, ""}, // names of accounts need not differ
-		{"service_accounts", nil, row{"name": long(255), "detail": long(4096), "roles": roles}, ""},
+		{"service_accounts", nil, row{"name": long(255), "description": long(4096), "roles": roles}, ""},
 		{"service_accounts", nil, row{"roles": []string{"admin"}}, "service_accounts_roles_check"},
 		{"service_accounts", nil, row{"roles": []string{"customer_admin", "customer_admin "}}, "service_accounts_roles_check"},
 		{"service_accounts", nil, row{"roles": []*string{nil}}, "service_accounts_roles_check"},
@@ -159,8 +169,8 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"service_account_keys", nil, row{"algorithm": "none"}, "service_account_keys_algorithm_check"},
 		{"service_account_keys", nil, row{"algorithm": "rs256"}, "service_account_keys_algorithm_check"},
 		{"service_account_keys", nil, row{"algorithm": ""}, "service_account_keys_algorithm_check"},
-		{"service_account_keys", nil, row{"public_key": make([]byte, 1024)}, ""},
-		{"service_account_keys", nil, row{"public_key": make([]byte, 1025)}, "service_account_keys_public_key_check"},
+		{"service_account_keys", nil, row{"spki": make([]byte, 1024)}, ""},
+		{"service_account_keys", nil, row{"spki": make([]byte, 1025)}, "service_account_keys_spki_check"},
 
 		{"signups", row{"id": id, "temp_token_hash": other}, row{"id": id}, "signups_pkey"},
 		{"signups", row{}, row{}, "signups_temp_token_hash_key"},
@@ -181,15 +191,16 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"changes", nil, row{"subjects": nil}, ""},
 		{"change_head", nil, row{}, "change_head_pkey"}, // there is one
 		{"change_head", nil, row{"single": 2}, "change_head_single_check"},
-		{"replicas", row{"id": id}, row{"id": id}, "replicas_pkey"},
+		{"instances", row{"id": id}, row{"id": id}, "instances_pkey"},
 		{"accesskey_uses", row{}, row{}, "accesskey_uses_pkey"},
 	}
 	for _, algorithm := range auth.Algorithms() {
 		tests = append(tests, schemaCase{"service_account_keys", nil, row{"algorithm": string(algorithm)}, ""})
 	}
 	constraints := w.constraints()
-	// What breaks this one breaks the primary key before it: it is there to be referred to, by accesskeys_agent_id_fkey.
+	// What breaks these breaks the primary key before it: they are there to be referred to, by foreign keys of accesskeys.
 	delete(constraints, "agents_customer_id_id_key")
+	delete(constraints, "service_accounts_customer_id_id_key")
 	for _, test := range tests {
 		t.Run(fmt.Sprintf("%s %.60v", test.table, test.change), func(t *testing.T) {
 			t.Parallel()
@@ -230,8 +241,8 @@ func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.createKey(w.acme)
 	agent := w.createAgent(w.globex, "glob")
-	must(w.store.CreateAccessKey(t.Context(), userKey(agent)))(t)
-	initech := must(w.store.CreateCustomer(t.Context(), store.NewCustomer{Name: "Initech"}))(t)
+	must(w.store.CreateAccessKey(t.Context(), store.Operator(), userKey(agent)))(t)
+	initech := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Initech"}))(t)
 	account := w.createAccount(initech)
 	w.createAccountKey(account)
 	for _, test := range []struct {
@@ -254,7 +265,7 @@ func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 }
 
 // Contract 1: "It is stored as such in Postgres too (timestamptz, not null)"; issue 3: "agent_id (null for
-// customer-wide)", and beside it only a change's subjects, null for more than can be named.
+// customer-wide)", and beside it only a change's subjects, null for more than can be named, and who made a key, null for nobody.
 func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -263,13 +274,17 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 		SELECT relname, attname, format_type(atttypid, atttypmod)
 		FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
 		WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
-		  AND relname <> 'schema_migrations'`))(t)
+		  AND relname <> 'accesskeys_migrations'`))(t)
 	type column struct{ Table, Name, Type string }
 	columns := must(pgx.CollectRows(rows, pgx.RowToStructByPos[column]))(t)
+	mayBeNull := map[string]bool{
+		"accesskeys.agent_id": true, "accesskeys.service_account_id": true, "accesskeys.created_by_type": true, "accesskeys.created_by_id": true,
+		"changes.subjects": true,
+	}
 	times := map[string]int{}
 	for _, c := range columns {
 		refused := w.refusesNull(c.Table, c.Name, account.ID)
-		if mayBeNull := c.Table == "accesskeys" && c.Name == "agent_id" || c.Table == "changes" && c.Name == "subjects"; refused == mayBeNull {
+		if refused == mayBeNull[c.Table+"."+c.Name] {
 			t.Errorf("%s.%s refuses NULL: %v", c.Table, c.Name, refused)
 		}
 		if strings.HasPrefix(c.Name, "tm_") {
@@ -281,7 +296,7 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	}
 	if want := map[string]int{
 		"customers": 3, "agents": 4, "accesskeys": 4, "service_accounts": 3, "service_account_keys": 3, "signups": 2,
-		"replicas": 1, "accesskey_uses": 1,
+		"instances": 1, "accesskey_uses": 1,
 	}; !maps.Equal(times, want) {
 		t.Errorf("the tables have %v points in time, want %v", times, want)
 	}
@@ -345,20 +360,23 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 	w := newWorld(t)
 	account := w.createAccount(w.acme)
 	tx := w.begin()
-	if _, err := tx.Exec(t.Context(), `DELETE FROM change_head`); err != nil { // it has its one row
-		t.Fatal(err)
+	for _, sql := range []string{`SET LOCAL accesskeys.internal = 'on'`, `DELETE FROM change_head`} { // it has its one row
+		if _, err := tx.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
 	const times = `- 'tm_create' - 'tm_update' - 'tm_delete' - 'tm_expire' - 'tm_password' - 'tm_heartbeat'`
 	defaults := map[string]string{
-		"customers":            `{"email": "", "detail": ""}`,
-		"agents":               `{"name": "", "detail": "", "permission": 0}`,
-		"accesskeys":           `{"name": "", "roles": ["customer_admin"], "detail": "", "agent_id": null}`,
-		"service_accounts":     `{"name": "", "roles": [], "detail": ""}`,
+		"customers": `{"email": "", "description": ""}`,
+		"agents":    `{"name": "", "permission": 0, "description": ""}`,
+		"accesskeys": `{"name": "", "roles": ["customer_admin"], "agent_id": null, "description": "", "created_by_id": null, ` +
+			`"created_by_type": null, "service_account_id": null}`,
+		"service_accounts":     `{"name": "", "roles": [], "description": ""}`,
 		"service_account_keys": `{}`,
 		"signups":              `{"tries": 0, "detail": ""}`,
 		"changes":              `{}`,
-		"change_head":          `{"lease_ms": 0}`,
-		"replicas":             `{}`,
+		"change_head":          `{"lease_ms": 0, "oldest_version": 4}`,
+		"instances":            `{}`,
 		"accesskey_uses":       `{}`,
 	}
 	for table, values := range goodRows(w.acme.ID, account.ID) {
@@ -377,9 +395,9 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 	}
 	// A sign-up is timed by the database too, and so is a heartbeat.
 	var create, beat, now time.Time
-	err := tx.QueryRow(t.Context(), `SELECT s.tm_create, r.tm_heartbeat, now() FROM signups s, replicas r`).Scan(&create, &beat, &now)
+	err := tx.QueryRow(t.Context(), `SELECT s.tm_create, r.tm_heartbeat, now() FROM signups s, instances r`).Scan(&create, &beat, &now)
 	if err != nil || !create.Equal(now) || !beat.Equal(now) {
-		t.Errorf("at %v a sign-up has tm_create %v, and a replica tm_heartbeat %v (%v)", now, create, beat, err)
+		t.Errorf("at %v a sign-up has tm_create %v, and an instance tm_heartbeat %v (%v)", now, create, beat, err)
 	}
 }
 
@@ -393,6 +411,9 @@ func insert(t *testing.T, tx pgx.Tx, table string, values row) error {
 		columns, marks = append(columns, column), append(marks, fmt.Sprintf("$%d", len(args)))
 	}
 	return pgx.BeginFunc(t.Context(), tx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(t.Context(), `SET LOCAL accesskeys.internal = 'on'`); err != nil {
+			return err
+		}
 		_, err := tx.Exec(t.Context(), fmt.Sprintf(`INSERT INTO %s (%s) VALUES (%s)`,
 			table, strings.Join(columns, ", "), strings.Join(marks, ", ")), args...)
 		return err
@@ -404,10 +425,10 @@ func (w *world) constraints() map[string]bool {
 	w.t.Helper()
 	rows := must(w.db.Query(w.t.Context(), `
 		SELECT conname::text FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid
-		WHERE contype IN ('c', 'f', 'u', 'p', 'x') AND connamespace = 'public'::regnamespace AND relname <> 'schema_migrations'
+		WHERE contype IN ('c', 'f', 'u', 'p', 'x') AND connamespace = 'public'::regnamespace AND relname <> 'accesskeys_migrations'
 		UNION
 		SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
-		WHERE indisunique AND relnamespace = 'public'::regnamespace AND relname <> 'schema_migrations_pkey'`))(w.t)
+		WHERE indisunique AND relnamespace = 'public'::regnamespace AND relname <> 'accesskeys_migrations_pkey'`))(w.t)
 	all := map[string]bool{}
 	for _, name := range must(pgx.CollectRows(rows, pgx.RowTo[string]))(w.t) {
 		all[name] = true

@@ -21,7 +21,7 @@ type ServiceAccount struct {
 	TmDelete   time.Time
 }
 
-const serviceAccountColumns = `id, customer_id, name, detail, roles, tm_create, tm_update, tm_delete`
+const serviceAccountColumns = `id, customer_id, name, description AS detail, roles, tm_create, tm_update, tm_delete`
 
 // NewServiceAccount is what a caller chooses of a ServiceAccount.
 type NewServiceAccount struct {
@@ -31,13 +31,18 @@ type NewServiceAccount struct {
 	Roles      []string
 }
 
-// CreateServiceAccount stores an account under a fresh id. It returns ErrNoCustomer.
-func (s *Store) CreateServiceAccount(ctx context.Context, a NewServiceAccount) (ServiceAccount, error) {
-	return one[ServiceAccount](ctx, s, "creating a service account", `
-		INSERT INTO service_accounts (id, customer_id, name, detail, roles)
-		VALUES ($1, $2, $3, $4, $5)
+// CreateServiceAccount stores an account under a fresh id. It returns ErrNoCustomer and ErrChanged.
+func (s *Store) CreateServiceAccount(ctx context.Context, caller Caller, a NewServiceAccount) (ServiceAccount, error) {
+	account, err := insertOne[ServiceAccount](ctx, s, caller, target{customerID: a.CustomerID}, "creating a service account", `
+		INSERT INTO service_accounts (id, customer_id, name, description, roles)
+		SELECT $1, $2, $3, $4, $5
+		WHERE `+mayWrite+`
 		RETURNING `+serviceAccountColumns,
 		uuid.New(), a.CustomerID, a.Name, a.Detail, a.Roles)
+	if errors.Is(err, ErrNotFound) {
+		return ServiceAccount{}, ErrNoCustomer
+	}
+	return account, err
 }
 
 // ServiceAccount returns an account that is not deleted, else ErrNotFound. It is not limited to one customer: the caller
@@ -69,20 +74,27 @@ type ServiceAccountChange struct {
 	Roles  *[]string
 }
 
-// UpdateServiceAccount changes a live account of this customer's, else returns ErrNotFound.
-func (s *Store) UpdateServiceAccount(ctx context.Context, customerID, id uuid.UUID, change ServiceAccountChange) (ServiceAccount, error) {
-	return reviseOne[ServiceAccount](ctx, s, "updating a service account", `
+// UpdateServiceAccount changes a live account of this customer's, else returns ErrNotFound. It returns ErrChanged.
+func (s *Store) UpdateServiceAccount(
+	ctx context.Context, caller Caller, customerID, id uuid.UUID, change ServiceAccountChange,
+) (ServiceAccount, error) {
+	return reviseOne[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "updating a service account", `
 		UPDATE service_accounts
-		SET name = coalesce($3, name), detail = coalesce($4, detail), roles = coalesce($5::text[], roles), tm_update = now()
+		SET name = coalesce($3, name), description = coalesce($4, description), roles = coalesce($5::text[], roles), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`
 		RETURNING `+serviceAccountColumns,
 		id, customerID, change.Name, change.Detail, change.Roles)
 }
 
-// DeleteServiceAccount deletes a live account of this customer's, whose keys are void from then on, else returns
-// ErrNotFound.
-func (s *Store) DeleteServiceAccount(ctx context.Context, customerID, id uuid.UUID) (ServiceAccount, error) {
-	return reviseOne[ServiceAccount](ctx, s, "deleting a service account", `
+// DeleteServiceAccount deletes a live account of this customer's with the access keys that it made. Its tokens and its key pairs
+// are void from then on. It returns ErrNotFound and ErrChanged.
+func (s *Store) DeleteServiceAccount(ctx context.Context, caller Caller, customerID, id uuid.UUID) (ServiceAccount, error) {
+	return reviseOne[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "deleting a service account", `
+		WITH made AS (
+			UPDATE accesskeys
+			SET tm_delete = now(), tm_update = now()
+			WHERE service_account_id = $1 AND customer_id = $2 AND `+live+`
+		)
 		UPDATE service_accounts
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+live+`
@@ -101,7 +113,7 @@ type ServiceAccountKey struct {
 	TmDelete  time.Time
 }
 
-const serviceAccountKeyColumns = `id, account_id, algorithm, public_key, tm_create, tm_update, tm_delete`
+const serviceAccountKeyColumns = `id, account_id, algorithm, spki AS public_key, tm_create, tm_update, tm_delete`
 
 // MaxServiceAccountKeys is how many live keys an account may have: enough to rotate without a gap.
 const MaxServiceAccountKeys = 10
@@ -110,35 +122,27 @@ const MaxServiceAccountKeys = 10
 var ErrTooManyKeys = errors.New("the service account has as many keys as it may have")
 
 // CreateServiceAccountKey adds a public key to a live account. It returns ErrNotFound where there is no such account,
-// and ErrTooManyKeys.
-func (s *Store) CreateServiceAccountKey(ctx context.Context, accountID uuid.UUID, algorithm string, publicKey []byte) (ServiceAccountKey, error) {
-	var key ServiceAccountKey
-	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
-		// The lock makes additions to one account wait for each other: two at once could both see room for one.
-		var exists bool
-		err := tx.QueryRow(ctx, `SELECT true FROM service_accounts WHERE id = $1 AND `+live+` FOR UPDATE`, accountID).Scan(&exists)
-		if err != nil {
-			return err
-		}
-		rows, err := tx.Query(ctx, `
-			INSERT INTO service_account_keys (id, account_id, algorithm, public_key)
-			SELECT $1, $2, $3, $4
-			WHERE (SELECT count(*) FROM service_account_keys WHERE account_id = $2 AND `+live+`) < $5
-			RETURNING `+serviceAccountKeyColumns,
-			uuid.New(), accountID, algorithm, publicKey, MaxServiceAccountKeys)
-		if err != nil {
-			return err
-		}
-		key, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[ServiceAccountKey])
-		if errors.Is(err, pgx.ErrNoRows) {
-			return ErrTooManyKeys
-		}
-		return err
-	})
-	if errors.Is(err, ErrTooManyKeys) {
-		return ServiceAccountKey{}, err
+// ErrTooManyKeys, and ErrChanged.
+func (s *Store) CreateServiceAccountKey(
+	ctx context.Context, caller Caller, account ServiceAccount, algorithm string, publicKey []byte,
+) (ServiceAccountKey, error) {
+	var exists bool
+	// The row's lock makes additions to one account wait for each other: two at once could both see room for one.
+	lock := func(b *pgx.Batch) {
+		b.Queue(`SELECT EXISTS (SELECT FROM service_accounts WHERE id = $1 AND customer_id = $2 AND `+live+` FOR UPDATE)`,
+			account.ID, account.CustomerID).QueryRow(func(row pgx.Row) error { return row.Scan(&exists) })
 	}
-	return key, s.failed("adding a service account's key", err)
+	key, err := insertAfter[ServiceAccountKey](ctx, s, caller, target{customerID: account.CustomerID}, "adding a service account's key", lock, `
+		INSERT INTO service_account_keys (id, account_id, algorithm, spki)
+		SELECT $1, $2, $3, $4
+		WHERE EXISTS (SELECT FROM service_accounts WHERE id = $2 AND customer_id = $6 AND `+live+`)
+		  AND (SELECT count(*) FROM service_account_keys WHERE account_id = $2 AND `+live+`) < $5
+		RETURNING `+serviceAccountKeyColumns,
+		uuid.New(), account.ID, algorithm, publicKey, MaxServiceAccountKeys, account.CustomerID)
+	if errors.Is(err, ErrNotFound) && exists {
+		return ServiceAccountKey{}, ErrTooManyKeys
+	}
+	return key, err
 }
 
 // ServiceAccountKeys returns up to limit keys of an account's that are not deleted and come after the cursor, newest
@@ -153,14 +157,15 @@ func (s *Store) ServiceAccountKeys(ctx context.Context, accountID uuid.UUID, aft
 		accountID, after.TmCreate, after.ID, limit)
 }
 
-// DeleteServiceAccountKey deletes a live key of this account's, else returns ErrNotFound.
-func (s *Store) DeleteServiceAccountKey(ctx context.Context, accountID, id uuid.UUID) (ServiceAccountKey, error) {
-	return reviseOne[ServiceAccountKey](ctx, s, "deleting a service account's key", `
+// DeleteServiceAccountKey deletes a live key of this account's, else returns ErrNotFound. It returns ErrChanged.
+func (s *Store) DeleteServiceAccountKey(ctx context.Context, caller Caller, account ServiceAccount, id uuid.UUID) (ServiceAccountKey, error) {
+	on := target{customerID: account.CustomerID}
+	return reviseOne[ServiceAccountKey](ctx, s, caller, on, NounServiceAccountKeys, id, "deleting a service account's key", `
 		UPDATE service_account_keys
 		SET tm_delete = now(), tm_update = now()
-		WHERE id = $1 AND account_id = $2 AND `+live+`
+		WHERE id = $1 AND account_id = (SELECT a.id FROM service_accounts a WHERE a.id = $2 AND a.customer_id = $3) AND `+live+`
 		RETURNING `+serviceAccountKeyColumns,
-		id, accountID)
+		id, account.ID, account.CustomerID)
 }
 
 // ServiceAccountCredential is what verifying a token needs that an account has signed: key and account, deleted or not,
@@ -169,29 +174,28 @@ type ServiceAccountCredential struct {
 	Key              ServiceAccountKey
 	Account          ServiceAccount
 	CustomerTmDelete time.Time
-	Moment
+	Now              time.Time // the database's time when this was read
 }
 
-// ServiceAccountCredential returns the key with this id and its account, deleted ones too, else ErrNotFound. It
-// returns ErrOtherLog where the database's log doesn't hold the position known. It is not limited to one customer: it is
-// read to find out whose token it is.
-func (s *Store) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID, known Position) (ServiceAccountCredential, error) {
-	const sql = `
-		SELECT k.id, k.account_id, k.algorithm, k.public_key, k.tm_create, k.tm_update, k.tm_delete,
-		       a.id, a.customer_id, a.name, a.detail, a.roles, a.tm_create, a.tm_update, a.tm_delete,
-		       c.tm_delete, now()
+const serviceAccountKeysByID = `
+	SELECT found.*
+	FROM unnest((SELECT $1::uuid[])) AS wanted (id) CROSS JOIN LATERAL (
+		SELECT k.id, k.account_id, k.algorithm, k.spki, k.tm_create, k.tm_update, k.tm_delete,
+		       a.id, a.customer_id, a.name, a.description, a.roles, a.tm_create, a.tm_update, a.tm_delete,
+		       c.tm_delete
 		FROM service_account_keys k
 		JOIN service_accounts a ON a.id = k.account_id
 		JOIN customers c ON c.id = a.customer_id
-		WHERE k.id = $1`
-	var cred ServiceAccountCredential
-	k, a := &cred.Key, &cred.Account
-	var err error
-	cred.Head, err = s.readKnown(ctx, known, func(row pgx.Row) error {
-		return row.Scan(
-			&k.ID, &k.AccountID, &k.Algorithm, &k.PublicKey, &k.TmCreate, &k.TmUpdate, &k.TmDelete,
-			&a.ID, &a.CustomerID, &a.Name, &a.Detail, &a.Roles, &a.TmCreate, &a.TmUpdate, &a.TmDelete,
-			&cred.CustomerTmDelete, &cred.Now)
-	}, sql, keyID)
-	return cred, s.failed("reading a service account's credential", err)
+		WHERE k.id = wanted.id
+		LIMIT 1
+	) found`
+
+// scanServiceAccountKey reads a row of serviceAccountKeysByID.
+func scanServiceAccountKey(row pgx.CollectableRow) (c ServiceAccountCredential, err error) {
+	k, a := &c.Key, &c.Account
+	err = row.Scan(
+		&k.ID, &k.AccountID, &k.Algorithm, &k.PublicKey, &k.TmCreate, &k.TmUpdate, &k.TmDelete,
+		&a.ID, &a.CustomerID, &a.Name, &a.Detail, &a.Roles, &a.TmCreate, &a.TmUpdate, &a.TmDelete,
+		&c.CustomerTmDelete)
+	return c, err
 }

@@ -16,7 +16,7 @@ import (
 func TestUpdateOfAServiceAccountChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	account := must(w.store.CreateServiceAccount(t.Context(), store.NewServiceAccount{
+	account := must(w.store.CreateServiceAccount(t.Context(), store.Operator(), store.NewServiceAccount{
 		CustomerID: w.acme.ID, Name: "ci", Detail: "of the build", Roles: []string{"agent_viewer", "accesskey_admin"},
 	}))(t)
 	if want := (store.ServiceAccount{
@@ -39,7 +39,7 @@ func TestUpdateOfAServiceAccountChangesWhatIsGivenAndNothingElse(t *testing.T) {
 		{"the roles", store.ServiceAccountChange{Roles: roles("customer_admin")}, func(a *store.ServiceAccount) { a.Roles = []string{"customer_admin"} }},
 		{"no role", store.ServiceAccountChange{Roles: roles()}, func(a *store.ServiceAccount) { a.Roles = []string{} }},
 	} {
-		got := must(w.store.UpdateServiceAccount(t.Context(), w.acme.ID, account.ID, test.change))(t)
+		got := must(w.store.UpdateServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID, test.change))(t)
 		want := account
 		test.want(&want)
 		want.TmUpdate = got.TmUpdate
@@ -63,8 +63,8 @@ func TestWritesReachLiveServiceAccountsAndKeysOfTheirOwnersOnly(t *testing.T) {
 	mine, theirs, gone := w.createAccount(w.acme), w.createAccount(w.globex), w.createAccount(w.acme)
 	minesPair, theirsPair, gonesPair := w.createAccountKey(mine), w.createAccountKey(theirs), w.createAccountKey(gone)
 	lost := w.createAccountKey(mine)
-	lost = must(w.store.DeleteServiceAccountKey(t.Context(), mine.ID, lost.ID))(t)
-	gone = must(w.store.DeleteServiceAccount(t.Context(), w.acme.ID, gone.ID))(t)
+	lost = must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), mine, lost.ID))(t)
+	gone = must(w.store.DeleteServiceAccount(t.Context(), store.Operator(), w.acme.ID, gone.ID))(t)
 	if !gone.TmDelete.Equal(gone.TmUpdate) || !gone.TmDelete.After(gone.TmCreate) || !lost.TmDelete.Equal(lost.TmUpdate) {
 		t.Errorf("deleted ones are %+v and %+v", gone, lost)
 	}
@@ -76,9 +76,9 @@ func TestWritesReachLiveServiceAccountsAndKeysOfTheirOwnersOnly(t *testing.T) {
 		"no account":                     {w.acme.ID, uuid.New()},
 		"an account of no customer":      {uuid.New(), mine.ID},
 	} {
-		_, err := w.store.UpdateServiceAccount(t.Context(), target.customer, target.id, store.ServiceAccountChange{Name: &name})
+		_, err := w.store.UpdateServiceAccount(t.Context(), store.Operator(), target.customer, target.id, store.ServiceAccountChange{Name: &name})
 		wantError(t, "updating "+what, err, store.ErrNotFound)
-		_, err = w.store.DeleteServiceAccount(t.Context(), target.customer, target.id)
+		_, err = w.store.DeleteServiceAccount(t.Context(), store.Operator(), target.customer, target.id)
 		wantError(t, "deleting "+what, err, store.ErrNotFound)
 	}
 	for what, target := range map[string]struct{ account, id uuid.UUID }{
@@ -87,11 +87,11 @@ func TestWritesReachLiveServiceAccountsAndKeysOfTheirOwnersOnly(t *testing.T) {
 		"no key":                   {mine.ID, uuid.New()},
 		"a key of no account":      {uuid.New(), minesPair.ID},
 	} {
-		_, err := w.store.DeleteServiceAccountKey(t.Context(), target.account, target.id)
+		_, err := w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), accountOf(w.acme.ID, target.account), target.id)
 		wantError(t, "deleting "+what, err, store.ErrNotFound)
 	}
 	for what, id := range map[string]uuid.UUID{"a deleted account": gone.ID, "no account": uuid.New(), "an agent": w.createAgent(w.globex, "g").ID} {
-		_, err := w.store.CreateServiceAccountKey(t.Context(), id, "ES256", []byte("public"))
+		_, err := w.store.CreateServiceAccountKey(t.Context(), store.Operator(), accountOf(w.acme.ID, id), "ES256", []byte("public"))
 		wantError(t, "a key for "+what, err, store.ErrNotFound)
 		_, err = w.store.ServiceAccount(t.Context(), id)
 		wantError(t, "reading "+what, err, store.ErrNotFound)
@@ -128,7 +128,7 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	account := w.createAccount(w.acme, "agent_viewer")
 	w.createAccountKey(w.createAccount(w.globex, "customer_admin"))
 	public := []byte{0, 1, 0xFF}
-	key := must(w.store.CreateServiceAccountKey(t.Context(), account.ID, "EdDSA", public))(t)
+	key := must(w.store.CreateServiceAccountKey(t.Context(), store.Operator(), account, "EdDSA", public))(t)
 	if want := (store.ServiceAccountKey{
 		ID: key.ID, AccountID: account.ID, Algorithm: "EdDSA", PublicKey: public,
 		TmCreate: key.TmCreate, TmUpdate: key.TmCreate, TmDelete: store.Never().Local(),
@@ -137,7 +137,7 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	}
 	check := func(what string, customerGone bool) {
 		t.Helper()
-		got := must(w.store.ServiceAccountCredential(t.Context(), key.ID, store.Position{}))(t)
+		got := must(pairByID(t.Context(), w.store, key.ID, store.Position{}))(t)
 		if !reflect.DeepEqual(got.Key, key) || !reflect.DeepEqual(got.Account, account) {
 			t.Errorf("%s: the key reads as\n%+v, want\n%+v of\n%+v", what, got, key, account)
 		}
@@ -147,16 +147,16 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 		}
 	}
 	check("the live key", false)
-	account = must(w.store.UpdateServiceAccount(t.Context(), w.acme.ID, account.ID, store.ServiceAccountChange{Roles: &[]string{}}))(t)
+	account = must(w.store.UpdateServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID, store.ServiceAccountChange{Roles: &[]string{}}))(t)
 	check("of an account that has lost its roles", false)
-	key = must(w.store.DeleteServiceAccountKey(t.Context(), account.ID, key.ID))(t)
+	key = must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), account, key.ID))(t)
 	check("the deleted key", false)
-	account = must(w.store.DeleteServiceAccount(t.Context(), w.acme.ID, account.ID))(t)
+	account = must(w.store.DeleteServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID))(t)
 	check("of a deleted account", false)
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, w.acme.ID)
 	check("of a deleted customer", true)
 	for _, id := range []uuid.UUID{uuid.New(), account.ID, w.acme.ID} {
-		_, err := w.store.ServiceAccountCredential(t.Context(), id, store.Position{})
+		_, err := pairByID(t.Context(), w.store, id, store.Position{})
 		wantError(t, "an id that is no key's", err, store.ErrNotFound)
 	}
 }
@@ -177,11 +177,11 @@ func TestAccountHasAtMostTenLiveKeys(t *testing.T) {
 	} {
 		account := w.createAccount(w.acme)
 		for range 3 {
-			must(w.store.DeleteServiceAccountKey(t.Context(), account.ID, w.createAccountKey(account).ID))(t)
+			must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), account, w.createAccountKey(account).ID))(t)
 		}
 		refused := 0
 		for _, err := range atOnce(20, func(int) error {
-			_, err := s.CreateServiceAccountKey(t.Context(), account.ID, "ES256", []byte("public"))
+			_, err := s.CreateServiceAccountKey(t.Context(), store.Operator(), account, "ES256", []byte("public"))
 			return err
 		}) {
 			if errors.Is(err, store.ErrTooManyKeys) {
@@ -198,17 +198,17 @@ func TestAccountHasAtMostTenLiveKeys(t *testing.T) {
 
 	// Rotation: with one gone there is room for one, and no more.
 	keys := must(w.store.ServiceAccountKeys(t.Context(), full.ID, store.Start(), 100))(t)
-	must(w.store.DeleteServiceAccountKey(t.Context(), full.ID, keys[4].ID))(t)
+	must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), full, keys[4].ID))(t)
 	w.createAccountKey(full)
-	_, err := w.store.CreateServiceAccountKey(t.Context(), full.ID, "ES256", []byte("public"))
+	_, err := w.store.CreateServiceAccountKey(t.Context(), store.Operator(), full, "ES256", []byte("public"))
 	wantError(t, "the eleventh key", err, store.ErrTooManyKeys)
 	w.createAccountKey(w.createAccount(w.acme)) // another account has room
 
 	// Control: the count alone, without the wait for the account's row, lets two in where there is room for one.
-	must(w.store.DeleteServiceAccountKey(t.Context(), full.ID, keys[5].ID))(t)
+	must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), full, keys[5].ID))(t)
 	unguarded := []pgx.Tx{w.begin(), w.begin()}
 	for _, tx := range unguarded {
-		if _, err := tx.Exec(t.Context(), `INSERT INTO service_account_keys (id, account_id, algorithm, public_key)
+		if _, err := tx.Exec(t.Context(), `INSERT INTO service_account_keys (id, account_id, algorithm, spki)
 			SELECT $2, $1, 'ES256', 'public'
 			WHERE (SELECT count(*) FROM service_account_keys WHERE account_id = $1 AND `+notDeleted+`) < 10`,
 			full.ID, uuid.New()); err != nil {

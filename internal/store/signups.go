@@ -114,11 +114,13 @@ func (s *Store) CompleteSignup(ctx context.Context, tempToken, code TokenHash, k
 		if _, err := tx.Exec(ctx, `DELETE FROM signups WHERE id = $1`, id); err != nil {
 			return err
 		}
-		if customer, err = oneIn[Customer](ctx, tx, insertCustomer, c.values()...); err != nil {
+		insert, args := admitted(insertCustomer, c.values(), Operator(), target{}, false, nil)
+		if customer, err = oneIn[Customer](ctx, tx, insert, args...); err != nil {
 			return err
 		}
 		k.CustomerID = customer.ID
-		key, err = oneIn[AccessKey](ctx, tx, insertAccessKey, k.values()...)
+		insert, args = admitted(insertAccessKey, k.values(Operator()), Operator(), target{}, false, nil)
+		key, err = oneIn[AccessKey](ctx, tx, insert, args...)
 		completed = err == nil
 		return err
 	})

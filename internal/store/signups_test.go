@@ -27,7 +27,7 @@ func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 		t.Fatalf("made %+v", made)
 	}
 	taken := newKey(w.acme, year)
-	must(w.store.CreateAccessKey(t.Context(), taken))(t)
+	must(w.store.CreateAccessKey(t.Context(), store.Operator(), taken))(t)
 	if _, _, err := w.store.CompleteSignup(t.Context(), n.TempTokenHash, n.CodeHash, taken); !errors.Is(err, store.ErrTokenTaken) {
 		t.Fatalf("error %v", err)
 	}
@@ -40,7 +40,7 @@ func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 	if err != nil || customer.Name != "ada" || customer.Email != "ada@new.example" || created.CustomerID != customer.ID || created.AgentID != nil {
 		t.Fatalf("customer %+v, key %+v, error %v", customer, created, err)
 	}
-	credential := must(w.store.AccessKeyByHash(t.Context(), key.TokenHash, store.Position{}))(t)
+	credential := must(keyByHash(t.Context(), w.store, key.TokenHash, store.Position{}))(t)
 	if credential.CustomerID != customer.ID || strings.Join(credential.Roles, " ") != "customer_admin" {
 		t.Errorf("credential %+v", credential)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"accesskeys/internal/rules"
 	"accesskeys/internal/secret"
 	"accesskeys/migrations"
 )
@@ -37,9 +38,13 @@ const (
 	// maxConns is the size of the pool where DATABASE_URL has no pool_max_conns. Commits that wait for the disk together cost
 	// little more than one: with the library's four connections, half of the writes a disk could take are left undone.
 	maxConns = 16
+	// feedlessConns is how many connections the pool may have while there is no Feed.
+	feedlessConns = 2
 	// pingTimeout bounds the check of a connection that was idle, which a silent network would stretch for minutes.
 	pingTimeout = time.Second
 )
+
+var errFeedless = fmt.Errorf("%w: there is no connection to its log of changes yet", ErrUnavailable)
 
 // errAddress stands for the driver's error about an address. SECURITY: that one quotes the address and blanks only what it
 // recognises as the password, which "password = x" and an escaped space are not.
@@ -48,10 +53,24 @@ var errAddress = errors.New("the database's address is neither a postgres:// URL
 
 // Store is a pool of connections to one database. It is safe for concurrent use.
 type Store struct {
-	current atomic.Pointer[pgxpool.Pool] // pool returns it
-	retired sync.WaitGroup               // of pools that renewPool has replaced
-	host    atomic.Pointer[host]         // that of the last Feed, nil before the first
-	settler settler
+	version int // of the newest migration that this program knows
+	waiters waiters
+
+	current  atomic.Pointer[pgxpool.Pool] // pool returns it
+	renewing sync.Mutex                   // held while current is replaced
+	closed   bool                         // under renewing
+	retired  sync.WaitGroup               // of pools that renewPool has replaced
+	mostConn int32                        // that the pool may have, however many there is room for
+	// chosenSize says that DATABASE_URL has the size of the pool: somebody has counted.
+	chosenSize bool
+
+	host            atomic.Pointer[host]    // that of the last Feed, nil before the first
+	feedless        atomic.Bool             // a Feed is wanted, and not there
+	connectionLimit atomic.Int64            // of the server, 0 where it is not known
+	witness         atomic.Pointer[witness] // nil before the first heartbeat
+	begunBeats      atomic.Int64            // the newest heartbeat that was begun
+	needsBegin      atomic.Bool             // transactions have another isolation unless they say which
+	elsewheres      atomic.Int64            // writes that reached another database than the Feed's
 }
 
 // Open makes a Store over the database at url, a postgres:// URL or a keyword/value string with pgx's pool_* settings.
@@ -61,7 +80,11 @@ func Open(ctx context.Context, url secret.Value) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{settler: newSettler()}
+	version, err := newestMigration(migrations.Files)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{version: version, waiters: newWaiters(), mostConn: cfg.MaxConns, chosenSize: poolSizeChosen(url)}
 	cfg.BeforeConnect = s.beforeConnect
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
@@ -73,7 +96,12 @@ func Open(ctx context.Context, url secret.Value) (*Store, error) {
 
 // beforeConnect has the pool connect to the host of the Feed. A primary that was failed over and lives says that it takes writes as
 // well; the Feed is the one to find out, because its commits are confirmed there no more.
+//
+// Without a Feed nothing that a connection could read would count. So there are few, and the Feed of whoever needs one finds room.
 func (s *Store) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
+	if s.feedless.Load() && s.pool().Stat().TotalConns() > feedlessConns {
+		return errFeedless
+	}
 	chosen := s.host.Load()
 	if chosen == nil {
 		found, err := chooseHost(ctx, &cfg.Config, nil)
@@ -99,11 +127,8 @@ func poolConfig(url secret.Value) (*pgxpool.Config, error) {
 		return nil, errAddress
 	}
 	cfg.PingTimeout = pingTimeout
-	// The pool takes its own settings out of the connection's, so that only without it they can be seen.
-	if all, err := pgx.ParseConfig(url.Reveal()); err == nil {
-		if _, chosen := all.RuntimeParams["pool_max_conns"]; !chosen {
-			cfg.MaxConns = maxConns
-		}
+	if !poolSizeChosen(url) {
+		cfg.MaxConns = maxConns
 	}
 	conn := cfg.ConnConfig
 	if conn.ConnectTimeout == 0 {
@@ -119,8 +144,22 @@ func poolConfig(url secret.Value) (*pgxpool.Config, error) {
 	return cfg, nil
 }
 
+// poolSizeChosen reports whether an address says how many connections there may be.
+func poolSizeChosen(url secret.Value) bool {
+	// The pool takes its own settings out of the connection's, so that only without it they can be seen.
+	all, err := pgx.ParseConfig(url.Reveal())
+	if err != nil {
+		return false
+	}
+	_, chosen := all.RuntimeParams["pool_max_conns"]
+	return chosen
+}
+
 // Close closes every connection, after those in use are given back.
 func (s *Store) Close() {
+	s.renewing.Lock()
+	s.closed = true
+	s.renewing.Unlock()
 	s.pool().Close()
 	s.retired.Wait()
 }
@@ -129,13 +168,39 @@ func (s *Store) pool() *pgxpool.Pool { return s.current.Load() }
 
 // renewPool begins anew without a connection, once the database was lost and found again. A host that is gone leaves more than dead
 // connections behind: each that ran into a time-out takes up one of the pool's places for up to 15 s more, while the driver tries
-// to tell that host that it is no longer interested. What is under way on the old pool ends there.
-func (s *Store) renewPool() error {
-	pool, err := pgxpool.NewWithConfig(context.Background(), s.pool().Config())
+// to tell that host that it is no longer interested. What is under way on the old pool ends there. size is how many connections
+// the new one may have, 0 for as many as the old one.
+func (s *Store) renewPool(size int32) error {
+	s.renewing.Lock()
+	defer s.renewing.Unlock()
+	if s.closed {
+		return fmt.Errorf("%w: it was closed", ErrUnavailable)
+	}
+	cfg := s.pool().Config()
+	if size > 0 {
+		cfg.MaxConns = size
+	}
+	pool, err := pgxpool.NewWithConfig(context.Background(), cfg)
 	if err != nil {
 		return fmt.Errorf("opening another pool: %w", err)
 	}
 	s.retired.Go(s.current.Swap(pool).Close)
+	return nil
+}
+
+// Share makes the pool as large as a fair part of the server's connections, where so many instances share them, one more is to
+// start at any time, and each needs one for its Feed.
+func (s *Store) Share(instances int) error {
+	limit := s.connectionLimit.Load()
+	if s.chosenSize || limit == 0 {
+		return nil
+	}
+	size := int32(min(max(limit/int64(instances+1)-1, feedlessConns), int64(s.mostConn))) //nolint:gosec // at most mostConn
+	now := s.pool().Config().MaxConns
+	// Each change costs every connection, so that the pool grows only where that is worth it.
+	if size < now || size >= 2*now || size == s.mostConn && size > now {
+		return s.renewPool(size)
+	}
 	return nil
 }
 
@@ -145,12 +210,8 @@ func (s *Store) Ready(ctx context.Context) error {
 	if err != nil {
 		return s.failed("reading the schema's version", err)
 	}
-	newest, err := newestMigration(migrations.Files)
-	if err != nil {
-		return err
-	}
-	if version < newest {
-		return fmt.Errorf("the schema is at version %d, this program needs %d: %w", version, newest, ErrUnavailable)
+	if version < s.version {
+		return fmt.Errorf("the schema is at version %d, this program needs %d: %w", version, s.version, ErrUnavailable)
 	}
 	return nil
 }
@@ -200,6 +261,15 @@ func oneIn[T any](ctx context.Context, q querier, sql string, args ...any) (T, e
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
 }
 
+// quickAll is quick for each of them.
+func quickAll(ids []uuid.UUID) []pgtype.UUID {
+	all := make([]pgtype.UUID, len(ids))
+	for i, id := range ids {
+		all[i] = quick(id)
+	}
+	return all
+}
+
 // quick is an id in the driver's own type, for statements that are run all the time: an id of ours it would write out as text
 // and read again. It knows the type in every mode, also where poolers let it ask the server for none.
 func quick(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
@@ -247,10 +317,10 @@ func onConn(conn *pgx.Conn, do func(*pgx.Conn) error) error {
 	return nil
 }
 
-// noteUnconfirmed listens to the server's notices. Postgres answers a COMMIT whose wait was cancelled with success, and this
-// warning before it; the code is that of any warning, of which the statements here cause no other.
+// noteUnconfirmed listens to the server's notices. Postgres answers a COMMIT whose wait was cancelled with success, and a warning
+// before it. Only where that comes from tells it from the other warnings, of a trigger's or about transaction ids for example.
 func noteUnconfirmed(conn *pgconn.PgConn, notice *pgconn.Notice) {
-	if notice.Code == codeWarning && notice.SeverityUnlocalized == "WARNING" {
+	if notice.Routine == "SyncRepWaitForLSN" && rules.Confirm {
 		conn.CustomData()[unconfirmed] = true
 	}
 }

@@ -1,0 +1,288 @@
+package replica_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/replica"
+	"accesskeys/internal/store"
+)
+
+// restore replaces a table by a copy of those of its rows that a condition names, in one transaction, as pg_restore --clean -1 does by
+// a dump from when there were no others. Nothing of it is in the log.
+func (w *world) restore(table, where string, args ...any) {
+	w.t.Helper()
+	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
+		for _, sql := range []string{
+			`ALTER TABLE ` + table + ` RENAME TO restored`,
+			`CREATE TABLE ` + table + ` (LIKE restored INCLUDING ALL)`,
+		} {
+			if _, err := tx.Exec(w.t.Context(), sql); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.Exec(w.t.Context(), `INSERT INTO `+table+` SELECT * FROM restored WHERE `+where, args...); err != nil {
+			return err
+		}
+		_, err := tx.Exec(w.t.Context(), `DROP TABLE restored CASCADE`)
+		return err
+	})
+	if err != nil {
+		w.t.Fatalf("%s: %v", table, err)
+	}
+}
+
+// forgotten returns once nothing of a tenant's is remembered.
+func (r *runner) forgotten(tn tenant) {
+	r.t.Helper()
+	until(r.t, "all is forgotten", func() bool {
+		for _, reader := range tn.readers() {
+			if reader.peek(r.Replica) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Where any of the tables is another one, the database was put back: everything is forgotten, also where the log is as it was.
+func TestTablesThatAreReplacedAreForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	log := func() string { return value[string](w, `SELECT position || ' ' || entry FROM change_head`) }
+	for _, table := range append([]string{"change_head", "changes", "instances"}, loggedTables...) {
+		r.reads(w.acme)
+		r.wants("before", w.acme, everything)
+		before := log()
+		w.restore(table, `true`)
+		r.forgotten(w.acme)
+		r.reads(w.acme)
+		r.wants(table+", then", w.acme, everything)
+		if log() != before {
+			t.Errorf("%s: the log has gone on", table)
+		}
+	}
+	if s := r.log.String(); strings.Contains(s, "lost") { // touch, or commits
+		t.Errorf("logged: %s", s)
+	}
+}
+
+// What a database that was put back doesn't have any more is accepted by nobody who has read its log since.
+func TestWhatARestoreTookAwayIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	r.reads(w.acme)
+	w.restore("accesskeys", `id <> $1`, w.acme.key.ID)
+	r.forgotten(w.acme)
+	if _, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a key that the database doesn't have: %v", err)
+	}
+	r.reads(w.acme)
+	r.wants("after it", w.acme, "agent, service account's key, account's access key")
+}
+
+// A look-up that was under way when the database was put back is neither remembered nor anybody's answer, though the log's head is still
+// the one that it has found.
+func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplica(long)
+	held := r.holdLookups(0)
+	r.started()
+	r.reads(w.globex)
+	held.stopped = make(chan struct{}, 1)
+	held.stops.Store(1)
+	read := make(chan error, 1)
+	go func() {
+		_, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody)
+		read <- err
+	}()
+	<-held.stopped // it has the row
+	w.restore("accesskeys", `id <> $1`, w.acme.key.ID)
+	r.forgotten(w.globex)
+	if err := r.Ready(within(t)); err != nil {
+		var trouble *replica.TroubleError // the triggers are not in this dump
+		if !errors.As(err, &trouble) {
+			t.Error(err)
+		}
+	}
+	held.let()
+	if err := <-read; !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a key that the database doesn't have: %v", err)
+	}
+	r.reads(w.acme)
+	r.wants("after it", w.acme, "agent, service account's key, account's access key")
+}
+
+// A database that has lost what it had confirmed is an error that is said and counted, once for each time.
+func TestLostCommitsAreSaidOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	const line = "has lost commits that it had confirmed"
+	renew := func() {
+		t.Helper()
+		for range 3 {
+			if err := r.Renew(within(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var want int64
+	check := func(what string) {
+		t.Helper()
+		renew()
+		logged := strings.Count(r.log.String(), line)
+		if s := r.Stats(); s.Lost != want || int64(logged) != want {
+			t.Errorf("%s: counted %d times, logged %d times, want %d", what, s.Lost, logged, want)
+		}
+	}
+	// These lose nothing.
+	w.exec(`UPDATE agents SET name = 'other'`)
+	check("a change")
+	w.internally(`DELETE FROM instances`)
+	check("an instance that was taken for dead")
+	w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'accesskeys'`)
+	until(t, "there is a lease again", func() bool { return r.Renew(within(t)) == nil })
+	check("a connection that was lost")
+
+	for i, loss := range []struct{ name, sql string }{
+		{"a heartbeat", `UPDATE instances SET seq = 1 WHERE seq > 1`},
+		{"the newest entry", `
+			WITH gone AS (DELETE FROM changes WHERE position = (SELECT position FROM change_head))
+			UPDATE change_head h SET position = c.position, entry = c.entry
+			FROM changes c WHERE c.position = h.position - 1`},
+		{"the newest entry, for another", `
+			WITH e AS (SELECT gen_random_uuid() AS entry),
+			     c AS (UPDATE changes SET entry = e.entry FROM e WHERE position = (SELECT position FROM change_head))
+			UPDATE change_head SET entry = e.entry FROM e`},
+	} {
+		w.exec(`UPDATE agents SET name = name || '.'`)
+		w.exec(`UPDATE agents SET name = name || '.'`)
+		w.applied(r)
+		renew()
+		want++
+		w.internally(loss.sql)
+		until(t, loss.name+" is missed", func() bool {
+			overtaken := i == 0 && w.seq(r) > 1 // by a heartbeat: either it was seen before that, or not at all
+			if r.Stats().Lost == want {
+				return true
+			}
+			if overtaken {
+				w.internally(loss.sql)
+			}
+			return false
+		})
+		check(loss.name)
+	}
+}
+
+// Who holds an instance's row keeps it from nothing: it goes on under another id, with its lease and all that it remembers, and
+// the old id goes out of the list with the others that have died.
+func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(replica.MinLease)
+	before := r.ID()
+	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, before)
+	until(t, "it has another id", func() bool { return r.ID() != before })
+	for range 3 {
+		if err := r.Renew(within(t)); err != nil {
+			t.Errorf("while its row is held: %v", err)
+		}
+	}
+	w.exec(`UPDATE agents SET name = 'other' WHERE id = $1`, w.acme.agent.ID)
+	w.applied(r) // under the new id
+	r.reads(w.acme)
+	log := r.log.String()
+	if strings.Contains(log, "lost touch") || strings.Count(log, "it goes on under another id") != 1 || strings.Contains(log, "mended") {
+		t.Errorf("logged: %s", log)
+	}
+	if s := r.Stats(); s.Lost != 0 {
+		t.Errorf("stats %+v", s)
+	}
+	release()
+	until(t, "the old id is removed", func() bool {
+		return value[int](w, `SELECT count(*) FROM instances`) == 1 && w.seq(r) > 0
+	})
+}
+
+// Who holds the row of another instance that has died costs nobody the lease.
+func TestHeldRowOfADeadInstanceCostsNobodyTheLease(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dead := uuid.New()
+	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
+		dead, replica.MinLease.Milliseconds())
+	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, dead)
+	r, off := w.run(replica.MinLease), w.run(0)
+	r.reads(w.acme)
+	for began := time.Now(); time.Since(began) < 10*store.LeaseEnd(replica.MinLease); { // which is swept again and again
+		if err := r.Renew(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		off.wants("without a cache", w.acme, "")
+	}
+	if s := r.log.String(); s != "" {
+		t.Errorf("logged: %s", s)
+	}
+	if value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) != 1 {
+		t.Error("a row that is held was removed")
+	}
+	release()
+	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
+}
+
+// Tables of the log that somebody has emptied are mended by the instances themselves, and everything is forgotten: what was
+// in them nobody can know.
+func TestEmptiedLogIsMended(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	instances := []*runner{w.run(time.Second), w.run(long)}
+	for _, sql := range []string{
+		`TRUNCATE changes`, `TRUNCATE change_head`, `TRUNCATE changes, change_head`, `TRUNCATE changes, change_head, instances`,
+		`DELETE FROM changes WHERE position = (SELECT position FROM change_head)`, `DELETE FROM change_head`,
+	} {
+		w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
+		for _, r := range instances {
+			w.applied(r)
+			r.reads(w.acme)
+			r.wants("before", w.acme, everything)
+		}
+		w.internally(sql)
+		for _, r := range instances {
+			r.forgotten(w.acme)
+			until(t, "it has a lease again", func() bool { return r.Renew(within(t)) == nil })
+			r.reads(w.acme)
+			r.wants(sql+", then", w.acme, everything)
+		}
+		// And what is changed is known everywhere once that has returned.
+		name := uuid.NewString()
+		if _, err := instances[0].store.UpdateAccessKey(
+			t.Context(), store.Operator(), w.acme.customer.ID, w.acme.key.ID, store.AccessKeyChange{Name: &name},
+		); err != nil {
+			t.Errorf("%s: a change: %v", sql, err)
+		}
+		for _, r := range instances {
+			if c, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody); err != nil || c.Name != name {
+				t.Errorf("%s: after a change: %q, %v", sql, c.Name, err)
+			}
+		}
+	}
+	logged := instances[0].log.String() + instances[1].log.String()
+	for _, line := range []string{"lacks its newest entry; it is mended", "has lost its head; it is mended"} {
+		if !strings.Contains(logged, line) {
+			t.Errorf("%q is not logged: %s", line, logged)
+		}
+	}
+	if strings.Contains(logged, "under another id") {
+		t.Errorf("a log that is damaged is taken for a row that is held: %s", logged)
+	}
+}

@@ -1,0 +1,237 @@
+package replica_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/replica"
+	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+)
+
+// troubled returns once an instance is not ready, for a reason whose text has this in it.
+func (r *runner) troubled(text string) {
+	r.t.Helper()
+	until(r.t, fmt.Sprintf("it is not ready: %q", text), func() bool {
+		var trouble *replica.TroubleError
+		return errors.As(r.Ready(within(r.t)), &trouble) && strings.Contains(trouble.Error(), text) && r.Stats().Trouble
+	})
+}
+
+// untroubled returns once it is ready.
+func (r *runner) untroubled() {
+	r.t.Helper()
+	until(r.t, "it is ready again", func() bool { return r.Ready(within(r.t)) == nil && !r.Stats().Trouble })
+}
+
+// logged is how often a line was logged.
+func (r *runner) logged(line string) int { return strings.Count(r.log.String(), line) }
+
+// An instance that a newer schema shuts out says so, gets no lease any more, and answers nothing once the one that it has is over; one
+// without a lease answers nothing at once.
+func TestInstanceThatIsOutdatedStops(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, off := w.run(long), w.run(0)
+	r.reads(w.acme)
+	oldest := value[int](w, `SELECT oldest_version FROM change_head`)
+	w.internally(`UPDATE change_head SET oldest_version = $1`, oldest+1)
+	for _, r := range []*runner{r, off} {
+		r.troubled("needs a newer version of this program")
+	}
+	r.wants("while its lease is held", w.acme, everything)
+	r.advance(long)
+	for _, r := range []*runner{r, off} {
+		for _, reader := range append(w.acme.readers(), strangers()...) {
+			if _, _, err := reader.replica(within(t), r.Replica); !errors.Is(err, store.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("%s: %v", reader.name, err)
+			}
+			if _, _, err := reader.proven(within(t), r.Replica); !errors.Is(err, store.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("%s, proven: %v", reader.name, err)
+			}
+		}
+	}
+	if r.Stats().Held {
+		t.Error("it has a lease")
+	}
+	if n := r.logged("lost touch with the log of changes"); n != 1 {
+		t.Errorf("that it has no lease is logged %d times", n)
+	}
+	w.internally(`UPDATE change_head SET oldest_version = $1`, oldest)
+	for _, r := range []*runner{r, off} {
+		r.untroubled()
+		until(t, "it answers again", func() bool {
+			_, _, err := w.acme.readers()[0].replica(within(t), r.Replica)
+			return err == nil
+		})
+		r.reads(w.acme)
+		for _, line := range []string{"something is wrong with the database", "nothing is wrong with the database any more"} {
+			if n := r.logged(line); n != 1 {
+				t.Errorf("%q is logged %d times", line, n)
+			}
+		}
+	}
+}
+
+// A trigger that is missing, or that doesn't fire when it should, makes an instance not ready and is named, until it is as it was made.
+// It goes on answering: its own changes are logged all the same.
+func TestTriggersThatDoNotFireAreNamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, off := w.run(long), w.run(0)
+	for _, broken := range []struct{ sql, names, mend string }{
+		{`ALTER TABLE agents DISABLE TRIGGER changed`, "changed on agents", `ALTER TABLE agents ENABLE TRIGGER changed`},
+		{`ALTER TABLE customers ENABLE TRIGGER applied`, "applied on customers", `ALTER TABLE customers ENABLE REPLICA TRIGGER applied`},
+		{`ALTER TABLE accesskeys ENABLE TRIGGER emptied`, "emptied on accesskeys", `ALTER TABLE accesskeys ENABLE ALWAYS TRIGGER emptied`},
+		{`ALTER TABLE instances DISABLE TRIGGER USER`, "guarded on instances, guarded_emptying on instances",
+			`ALTER TABLE instances ENABLE ALWAYS TRIGGER guarded, ENABLE ALWAYS TRIGGER guarded_emptying`},
+		{`ALTER TRIGGER removed ON service_account_keys RENAME TO gone`, "removed on service_account_keys",
+			`ALTER TRIGGER gone ON service_account_keys RENAME TO removed`},
+	} {
+		w.exec(broken.sql)
+		for _, r := range []*runner{r, off} {
+			r.troubled("missing or disabled, so that changes by hand may be noticed late: " + broken.names + ".")
+			r.reads(w.acme)
+		}
+		w.exec(broken.mend)
+		for _, r := range []*runner{r, off} {
+			r.untroubled()
+			if n := r.logged(broken.names); n != 1 {
+				t.Errorf("%s is logged %d times", broken.names, n)
+			}
+		}
+	}
+	// Firing always is as good.
+	w.exec(`ALTER TABLE agents ENABLE ALWAYS TRIGGER changed`)
+	w.exec(`ALTER TABLE agents DISABLE TRIGGER removed`)
+	r.troubled(": removed on agents.")
+}
+
+// An address that leads to another database from one connection to the next is said, and keeps an instance from nothing that it can
+// still prove by its Feed; nothing is refused or revoked.
+func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	// Another database under the same address: another schema, which new connections come to.
+	w.exec(`CREATE SCHEMA elsewhere`)
+	other := must(url.Parse(w.url.Reveal()))(t)
+	query := other.Query()
+	query.Set("search_path", "elsewhere")
+	other.RawQuery = query.Encode()
+	must(store.MigrateUp(t.Context(), secret.New(other.String()), slog.New(slog.DiscardHandler)))(t)
+	r := w.run(long)
+	r.reads(w.acme)
+	var feed int
+	until(t, "the connection of the Feed is known", func() bool {
+		return w.db.QueryRow(t.Context(), `SELECT pid FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'accesskeys' AND query LIKE '%LEFT JOIN changes k%'`).Scan(&feed) == nil
+	})
+	moved := func(to string) {
+		t.Helper()
+		w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ` + to + `', current_database()); END $$`)
+		w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'accesskeys' AND pid <> $1`, feed)
+	}
+	moved(`SET search_path = elsewhere`)
+	r.troubled("lead to another one than the one that this server hears of changes from")
+	for _, reader := range w.acme.readers() { // remembered
+		if _, _, err := reader.replica(within(t), r.Replica); err != nil {
+			t.Errorf("%s: %v", reader.name, err)
+		}
+	}
+	for _, reader := range w.globex.readers() { // not remembered
+		until(t, "it is answered by the Feed", func() bool {
+			_, _, err := reader.replica(within(t), r.Replica)
+			return err == nil
+		})
+	}
+	for _, reader := range strangers() { // which may be known elsewhere
+		_, _, err := reader.replica(within(t), r.Replica)
+		if !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%s that is unknown: %v", reader.name, err)
+		}
+	}
+	if _, err := r.store.DeleteAccessKey(
+		t.Context(), store.Operator(), w.acme.customer.ID, w.acme.key.ID,
+	); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("a revocation: %v", err)
+	}
+	moved(`RESET search_path`)
+	r.untroubled()
+	r.reads(w.globex)
+	if r.logged("lost touch") != 0 {
+		t.Errorf("logged: %s", r.log)
+	}
+}
+
+// Instances without a lease take those out of the list that have died, or changes would wait for these for ever.
+func TestTheDeadAreSweptWithoutALease(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const lease = time.Second
+	dead, began := uuid.New(), time.Now()
+	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
+		dead, lease.Milliseconds())
+	w.run(0)
+	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances`) == 0 })
+	if took := time.Since(began); took < store.LeaseEnd(lease) {
+		t.Errorf("it was removed after %v, before its lease could have ended", took)
+	}
+	// Who lives stays.
+	r := w.run(lease)
+	for began := time.Now(); time.Since(began) < 3*time.Second; {
+		if err := r.Renew(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		if value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, r.ID()) != 1 {
+			t.Fatal("a live instance was removed")
+		}
+	}
+}
+
+// A database that only reads is not the one that revocations are written to: nothing that it says counts.
+func TestNothingIsAnsweredByADatabaseThatOnlyReads(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, off := w.run(long), w.run(0)
+	r.reads(w.acme)
+	readOnly := func(setting string) {
+		t.Helper()
+		w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ` + setting + `', current_database()); END $$`)
+		w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'accesskeys'`)
+	}
+	readOnly(`SET default_transaction_read_only = on`)
+	for range 3 {
+		for _, reader := range append(w.acme.readers(), strangers()...) {
+			for name, r := range map[string]*runner{"with a lease": r, "without one": off} {
+				_, _, proven := reader.proven(within(t), r.Replica)
+				if !errors.Is(proven, store.ErrUnavailable) || errors.Is(proven, store.ErrNotFound) {
+					t.Errorf("%s, %s: proven: %v", reader.name, name, proven)
+				}
+			}
+			if _, _, err := reader.replica(within(t), off.Replica); !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("%s: %v", reader.name, err)
+			}
+		}
+	}
+	r.advance(long)
+	for _, reader := range append(w.acme.readers(), strangers()...) {
+		if _, _, err := reader.replica(within(t), r.Replica); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s, after the lease: %v", reader.name, err)
+		}
+	}
+	readOnly(`RESET default_transaction_read_only`)
+	for _, r := range []*runner{r, off} {
+		until(t, "it answers again", func() bool {
+			_, _, err := w.acme.readers()[0].replica(within(t), r.Replica)
+			return err == nil
+		})
+	}
+}

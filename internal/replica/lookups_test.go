@@ -1,0 +1,225 @@
+package replica_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"accesskeys/internal/replica"
+	"accesskeys/internal/store"
+)
+
+// from is an address of the n-th of many networks.
+func from(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 1}) }
+
+// Whatever is presented, and from wherever, look-ups use no more connections than there are for them.
+func TestLookUpsUseFewConnections(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, lease := range []time.Duration{0, long} {
+		r := w.newReplica(lease)
+		var underWay, most, looked atomic.Int64
+		r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+			return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+				now := underWay.Add(1)
+				defer underWay.Add(-1)
+				for before := most.Load(); now > before && !most.CompareAndSwap(before, now); before = most.Load() {
+				}
+				looked.Add(int64(len(l.AccessKeys)))
+				return lookup(ctx, l, known, order)
+			}
+		})
+		r.started()
+		const clients, each = 300, 10
+		var all sync.WaitGroup
+		for n := range clients {
+			all.Go(func() {
+				for range each {
+					if _, err := r.AccessKeyByHash(within(t), newHash(), from(n)); !errors.Is(err, store.ErrNotFound) {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+		if most.Load() > replica.LookupsAtOnce {
+			t.Errorf("%d look-ups were under way at once, want %d at most", most.Load(), replica.LookupsAtOnce)
+		}
+		if looked.Load() < clients*each {
+			t.Errorf("%d of %d keys were looked up", looked.Load(), clients*each)
+		}
+		// Beside these there are that of the inspections, and that of the writing of uses.
+		if total := r.store.PoolStats().Total; total > replica.LookupsAtOnce+2 {
+			t.Errorf("the pool has %d connections", total)
+		}
+		r.stop()
+	}
+}
+
+// A client is served soon, however many credentials others wait for: networks take turns.
+func TestNetworksTakeTurns(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, flood := range []struct {
+		name           string
+		networks, each int
+		batches        int // that may go before, or with, the lone client's
+	}{
+		{"one network", 1, 3000, 1},
+		{"a thousand networks", 1000, 3, 1000/replica.LookupBatch + 1},
+	} {
+		r := w.newReplica(0)
+		var batches [][]store.TokenHash
+		var mu sync.Mutex
+		r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+			return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+				mu.Lock()
+				batches = append(batches, l.AccessKeys)
+				mu.Unlock()
+				return lookup(ctx, l, known, order)
+			}
+		})
+		held := r.holdLookups(replica.LookupsAtOnce)
+		held.before.Store(true)
+		r.started()
+		held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
+		var all sync.WaitGroup
+		for n := range flood.networks {
+			for range flood.each {
+				all.Go(func() {
+					if _, err := r.AccessKeyByHash(within(t), newHash(), from(n)); !errors.Is(err, store.ErrNotFound) {
+						t.Errorf("%s: %v", flood.name, err)
+					}
+				})
+			}
+		}
+		r.waiting(flood.networks * flood.each)
+		all.Go(func() { // the last to come
+			if _, err := r.AccessKeyByHash(within(t), w.acme.hash, netip.MustParseAddr("2001:db8::1")); err != nil {
+				t.Errorf("%s: the lone client: %v", flood.name, err)
+			}
+		})
+		r.waiting(flood.networks*flood.each + 1)
+		held.let()
+		all.Wait()
+		batches = batches[replica.LookupsAtOnce:] // without those that were held
+		at := slices.IndexFunc(batches, func(b []store.TokenHash) bool { return slices.Contains(b, w.acme.hash) })
+		// As many as there are connections go at the same time, in any order.
+		if at < 0 || at >= flood.batches+replica.LookupsAtOnce-1 {
+			t.Errorf("%s: the lone client was served with batch %d of %d", flood.name, at, len(batches))
+		}
+		if total := flood.networks * flood.each; len(batches) > 3*(total/replica.LookupBatch+1) {
+			t.Errorf("%s: %d batches for %d", flood.name, len(batches), total)
+		}
+		r.stop()
+	}
+}
+
+// What waits has a bound, and no network can use all of it up.
+func TestLookUpsThatWaitHaveABound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplica(0) // which never runs: nobody is served
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	tooMany := func(n int) {
+		t.Helper()
+		if _, err := r.AccessKeyByHash(within(t), newHash(), from(n)); !errors.Is(err, store.ErrUnavailable) ||
+			!strings.Contains(err.Error(), "too many") {
+			t.Errorf("one more of network %d: %v", n, err)
+		}
+	}
+	const networks = replica.LookupsMax / replica.LookupsPerNetwork
+	for n := range networks {
+		for range replica.LookupsPerNetwork {
+			all.Go(func() {
+				if _, err := r.AccessKeyByHash(ctx, newHash(), from(n)); !errors.Is(err, store.ErrUnavailable) {
+					t.Error(err)
+				}
+			})
+		}
+		r.waiting((n + 1) * replica.LookupsPerNetwork)
+		tooMany(n)
+	}
+	tooMany(networks) // of a network that has nothing waiting
+	stop()
+	all.Wait()
+	// Nobody waits any more: those who have gone make room as soon as somebody is served.
+	r.started()
+	if _, err := r.AccessKeyByHash(within(t), w.acme.hash, from(0)); err != nil && !errors.Is(err, store.ErrUnavailable) {
+		t.Error(err)
+	}
+	until(t, "there is room again", func() bool {
+		_, err := r.AccessKeyByHash(within(t), w.acme.hash, from(0))
+		return err == nil
+	})
+}
+
+// When an instance ends, nobody is left waiting for it.
+func TestThoseWhoWaitAreToldOfTheEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplica(0)
+	held := r.holdLookups(replica.LookupsAtOnce)
+	r.started()
+	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
+	const askers = 50
+	results := make(chan error, askers)
+	for n := range askers {
+		go func() {
+			_, err := r.AccessKeyByHash(within(t), newHash(), from(n))
+			results <- err
+		}()
+	}
+	r.waiting(askers)
+	stopped := make(chan struct{})
+	go func() {
+		r.stop()
+		close(stopped)
+	}()
+	held.let()
+	for range askers { // looked up, or told of the end
+		err := <-results
+		if !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	<-stopped
+}
+
+// What is one client's network: a provider gives a household or a machine no less, and little more.
+func TestNetworkOfAClient(t *testing.T) {
+	t.Parallel()
+	for addr, want := range map[string]string{
+		"192.0.2.1":            "192.0.2.0/24",
+		"192.0.2.255":          "192.0.2.0/24",
+		"192.0.3.1":            "192.0.3.0/24",
+		"::ffff:192.0.2.7":     "192.0.2.0/24", // the same client, by a socket for both kinds
+		"2001:db8:1:2::3":      "2001:db8:1::/48",
+		"2001:db8:1:ffff::":    "2001:db8:1::/48",
+		"2001:db8:2::":         "2001:db8:2::/48",
+		"fe80::1%eth0":         "fe80::/48",
+		"::1":                  "::/48",
+		"":                     "invalid Prefix",
+		"::ffff:192.0.2.7%eth": "192.0.2.0/24",
+	} {
+		var a netip.Addr
+		if addr != "" {
+			a = netip.MustParseAddr(addr)
+		}
+		if got := replica.NetworkOf(a); got.String() != want {
+			t.Errorf("the network of %q is %v, want %s", addr, got, want)
+		}
+	}
+	if a, b := replica.NetworkOf(netip.Addr{}), replica.NetworkOf(netip.Addr{}); a != b {
+		t.Error(fmt.Sprint("those whose address is not known are of several networks: ", a, b))
+	}
+}

@@ -1,0 +1,318 @@
+package replica_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/replica"
+	"accesskeys/internal/store"
+)
+
+// strangers are the readers of credentials that do not exist.
+func strangers() []reader {
+	return tenant{
+		hash: newHash(), madeHash: newHash(),
+		agent: store.Agent{ID: uuid.New()}, pair: store.ServiceAccountKey{ID: uuid.New()},
+	}.readers()
+}
+
+// seq is the number of the newest heartbeat of an instance that the database has.
+func (w *world) seq(r *runner) int64 {
+	w.t.Helper()
+	return value[int64](w, `SELECT seq FROM instances WHERE id = $1`, r.ID())
+}
+
+// lock runs SQL in a transaction that holds its locks until release is called.
+func (w *world) lock(sql string, args ...any) (release func()) {
+	w.t.Helper()
+	tx := must(w.db.Begin(w.t.Context()))(w.t)
+	if _, err := tx.Exec(w.t.Context(), sql, args...); err != nil {
+		w.t.Fatalf("%s: %v", sql, err)
+	}
+	release = sync.OnceFunc(func() {
+		if err := tx.Rollback(context.Background()); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(release)
+	return release
+}
+
+// noHeartbeats is a lock under which no heartbeat can be committed, while everything can be read.
+const noHeartbeats = `LOCK TABLE instances IN EXCLUSIVE MODE`
+
+// Only a heartbeat that began after the request proves that there is no such credential; and there is one for each.
+func TestUnknownIsRefusedByAHeartbeatThatBeganAfterTheRequest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	for range 3 {
+		for _, reader := range strangers() {
+			before := w.seq(r)
+			if _, _, err := reader.replica(within(t), r.Replica); !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("%s: %v", reader.name, err)
+			}
+			if after := w.seq(r); after <= before {
+				t.Errorf("%s: refused by the heartbeat %d of before the request", reader.name, after)
+			}
+		}
+	}
+}
+
+// Where no heartbeat can be committed, as on a primary that was failed over, nobody is told that there is no such credential, and no
+// proven row is given; what is remembered is accepted while the lease is held.
+func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	r.reads(w.acme)
+	release := w.lock(noHeartbeats)
+	var asking sync.WaitGroup
+	for _, reader := range strangers() {
+		for name, read := range map[string]func(context.Context, *replica.Replica) (any, time.Time, error){
+			"unknown": reader.replica, "unknown, proven": reader.proven,
+		} {
+			asking.Go(func() {
+				if _, _, err := read(within(t), r.Replica); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
+					t.Errorf("%s, %s: %v", reader.name, name, err)
+				}
+			})
+		}
+	}
+	for _, reader := range w.acme.readers() {
+		asking.Go(func() {
+			if _, _, err := reader.proven(within(t), r.Replica); !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("%s, proven: %v", reader.name, err)
+			}
+		})
+	}
+	r.wants("without heartbeats", w.acme, everything)
+	asking.Wait()
+	release()
+	for _, reader := range strangers() {
+		until(t, "it is refused again", func() bool {
+			_, _, err := reader.replica(within(t), r.Replica)
+			return errors.Is(err, store.ErrNotFound)
+		})
+	}
+}
+
+// A credential that is made after the pool's look-up has found nothing is found by the proof, and then remembered.
+func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for i, made := range []struct {
+		sql string
+		id  any
+	}{
+		{`UPDATE accesskeys SET token_sha256 = $1 WHERE id = $2`, w.acme.key.ID},
+		{`INSERT INTO agents (id, customer_id, username, password_hash) SELECT $1, customer_id, 'new', '$argon2id$v=19$x' FROM agents WHERE id = $2`, w.acme.agent.ID},
+		{`INSERT INTO service_account_keys (id, account_id, algorithm, spki)
+			SELECT $1, account_id, algorithm, spki FROM service_account_keys WHERE id = $2`, w.acme.pair.ID},
+	} {
+		id := uuid.New()
+		tn := tenant{hash: newHash(), agent: store.Agent{ID: id}, pair: store.ServiceAccountKey{ID: id}}
+		reader := tn.readers()[i]
+		r := w.newReplica(long)
+		held := r.holdLookups(1)
+		r.started()
+		type result struct {
+			got any
+			err error
+		}
+		done := make(chan result, 1)
+		go func() {
+			got, _, err := reader.replica(within(t), r.Replica)
+			done <- result{got, err}
+		}()
+		<-held.stopped // it has found nothing
+		if i == 0 {
+			w.exec(made.sql, tn.hash[:], made.id)
+		} else {
+			w.exec(made.sql, id, made.id)
+		}
+		held.let()
+		want := must(reader.store(t.Context(), w.store))(t)
+		if got := <-done; got.err != nil || !reflect.DeepEqual(got.got, want) {
+			t.Errorf("%s: %+v, %v, want %+v", reader.name, got.got, got.err, want)
+		}
+		if !reader.peek(r.Replica) {
+			t.Errorf("%s: what the proof has found is not remembered", reader.name)
+		}
+		r.stop()
+	}
+}
+
+// A proven row is the database's as it is after the request, by a heartbeat of after it, whatever is remembered. Without a lease it
+// is what the database says.
+func TestProvenRowIsTheDatabasesAsItIs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, off := w.run(long), w.run(0)
+	r.reads(w.acme)
+	for _, table := range loggedTables {
+		w.aroundTheLog(`UPDATE ` + table + ` SET tm_delete = '2030-01-01'`)
+	}
+	for _, reader := range w.acme.readers() {
+		want := must(reader.store(t.Context(), w.store))(t)
+		if got, _, err := reader.replica(within(t), r.Replica); err != nil || reflect.DeepEqual(got, want) {
+			t.Errorf("%s: memory knows what went around the log: %v, %v", reader.name, got, err)
+		}
+	}
+	clock := func() time.Time { return value[time.Time](w, `SELECT clock_timestamp()`) }
+	for _, reader := range w.acme.readers() {
+		want := must(reader.store(t.Context(), w.store))(t)
+		seq, before := w.seq(r), clock()
+		got, now, err := reader.proven(within(t), r.Replica)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: proven is %+v, %v, want %+v", reader.name, got, err, want)
+		}
+		if now.Before(before) {
+			t.Errorf("%s: asked at %v, told %v", reader.name, before, now)
+		}
+		if w.seq(r) <= seq {
+			t.Errorf("%s: proven without a heartbeat", reader.name)
+		}
+		if got, _, err := reader.proven(within(t), off.Replica); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s, without a lease: proven is %+v, %v, want %+v", reader.name, got, err, want)
+		}
+	}
+}
+
+// Whatever strangers present, those who wait share rounds, which are made no more often than the database bears; and when nobody waits,
+// there are none.
+func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	for _, flood := range []struct{ strangers, refusals, shared int64 }{
+		{3, 90, 1}, // who come back at once
+		{200, 2000, 10},
+	} {
+		var asked atomic.Int64
+		var strangers sync.WaitGroup
+		began, before := time.Now(), w.seq(r)
+		for range flood.strangers {
+			strangers.Go(func() {
+				for asked.Add(1) <= flood.refusals {
+					if _, err := r.AccessKeyByHash(within(t), newHash(), nobody); !errors.Is(err, store.ErrNotFound) {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		strangers.Wait()
+		took, rounds := time.Since(began), w.seq(r)-before
+		t.Logf("%d strangers: %d refusals by %d heartbeats in %v", flood.strangers, flood.refusals, rounds, took)
+		if most := int64(took/replica.ProofPause + took/(long/4) + 3); rounds > most {
+			t.Errorf("%d strangers: %d heartbeats in %v, want %d at most", flood.strangers, rounds, took, most)
+		}
+		if flood.refusals < flood.shared*rounds {
+			t.Errorf("%d strangers: %d refusals by %d heartbeats are not shared", flood.strangers, flood.refusals, rounds)
+		}
+	}
+	// Nobody waits: what is made now is the lease's.
+	until(t, "nobody waits", func() bool { return r.WaitingProofs() == 0 && r.WaitingLookups() == 0 })
+	until(t, "the last round has ended", func() bool { return r.Renew(within(t)) == nil })
+	began, before := time.Now(), w.seq(r)
+	time.Sleep(20 * replica.ProofPause) // to see that nothing happens
+	if rounds, most := w.seq(r)-before, int64(time.Since(began)/(long/4)+1); rounds > most {
+		t.Errorf("%d heartbeats while nobody waits, want %d at most", rounds, most)
+	}
+	if s := r.log.String(); s != "" {
+		t.Errorf("logged: %s", s)
+	}
+}
+
+// Those who wait for a proof hold no connection of the pool.
+func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplica(long)
+	var underWay, looked atomic.Int64
+	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+			underWay.Add(1)
+			defer underWay.Add(-1)
+			defer looked.Add(int64(len(l.AccessKeys)))
+			return lookup(ctx, l, known, order)
+		}
+	})
+	r.started()
+	// Heartbeats that take long, though not so long that the database is given up and the pool replaced.
+	w.exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'`)
+	w.exec(`CREATE TRIGGER slow BEFORE UPDATE ON instances FOR EACH ROW EXECUTE FUNCTION slow()`)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var all sync.WaitGroup
+	const strangers = 300
+	for range strangers {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = r.AccessKeyByHash(ctx, newHash(), nobody)
+			}
+		})
+	}
+	until(t, "all wait, and no connection of the pool is in use", func() bool {
+		return looked.Load() >= strangers && r.WaitingLookups() == 0 && underWay.Load() == 0 && r.store.PoolStats().Acquired == 0
+	})
+	stop()
+	all.Wait()
+}
+
+// Rounds for proofs renew the lease, and so keep the others from being due; the dead are removed all the same.
+func TestTheDeadAreSweptDuringAFlood(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(2 * time.Second)
+	ctx, stop := context.WithCancel(t.Context())
+	var strangers sync.WaitGroup
+	for range 20 {
+		strangers.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = r.AccessKeyByHash(ctx, newHash(), nobody)
+			}
+		})
+	}
+	before := w.seq(r)
+	until(t, "there are rounds for proofs", func() bool { return w.seq(r) > before+3 })
+	dead := uuid.New()
+	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
+		dead, replica.MinLease.Milliseconds())
+	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
+	stop()
+	strangers.Wait()
+}
+
+// What waits has a bound.
+func TestRefusalsThatWaitHaveABound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplica(long) // which never runs: nobody is served
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	for range replica.LookupsMax {
+		all.Go(func() {
+			if _, err := r.ProvenAccessKeyByHash(ctx, newHash(), nobody); !errors.Is(err, store.ErrUnavailable) {
+				t.Error(err)
+			}
+		})
+	}
+	until(t, "all wait", func() bool { return r.WaitingProofs() == replica.LookupsMax })
+	if _, err := r.ProvenAccessKeyByHash(within(t), newHash(), nobody); !errors.Is(err, store.ErrUnavailable) ||
+		!strings.Contains(err.Error(), "too many") {
+		t.Errorf("one more: %v", err)
+	}
+	stop()
+	all.Wait()
+}

@@ -1,0 +1,373 @@
+package replica_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accesskeys/internal/replica"
+	"accesskeys/internal/store"
+)
+
+// maxAge is a bound on the age of rows that no test outlives: what makes rows old is the test's own clock.
+const maxAge = time.Hour
+
+// Rows are due in one part of their life, and too old from the next on.
+const (
+	due  = (replica.AgeParts-2)*maxAge/replica.AgeParts + maxAge/replica.AgeParts/2
+	late = (replica.AgeParts - 1) * maxAge / replica.AgeParts
+)
+
+// The age of a row may be from MinMaxAge to MaxMaxAge; 0 stands for DefaultMaxAge.
+func TestAgeHasBounds(t *testing.T) {
+	t.Parallel()
+	for age, fine := range map[time.Duration]bool{
+		0: true, replica.MinMaxAge: true, replica.MaxMaxAge: true, replica.DefaultMaxAge: true,
+		-1: false, 1: false, replica.MinMaxAge - 1: false, replica.MaxMaxAge + 1: false,
+	} {
+		if _, err := replica.New(replica.Config{Lease: long, MaxAge: age}); (err == nil) != fine {
+			t.Errorf("an age of %v: %v", age, err)
+		}
+	}
+}
+
+// What nothing in the log says is found when rows are read again: each row that was changed is forgotten, counted and named in an error,
+// and no other.
+func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplicaOf(long, maxAge).started()
+	key, agent, pair, made := "access key", "agent", "service account's key", "account's access key"
+	for _, change := range []struct {
+		sql        string
+		id         uuid.UUID
+		row        string   // that the error names
+		remembered []string // after it
+	}{
+		{`UPDATE accesskeys SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.key.ID, "accesskeys", []string{agent, pair, made}},
+		{`UPDATE accesskeys SET roles = '{}' WHERE id = $1`, w.acme.key.ID, "accesskeys", []string{agent, pair, made}},
+		{`UPDATE accesskeys SET agent_id = NULL WHERE id = $1`, w.acme.key.ID, "accesskeys", []string{agent, pair, made}},
+		{`UPDATE accesskeys SET tm_expire = '2031-01-01' WHERE id = $1`, w.acme.made.ID, "accesskeys", []string{key, agent, pair}},
+		{`UPDATE accesskeys SET service_account_id = NULL WHERE id = $1`, w.acme.made.ID, "accesskeys", []string{key, agent, pair}},
+		{`UPDATE agents SET permission = 16 WHERE id = $1`, w.acme.agent.ID, "agents", []string{key, pair, made}}, // the key is free of it by now
+		{`UPDATE agents SET tm_password = '2020-01-01' WHERE id = $1`, w.acme.agent.ID, "agents", []string{key, pair, made}},
+		{`UPDATE customers SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.customer.ID, "customers", nil},
+		{`UPDATE service_accounts SET roles = '{}' WHERE id = $1`, w.acme.account.ID, "service_accounts", []string{key, agent, made}},
+		{`UPDATE service_account_keys SET spki = 'other' WHERE id = $1`, w.acme.pair.ID, "service_account_keys", []string{key, agent, made}},
+		{`DELETE FROM service_account_keys WHERE id = $1`, w.acme.pair.ID, "service_account_keys", []string{key, agent, made}},
+		{`DELETE FROM accesskeys WHERE id = $1`, w.acme.made.ID, "accesskeys", []string{key, agent}},
+		{`DELETE FROM agents WHERE id = $1`, w.acme.agent.ID, "agents", []string{key}},
+	} {
+		r.reads(w.acme)
+		r.reads(w.globex)
+		all := r.reads(w.acme)
+		unlogged := r.Stats().Unlogged
+		w.aroundTheLog(change.sql, change.id)
+		if n := r.RefreshDue(t.Context()); n != 0 {
+			t.Errorf("%s: %d rows are due before their time", change.sql, n)
+		}
+		r.advance(due)
+		// Nothing has told it.
+		for _, reader := range w.acme.readers() {
+			if _, _, err := reader.replica(within(t), r.Replica); err != nil && !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("%s: %s: %v", change.sql, reader.name, err)
+			}
+		}
+		if r.Stats().Unlogged != unlogged {
+			t.Errorf("%s: it is noticed already", change.sql)
+		}
+		if n := r.RefreshDue(t.Context()); n < len(all) {
+			t.Errorf("%s: %d rows are due of %d", change.sql, n, len(all))
+		}
+		r.wants(change.sql, w.acme, strings.Join(change.remembered, ", "))
+		r.wants(change.sql, w.globex, everything)
+		if n := r.Stats().Unlogged - unlogged; n != 1 {
+			t.Errorf("%s: %d rows are counted as changed around the log", change.sql, n)
+		}
+		lines := strings.Split(strings.TrimSpace(r.log.String()), "\n")
+		if last := lines[len(lines)-1]; !strings.Contains(last, "level=ERROR") || !strings.Contains(last, change.row+" "+change.id.String()) {
+			t.Errorf("%s: logged: %s", change.sql, last)
+		}
+		if n := r.RefreshDue(t.Context()); n != 0 {
+			t.Errorf("%s: %d rows are due again", change.sql, n)
+		}
+	}
+	if s := r.Stats(); s.Aged != 0 {
+		t.Errorf("%d rows were forgotten for their age", s.Aged)
+	}
+}
+
+// A row that is changed in the ordinary way while rows are read again is no error, and rows that are as they were stay.
+func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplicaOf(long, maxAge).started()
+	ctx, stop := context.WithCancel(t.Context())
+	var others sync.WaitGroup
+	var changes atomic.Int64
+	for _, sql := range []string{
+		`UPDATE accesskeys SET name = md5(random()::text) WHERE customer_id = $1`,
+		`UPDATE agents SET name = md5(random()::text) WHERE customer_id = $1`,
+		`UPDATE service_accounts SET name = md5(random()::text) WHERE customer_id = $1`,
+		`UPDATE customers SET tm_delete = tm_delete - interval '1 second' WHERE id = $1`,
+		`UPDATE service_account_keys SET spki = gen_random_uuid()::text::bytea WHERE account_id IN (SELECT id FROM service_accounts WHERE customer_id = $1)`,
+	} {
+		others.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := w.db.Exec(ctx, sql, w.acme.customer.ID); err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+				changes.Add(1)
+			}
+		})
+	}
+	for range 2 {
+		for _, reader := range w.acme.readers() {
+			others.Go(func() {
+				for ctx.Err() == nil {
+					// A look-up may take longer than a lease, by a clock like this one.
+					if _, _, err := reader.replica(ctx, r.Replica); err != nil && !errors.Is(err, store.ErrUnavailable) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	r.reads(w.globex)
+	var rows int
+	began := time.Now()
+	for n := 0; n < 200 && time.Since(began) < patience || rows == 0; n++ {
+		r.advance(due)
+		rows += r.RefreshDue(t.Context())
+		if r.Stats().Unlogged != 0 {
+			break
+		}
+	}
+	r.wants("after it", w.globex, everything)
+	stop()
+	others.Wait()
+	t.Logf("%d rows were read again during %d changes", rows, changes.Load())
+	if s := r.Stats(); s.Unlogged != 0 || strings.Contains(r.log.String(), "without an entry") {
+		t.Errorf("%d rows are counted as changed around the log: %s", s.Unlogged, r.log)
+	}
+}
+
+// What can't be read again is forgotten before it is too old.
+func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplicaOf(long, maxAge)
+	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+			if order == store.HeadLast {
+				return store.Found{}, store.ErrUnavailable
+			}
+			return lookup(ctx, l, known, order)
+		}
+	})
+	r.started()
+	r.Remember(newHash(), "a token", 100) // which doesn't age
+	r.reads(w.acme)
+	r.advance(due)
+	if n := r.RefreshDue(t.Context()); n != 4 {
+		t.Errorf("%d rows are due", n)
+	}
+	r.wants("while there is time", w.acme, everything)
+	r.advance(late - due)
+	if n := r.RefreshDue(t.Context()); n != 0 {
+		t.Errorf("%d rows are due that are too old", n)
+	}
+	if s := r.Stats(); s.Aged != 4 || s.Entries != 1 || s.Unlogged != 0 {
+		t.Errorf("stats %+v", s)
+	}
+	r.wants("when it is too late", w.acme, "")
+	r.wants("then", w.acme, everything)
+}
+
+// No row is used that is older than it may be, though nobody has come to forget it: the age is tested with each use.
+func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplicaOf(long, maxAge).started()
+	for i, reader := range w.acme.readers() {
+		if _, _, err := reader.replica(within(t), r.Replica); err != nil {
+			t.Fatal(err)
+		}
+		w.aroundTheLog(`UPDATE customers SET tm_delete = '2030-01-01'::timestamptz + make_interval(days => $1)`, i)
+		for _, age := range []struct {
+			name    string
+			by      time.Duration
+			changed bool
+		}{
+			{"just before its age", maxAge - time.Minute, false}, // a minute for a busy machine
+			{"at its age", time.Minute, true},
+		} {
+			r.advance(age.by)
+			if err := r.Renew(within(t)); err != nil {
+				t.Fatal(err)
+			}
+			hits := r.Stats().Hits
+			got, _, err := reader.replica(within(t), r.Replica)
+			want := must(reader.store(t.Context(), w.store))(t)
+			if err != nil || reflect.DeepEqual(got, want) != age.changed {
+				t.Errorf("%s, %s: it has the row as it is: want %v; %v", reader.name, age.name, age.changed, err)
+			}
+			if fromMemory := r.Stats().Hits > hits; fromMemory == age.changed {
+				t.Errorf("%s, %s: from memory: %v", reader.name, age.name, fromMemory)
+			}
+		}
+		if !reader.peek(r.Replica) {
+			t.Errorf("%s: what was read anew is not remembered", reader.name)
+		}
+	}
+}
+
+// Rows that are read again are only forgotten, or kept: a row that the log has removed meanwhile stays away.
+func TestReadingAgainRemembersNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplicaOf(long, maxAge)
+	stopped, release := make(chan struct{}, 1), make(chan struct{})
+	let := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(let)
+	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+			found, err := lookup(ctx, l, known, order)
+			if order == store.HeadLast {
+				stopped <- struct{}{}
+				<-release
+			}
+			return found, err
+		}
+	})
+	r.started()
+	r.reads(w.acme)
+	r.advance(due)
+	if err := r.Renew(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan int)
+	go func() { done <- r.RefreshDue(t.Context()) }()
+	<-stopped // it has the rows as they were
+	w.exec(`UPDATE accesskeys SET tm_delete = now() WHERE customer_id = $1`, w.acme.customer.ID)
+	w.applied(r)
+	let()
+	if n := <-done; n != 4 {
+		t.Errorf("%d rows were due", n)
+	}
+	r.wants("after it", w.acme, "agent, service account's key")
+	if s := r.Stats(); s.Unlogged != 0 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
+// Rows that were read anew while older ones are read again are left alone: they may be newer than that reading.
+func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplicaOf(long, maxAge)
+	stopped, release := make(chan struct{}, 1), make(chan struct{})
+	let := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(let)
+	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+			found, err := lookup(ctx, l, known, order)
+			if order == store.HeadLast {
+				stopped <- struct{}{}
+				<-release
+			}
+			return found, err
+		}
+	})
+	r.started()
+	r.reads(w.acme)
+	r.advance(due)
+	if err := r.Renew(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan int)
+	go func() { done <- r.RefreshDue(t.Context()) }()
+	<-stopped // it has the rows as they were
+	for _, table := range loggedTables {
+		w.exec(`UPDATE ` + table + ` SET tm_delete = '2030-01-01'`)
+	}
+	w.applied(r)
+	r.reads(w.acme)
+	let()
+	<-done
+	r.wants("after it", w.acme, everything)
+	if s := r.Stats(); s.Unlogged != 0 {
+		t.Errorf("%d rows are counted as changed around the log: %s", s.Unlogged, r.log)
+	}
+}
+
+// Rows are judged only once the log has been applied that they may be newer by.
+func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplicaOf(long, maxAge)
+	var ahead atomic.Bool
+	ahead.Store(true)
+	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+			found, err := lookup(ctx, l, known, order)
+			if order == store.HeadLast && ahead.Load() {
+				found.Head.Number++ // somebody has changed something since, and it is not applied yet
+			}
+			return found, err
+		}
+	})
+	r.started()
+	r.reads(w.acme)
+	w.aroundTheLog(`UPDATE customers SET tm_delete = '2030-01-01'`)
+	r.advance(due)
+	r.RefreshDue(t.Context())
+	if s := r.Stats(); s.Unlogged != 0 {
+		t.Errorf("stats %+v", s)
+	}
+	ahead.Store(false)
+	if n := r.RefreshDue(t.Context()); n != 4 { // none was taken for checked
+		t.Errorf("%d rows are due", n)
+	}
+	if s := r.Stats(); s.Unlogged != 1 {
+		t.Errorf("stats %+v", s)
+	}
+	r.wants("after it", w.acme, "")
+}
+
+// All of that happens by itself: a change around the log holds nowhere for longer than the age.
+func TestChangeAroundTheLogHoldsWithinTheAge(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplicaOf(long, replica.MinMaxAge).started()
+	for _, sql := range []string{
+		`UPDATE accesskeys SET tm_delete = '2030-01-01'`, `UPDATE agents SET permission = 0`, `UPDATE customers SET tm_delete = '2030-01-01'`,
+	} {
+		r.reads(w.acme)
+		w.aroundTheLog(sql)
+		began := time.Now()
+		for _, reader := range w.acme.readers() {
+			want := must(reader.store(t.Context(), w.store))(t)
+			for {
+				asked := time.Since(began)
+				got, _, err := reader.replica(within(t), r.Replica)
+				if err != nil {
+					t.Fatalf("%s: %v", reader.name, err)
+				}
+				if reflect.DeepEqual(got, want) {
+					break
+				}
+				if asked > replica.MinMaxAge {
+					t.Fatalf("%s, %s: %v after the change it still has %v", sql, reader.name, asked, got)
+				}
+			}
+		}
+	}
+}

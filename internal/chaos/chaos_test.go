@@ -33,7 +33,8 @@ type scenario struct {
 	coldWindow time.Duration // when the first use on a cold replica comes
 
 	strict      bool          // what is asked of a replica that nothing is done to is answered
-	mayMissNew  bool          // a replica may be left with a database that new credentials are not in
+	mayMissRows bool          // a replica may be left with a database that has no row to revoke
+	options     string        // of the first replica's sessions
 	fromMemory  bool          // a replica that is out of reach must have answered from memory, or nothing was shown
 	median      time.Duration // of a revocation; 0 is any
 	grace       time.Duration // what a revocation may take beyond the lease; 0 is usualGrace
@@ -89,7 +90,15 @@ func longForm() []scenario {
 		{name: "Postgres killed", ground: own, lease: longLease, faults: crashPostgres, revoke: 500, cycles: 8, workers: 30,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond},
 		{name: "standby promoted", ground: withStandby, lease: longLease, faults: promoteStandby, rounds: 4, revoke: 150, cycles: 1,
-			workers: 30, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissNew: true, fromMemory: true},
+			workers: 30, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, fromMemory: true},
+		{name: "address moved", ground: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 3, revoke: 120, cycles: 1,
+			workers: 20, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, fromMemory: true, grace: 30 * time.Second},
+		{name: "waits cancelled", ground: withStandby, lease: longLease, faults: cancelWaits, setup: silenceMessages, rounds: 3, revoke: 120, cycles: 1,
+			workers: 20, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, grace: 10 * time.Second},
+		{name: "a server's triggers off", ground: own, lease: longLease, options: "-c session_replication_role=replica", revoke: 600, workers: 12,
+			pace: 30 * time.Millisecond, coldWindow: 50 * time.Millisecond, strict: true, grace: 3 * time.Second},
+		{name: "internal tables emptied", ground: own, lease: longLease, faults: emptyTables, revoke: 500, cycles: 12, workers: 20,
+			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, grace: 25 * time.Second},
 		{name: "clock an hour off", ground: own, lease: longLease, faults: cutOffReplicas, skewed: true, revoke: 700, cycles: 5, workers: 40,
 			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, fromMemory: true},
 		{name: "everything at once", ground: own, lease: longLease, faults: everything, delay: 50 * time.Millisecond, revoke: 500, cycles: 8,
@@ -100,6 +109,12 @@ func longForm() []scenario {
 // longControls must each show violations.
 func longControls() []scenario {
 	return []scenario{
+		{name: "healthy", ground: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
+			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_caller"},
+		{name: "address moved", ground: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 4, revoke: 300, workers: 20,
+			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_witness"},
+		{name: "waits cancelled", ground: withStandby, lease: longLease, faults: cancelWaits, rounds: 6, revoke: 300, workers: 20,
+			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, shortcoming: "without_rule_confirm"},
 		{name: "healthy", ground: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
 			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_log"},
 		{name: "replica cut off", ground: own, lease: longLease, faults: cutOffReplicas, revoke: 2000, workers: 40,
@@ -178,7 +193,7 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 	if s.skewed {
 		binaries[0] = programs.server(t, s.shortcoming, true)
 	}
-	f := newFleet(t, s.ground(t), s.lease, binaries...)
+	f := newFleet(t, s.ground(t), s.lease, s.options, binaries...)
 	if s.skewed {
 		checkSkew(t, f.replicas[0], skew)
 		checkSkew(t, f.replicas[1], 0)
@@ -212,6 +227,7 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 	breaking.Wait()
 	working.Wait()
 	c.probing.Wait()
+	c.checkNothingHeld()
 	into.add(c)
 	if s.shortcoming != "" {
 		return
@@ -231,7 +247,7 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 func (c *checker) enough() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.scenario.shortcoming != "" && c.tally.violations > 0 {
+	if c.scenario.shortcoming != "" && c.tally.violations+c.tally.written+c.tally.refusedLive > 0 {
 		return true
 	}
 	return c.tally.total() >= c.scenario.revoke && int(c.fleet.cycles.Load()) >= c.scenario.cycles
@@ -249,6 +265,9 @@ func (r *result) add(c *checker) {
 	r.away += t.away
 	r.violations += t.violations
 	r.probes += t.probes
+	r.held += t.held
+	r.heldRefused += t.heldRefused
+	r.written += t.written
 	r.odd += t.odd
 	r.unknown += t.unknown
 	r.gone += t.gone
@@ -264,7 +283,7 @@ func (r *result) add(c *checker) {
 func (s scenario) judge(t *testing.T, r result) {
 	t.Helper()
 	if r.control {
-		if r.violations == 0 {
+		if r.violations+r.written+r.refusedLive == 0 {
 			t.Errorf("the program was built without a rule, and the checker saw no violation in %d revocations", r.total())
 		}
 		return
@@ -285,6 +304,9 @@ func (s scenario) judge(t *testing.T, r result) {
 	}
 	if r.refused < refused {
 		t.Errorf("only %d uses were refused after revocations, want %d", r.refused, refused)
+	}
+	if r.heldRefused < r.total()/4 {
+		t.Errorf("only %d of %d writes that were held back were refused, of %d revocations", r.heldRefused, r.held, r.total())
 	}
 	if s.fromMemory && r.out == 0 {
 		t.Error("no replica that was out of reach accepted anything: there was no memory to go wrong")
@@ -327,7 +349,7 @@ func report(results []result) string {
 	for k := range kinds {
 		header = append(header, k)
 	}
-	row(append(header, "live: ok", "refused", "away", "after: refused", "away", "ACCEPTED", "unknown", "404", "median ms", "p99", "max")...)
+	row(append(header, "live: ok", "refused", "away", "after: refused", "away", "ACCEPTED", "held: refused", "WRITTEN", "unknown", "404", "median ms", "p99", "max")...)
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/float64(time.Millisecond)) }
 	sum := result{title: "all"}
 	line := func(r result) {
@@ -335,7 +357,7 @@ func report(results []result) string {
 		for _, n := range r.revoked {
 			cells = append(cells, n)
 		}
-		row(append(cells, r.acceptedLive, r.refusedLive, r.awayLive, r.refused, r.away, r.violations, r.unknown, r.gone,
+		row(append(cells, r.acceptedLive, r.refusedLive, r.awayLive, r.refused, r.away, r.violations, r.heldRefused, r.written, r.unknown, r.gone,
 			ms(r.quantile(0.5)), ms(r.quantile(0.99)), ms(r.quantile(1)))...)
 	}
 	for _, r := range results {
@@ -353,6 +375,8 @@ func report(results []result) string {
 		sum.refused += r.refused
 		sum.away += r.away
 		sum.violations += r.violations
+		sum.heldRefused += r.heldRefused
+		sum.written += r.written
 		sum.unknown += r.unknown
 		sum.gone += r.gone
 		sum.latencies = append(sum.latencies, r.latencies...)
@@ -360,6 +384,6 @@ func report(results []result) string {
 	line(sum)
 	_ = w.Flush()
 	_, _ = io.WriteString(&text, "live: uses before the revocation; after: uses sent after its 200 had arrived, of which none may be accepted;\n"+
-		"away: 503 or no answer; unknown: revocations that had no 200, and were sent again. without_rule_*: controls, which must find some.\n")
+		"away: 503 or no answer; held: writes whose body was held back until the revocation's 200; unknown: revocations that had no 200, and were sent again. without_rule_*: controls, which must find some.\n")
 	return text.String()
 }

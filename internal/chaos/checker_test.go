@@ -36,6 +36,9 @@ type tally struct {
 	refused      int        // uses sent after the revocation's 200 that were refused
 	away         int        // ... that had no answer, or a 503
 	violations   int        // ... that were accepted
+	held         int        // writes whose body was held back until the revocation's 200
+	heldRefused  int        // ... that were refused
+	written      int        // ... that were made all the same
 	probes       int        // of these, those at fixed times
 	odd          int        // answers that no use should get
 	unknown      int        // revocations that had no answer, or a 503
@@ -129,7 +132,16 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 		users.Go(func() { c.keepUsing(using, l, r, wait) })
 	}
 	time.Sleep(rand.N(20 * time.Millisecond))
+	var waiting []*held
+	for _, r := range replicas[:rand.IntN(len(replicas)+1)] {
+		if h := c.hold(l, r); h != nil {
+			waiting = append(waiting, h)
+		}
+	}
 	if c.revoke(ctx, l) {
+		for _, h := range waiting {
+			c.probing.Go(func() { c.release(ctx, h) })
+		}
 		for _, r := range c.fleet.replicas {
 			for _, after := range c.probed() {
 				c.probing.Go(func() {
@@ -144,6 +156,10 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 		c.mu.Lock()
 		c.tally.revoked[k]++
 		c.mu.Unlock()
+	} else {
+		for _, h := range waiting {
+			h.drop()
+		}
 	}
 	time.Sleep(rand.N(40 * time.Millisecond))
 	stop()
@@ -198,7 +214,7 @@ func (c *checker) revoke(ctx context.Context, l *life) bool {
 			c.mu.Unlock()
 			return false
 		case a.status == 0, a.status == http.StatusServiceUnavailable,
-			c.scenario.mayMissNew && (a.status == http.StatusNotFound || a.status == http.StatusUnauthorized):
+			c.scenario.mayMissRows && a.status == http.StatusNotFound:
 			unknown++
 			c.tally.unknown++
 			if calm && c.scenario.strict {
@@ -248,9 +264,7 @@ func (c *checker) use(ctx context.Context, l *life, r *replica) {
 		c.tally.acceptedLive++
 	case live && refused:
 		c.tally.refusedLive++
-		if !c.scenario.mayMissNew {
-			c.complain("replica %s refused a good credential (%s): %d %s, sent %.6f", r.name, l.kind, a.status, a.body, a.sent.Seconds())
-		}
+		c.complain("replica %s refused a good credential (%s): %d %s, sent %.6f", r.name, l.kind, a.status, a.body, a.sent.Seconds())
 	case live && away:
 		c.tally.awayLive++
 		if calm && c.scenario.strict {

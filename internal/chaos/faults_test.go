@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -204,4 +205,121 @@ func everything(ctx context.Context, f *fleet) {
 		}
 	})
 	all.Wait()
+}
+
+// moveAddress promotes a standby that has everything, has the replicas' address lead there for new connections, and leaves the old
+// primary alive: feeds linger on it, and go on getting their leases there. In the end it is cut off.
+func moveAddress(ctx context.Context, f *fleet) {
+	if !pause(ctx, f.leases(0.5, 2)) {
+		return
+	}
+	test := f.t.Context()
+	f.broken.Add(1)
+	for _, r := range f.replicas {
+		r.disturb("its address is being moved")
+		r.flow(flow{holdRequests: true})
+	}
+	f.note("nothing is sent to the old primary, until the standby has caught up")
+	eventually(f.t, "the standby caught up", func() bool {
+		return f.ground.text(f.t, 0, `SELECT bool_and(replay_lsn = pg_current_wal_lsn()) FROM pg_stat_replication`) == "true"
+	})
+	if err := f.ground.promote(test); err != nil {
+		f.t.Error(err)
+		return
+	}
+	network, address := endpoint(f.t, f.ground.direct[1])
+	for _, r := range f.replicas {
+		r.proxies[0].move(network, address)
+		r.flow(f.usual)
+	}
+	f.note("the address leads to the new primary; feeds linger on the old one")
+	time.Sleep(f.leases(2, 4))
+	f.note("the old primary is cut off")
+	for _, r := range f.replicas {
+		r.mend()
+		r.proxies[0].cut()
+	}
+	for _, r := range f.replicas {
+		r.settle(test)
+	}
+	f.broken.Add(1)
+	pause(ctx, f.leases(1, 2))
+}
+
+// silenceMessages has the database send no warning by itself.
+func silenceMessages(t testing.TB, f *fleet) {
+	for server := range f.ground.servers[:1] {
+		f.ground.exec(t, server, `ALTER SYSTEM SET client_min_messages = 'error'`)
+		f.ground.exec(t, server, `SELECT pg_reload_conf()`)
+	}
+}
+
+// cancelWaits cuts the standby off, cancels every wait for it, so that commits return which no standby has, and then promotes the
+// standby in the primary's place.
+func cancelWaits(ctx context.Context, f *fleet) {
+	if !pause(ctx, f.leases(0.5, 2)) {
+		return
+	}
+	test := f.t.Context()
+	f.broken.Add(1)
+	for _, r := range f.replicas {
+		r.disturb("commits wait for no standby")
+	}
+	f.ground.repl.set(flow{holdRequests: true, holdReplies: true})
+	f.note("replication is cut, and waits for it are cancelled")
+	for end := time.Now().Add(f.leases(1, 2)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if _, err := f.ground.query(test, 0, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`); err != nil {
+			f.t.Error(err)
+			return
+		}
+	}
+	for _, r := range f.replicas {
+		r.proxies[0].set(flow{refuse: true})
+	}
+	f.note("the standby is being promoted")
+	if err := f.ground.promote(test); err != nil {
+		f.t.Error(err)
+		return
+	}
+	for _, r := range f.replicas {
+		r.mend()
+		r.settle(test)
+	}
+	f.broken.Add(1)
+	pause(ctx, f.leases(1, 2))
+}
+
+// emptyTables empties the tables by which the replicas agree: as it is refused, and with the triggers off that refuse it, for
+// those of which nobody's lease depends. Every other time a replica is stopped meanwhile.
+func emptyTables(ctx context.Context, f *fleet) {
+	for i := 0; pause(ctx, f.leases(0.3, 1)); i++ {
+		var away sync.WaitGroup
+		if i%2 == 0 {
+			away.Go(func() { stopReplica(ctx, f, f.any()) })
+			pause(ctx, f.leases(0, 0.2))
+		}
+		test := f.t.Context()
+		for _, statement := range []string{`TRUNCATE instances`, `DELETE FROM instances`, `UPDATE instances SET position = 1000000000`,
+			`TRUNCATE changes`, `DELETE FROM changes`, `UPDATE change_head SET position = 0`} {
+			if _, err := f.ground.query(test, 0, statement); err == nil {
+				f.t.Errorf("%s was not refused", statement)
+			}
+		}
+		table := []string{"changes", "change_head"}[i%2]
+		f.broken.Add(1)
+		f.note("%s is being emptied", table)
+		for _, statement := range []string{
+			`ALTER TABLE ` + table + ` DISABLE TRIGGER ALL`, `TRUNCATE ` + table, `ALTER TABLE ` + table + ` ENABLE ALWAYS TRIGGER guarded`,
+			`ALTER TABLE ` + table + ` ENABLE ALWAYS TRIGGER guarded_emptying`,
+		} {
+			f.ground.exec(f.t, 0, statement)
+		}
+		away.Wait()
+		for _, r := range f.replicas {
+			r.awaitServing(test)
+		}
+		f.note("all serve again")
+		f.broken.Add(1)
+		f.cycles.Add(1)
+	}
 }

@@ -114,8 +114,8 @@ type replica struct {
 	acceptedOut atomic.Int64
 }
 
-// newFleet starts replicas, one for each binary.
-func newFleet(t testing.TB, g *ground, lease time.Duration, binaries ...string) *fleet {
+// newFleet starts replicas, one for each binary. The options are those of the first one's sessions.
+func newFleet(t testing.TB, g *ground, lease time.Duration, options string, binaries ...string) *fleet {
 	t.Helper()
 	f := &fleet{t: t, ground: g, lease: lease, epoch: time.Now()}
 	f.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1024, DisableCompression: true}}
@@ -129,8 +129,14 @@ func newFleet(t testing.TB, g *ground, lease time.Duration, binaries ...string) 
 			network, address := endpoint(t, direct)
 			r.proxies = append(r.proxies, newProxy(t, network, address))
 		}
+		if g.moves { // one address, which leads to the primary until it is moved
+			r.proxies = r.proxies[:1]
+		}
 		r.logPath = filepath.Join(logs, r.name+".log")
-		r.env = append(os.Environ(), "DATABASE_URL="+g.through(t, r.proxies), "JWT_SECRET="+strings.Repeat("chaos-secret", 4),
+		if i > 0 {
+			options = ""
+		}
+		r.env = append(os.Environ(), "DATABASE_URL="+g.through(t, r.proxies, options), "JWT_SECRET="+strings.Repeat("chaos-secret", 4),
 			"CACHE_LEASE="+lease.String(), "RATE_LIMIT_AUTH_RPS=0", "LOG_FORMAT=json", "LOG_LEVEL=info",
 			"BOOTSTRAP_CUSTOMER=Chaos", "BOOTSTRAP_USERNAME="+adminName, "BOOTSTRAP_PASSWORD="+adminPassword, "BOOTSTRAP_ACCESSKEY="+adminKey)
 		f.replicas = append(f.replicas, r)

@@ -48,7 +48,8 @@ type victim struct {
 	kind    kind
 	path    string // a GET that it may do
 	bearer  string
-	refused int // how the GET is answered after the revocation
+	bind    string // what a key that it makes has to be bound to, as a member of the body
+	refused int    // how the GET is answered after the revocation
 	// what revokes it
 	method string
 	target string
@@ -113,7 +114,7 @@ func (c *checker) agent(ctx context.Context, by, customer string, permission int
 
 func (c *checker) keyOf(ctx context.Context, by string, agent made, v *victim) error {
 	key, err := c.post(ctx, "/v1.0/accesskeys", by, `{"agent_id":"`+agent.ID+`"}`)
-	v.bearer = key.Token
+	v.bearer, v.bind = key.Token, `,"agent_id":"`+agent.ID+`"`
 	return err
 }
 
@@ -135,7 +136,9 @@ func (c *checker) makePowerfulAgentsKey(ctx context.Context, v *victim) error {
 	v.path, v.refused = "/v1.0/service_accounts?page_size=1", http.StatusForbidden
 	v.method, v.target = http.MethodPut, "/v1.0/agents/"+agent.ID+"/permission"
 	v.body = fmt.Sprintf(`{"permission":%d}`, auth.PermissionCustomerAgent)
-	return c.keyOf(ctx, adminKey, agent, v)
+	err = c.keyOf(ctx, adminKey, agent, v)
+	v.bind = "" // which it may not do any more, while it may bind a key to itself
+	return err
 }
 
 func (c *checker) makeLogin(ctx context.Context, v *victim) error {
@@ -147,13 +150,13 @@ func (c *checker) makeLogin(ctx context.Context, v *victim) error {
 	v.body = `{"password":"another-password"}`
 	return c.slow.do(func() error {
 		login, err := c.post(ctx, "/auth/login", "", `{"username":"`+agent.Username+`","password":"`+adminPassword+`"}`)
-		v.bearer = login.Token
+		v.bearer, v.bind = login.Token, `,"agent_id":"`+agent.ID+`"`
 		return err
 	})
 }
 
 func (c *checker) makeAccountKey(ctx context.Context, v *victim) error {
-	account, err := c.post(ctx, "/v1.0/service_accounts", adminKey, `{}`)
+	account, err := c.post(ctx, "/v1.0/service_accounts", adminKey, `{"roles":["accesskey_admin"]}`)
 	if err != nil {
 		return err
 	}
@@ -163,7 +166,7 @@ func (c *checker) makeAccountKey(ctx context.Context, v *victim) error {
 }
 
 func (c *checker) makeAccount(ctx context.Context, v *victim) error {
-	account, err := c.post(ctx, "/v1.0/service_accounts", adminKey, `{}`)
+	account, err := c.post(ctx, "/v1.0/service_accounts", adminKey, `{"roles":["accesskey_admin"]}`)
 	if err != nil {
 		return err
 	}

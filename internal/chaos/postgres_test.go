@@ -27,6 +27,7 @@ type ground struct {
 	direct  []string            // addresses past every proxy, the primary's first
 	servers []*privatepg.Server // ours, in the same order; none where the Postgres is the tests' shared one
 	repl    *proxy              // between standby and primary
+	moves   bool                // replicas have one address, which may be moved
 }
 
 // shared is a database on the Postgres that all tests use. It can't be stopped.
@@ -44,6 +45,26 @@ func own(t testing.TB) *ground {
 
 // withStandby is a primary whose commits wait for a standby that follows it through a proxy.
 func withStandby(t testing.TB) *ground {
+	t.Helper()
+	g := replicated(t)
+	g.exec(t, 0, `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
+	g.exec(t, 0, `SELECT pg_reload_conf()`)
+	eventually(t, "the standby was synchronous", func() bool {
+		return g.text(t, 0, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == "1"
+	})
+	return g
+}
+
+// withAsyncStandby is a primary with a standby that its commits don't wait for, behind one address.
+func withAsyncStandby(t testing.TB) *ground {
+	t.Helper()
+	g := replicated(t)
+	g.moves = true
+	return g
+}
+
+// replicated is a primary with a standby that follows it through a proxy.
+func replicated(t testing.TB) *ground {
 	t.Helper()
 	primary := startPostgres(t, nil)
 	network, address := endpoint(t, primary.URL("postgres"))
@@ -64,10 +85,8 @@ func withStandby(t testing.TB) *ground {
 		direct:  []string{primary.URL("postgres"), standby.URL("postgres")},
 		servers: []*privatepg.Server{primary, standby}, repl: repl,
 	}
-	g.exec(t, 0, `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
-	g.exec(t, 0, `SELECT pg_reload_conf()`)
-	eventually(t, "the standby was synchronous", func() bool {
-		return g.text(t, 0, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == "1"
+	eventually(t, "the standby followed", func() bool {
+		return g.text(t, 0, `SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'`) == "1"
 	})
 	return g
 }
@@ -111,7 +130,7 @@ func endpoint(t testing.TB, address string) (network, addr string) {
 }
 
 // through is the DATABASE_URL of a replica that reaches the ground by these proxies, in their order.
-func (g *ground) through(t testing.TB, proxies []*proxy) string {
+func (g *ground) through(t testing.TB, proxies []*proxy, options string) string {
 	t.Helper()
 	cfg, err := pgconn.ParseConfig(g.direct[0])
 	if err != nil {
@@ -129,7 +148,10 @@ func (g *ground) through(t testing.TB, proxies []*proxy) string {
 	if len(proxies) > 1 {
 		query.Set("target_session_attrs", "read-write")
 	}
-	u.RawQuery = query.Encode()
+	if options != "" {
+		query.Set("options", options)
+	}
+	u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20") // pgx reads + as itself
 	return u.String()
 }
 

@@ -43,6 +43,7 @@ type proxy struct {
 type link struct {
 	client, server net.Conn
 	slow           bool // a delay is for this one: what comes by another can then overtake it
+	listens        atomic.Bool
 	once           sync.Once
 	done           chan struct{}
 }
@@ -97,6 +98,18 @@ func (p *proxy) cut() {
 	}
 }
 
+// move has new connections lead elsewhere. Those that listen linger where they are, the others are closed.
+func (p *proxy) move(network, address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.network, p.address = network, address
+	for l := range p.links {
+		if !l.listens.Load() {
+			l.close()
+		}
+	}
+}
+
 func (p *proxy) accept() {
 	for {
 		client, err := p.listener.Accept()
@@ -111,12 +124,12 @@ func (p *proxy) serve(client net.Conn) {
 	l := &link{client: client, slow: p.accepted.Add(1)%2 == 0, done: make(chan struct{})}
 	defer l.close()
 	p.mu.Lock()
-	refuse := p.flow.refuse
+	refuse, network, address := p.flow.refuse, p.network, p.address
 	p.mu.Unlock()
 	if refuse {
 		return
 	}
-	server, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(context.Background(), p.network, p.address)
+	server, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(context.Background(), network, address)
 	if err != nil {
 		return
 	}
@@ -146,6 +159,9 @@ func (p *proxy) pump(l *link, to io.Writer, from io.Reader, replies bool) {
 	buffer := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buffer)
+		if !replies && bytes.Contains(buffer[:n], []byte("LISTEN accesskeys_changes")) {
+			l.listens.Store(true)
+		}
 		if !p.admit(l, replies) {
 			return
 		}

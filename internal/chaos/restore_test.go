@@ -1,0 +1,79 @@
+package chaos
+
+import (
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Running servers forget what a restore took away. A dump carries the log with its positions, so that they are still there.
+func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
+	t.Parallel()
+	programs := newBuilds(t)
+	for _, test := range []struct{ name, shortcoming string }{{"all rules", ""}, {"without the epoch", "without_rule_epoch"}} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, own(t), shortLease, "", slices.Repeat([]string{programs.server(t, test.shortcoming, false)}, 3)...)
+			dump := filepath.Join(t.TempDir(), "dump")
+			postgresTool(t, "pg_dump", "--format=custom", "--file="+dump, f.ground.direct[0])
+			c := &checker{fleet: f, slow: make(slow, 2)}
+			l := victim{}
+			if err := c.makeKey(t.Context(), &l); err != nil {
+				t.Fatal(err)
+			}
+			use := func(r *replica) int { return r.call(t.Context(), http.MethodGet, me, l.bearer, "").status }
+			for _, r := range f.replicas {
+				if status := use(r); status != http.StatusOK {
+					t.Fatalf("replica %s answered the new key with %d", r.name, status)
+				}
+			}
+			postgresTool(t, "pg_restore", "--clean", "--if-exists", "--single-transaction", "--dbname="+f.ground.direct[0], dump)
+			restored := time.Now()
+			for _, r := range f.replicas {
+				r.awaitServing(t.Context())
+			}
+			for time.Since(restored) < 4*shortLease {
+				time.Sleep(shortLease / 4)
+			}
+			for _, r := range f.replicas {
+				status := use(r)
+				switch {
+				case test.shortcoming == "" && status != http.StatusUnauthorized:
+					t.Errorf("replica %s answered %d to a key that the restored database does not have", r.name, status)
+				case test.shortcoming != "" && status != http.StatusOK:
+					t.Errorf("replica %s, built without the rule, answered %d: there was nothing to forget", r.name, status)
+				}
+			}
+			if a := f.replicas[0].call(t.Context(), http.MethodDelete, l.target, adminKey, ""); a.status != http.StatusNotFound {
+				t.Errorf("its deletion was answered with %d: %s", a.status, a.body)
+			}
+		})
+	}
+}
+
+// postgresTool runs one of Postgres's programs, the newest that is installed, again where it ran into a deadlock with the servers.
+func postgresTool(t *testing.T, name string, args ...string) {
+	t.Helper()
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
+	if err != nil || len(found) == 0 {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatalf("%s is missing: it comes with PostgreSQL (apt-get install postgresql)", name)
+		}
+		found = []string{path}
+	}
+	slices.Sort(found)
+	for attempt := 1; ; attempt++ {
+		output, err := exec.CommandContext(t.Context(), found[len(found)-1], args...).CombinedOutput()
+		if err == nil {
+			return
+		}
+		if attempt == 5 || !strings.Contains(string(output), "deadlock") {
+			t.Fatalf("%s: %v\n%s", name, err, output)
+		}
+	}
+}

@@ -182,7 +182,7 @@ func (r *Replica) Ready(ctx context.Context) error {
 		return trouble
 	}
 	if r.lease == 0 { // a database that only reads is not the one that revocations are written to
-		_, err := r.lookup(ctx, store.Lookup{}, store.Position{}, store.HeadFirst)
+		_, err := r.store.Lookup(ctx, store.Lookup{}, store.Position{}, store.HeadFirst)
 		return err
 	}
 	if _, held := r.known.Load().at(r.clock()); held {

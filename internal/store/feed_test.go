@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
@@ -159,6 +160,29 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		}
 		until(t, "nobody waits", func() bool { return waiting() == 0 })
 	}
+	// Another process of Postgres's than the one that shows the setting decides whether commits wait, and may hear of it later.
+	until(t, "commits wait for the standby", func() bool {
+		probed := make(chan error, 1)
+		go func() {
+			probed <- pgx.BeginFunc(context.Background(), w.db, func(tx pgx.Tx) error {
+				_, err := tx.Exec(context.Background(), `
+					SELECT set_config('synchronous_commit', 'on', true), set_config('statement_timeout', '1s', true),
+					       pg_logical_emit_message(true, 'probe', '')`)
+				return err
+			})
+		}()
+		for seen := false; ; {
+			select {
+			case <-probed:
+				return seen
+			default:
+				if pid := waiting(); pid != 0 {
+					seen = true
+					w.exec(`SELECT pg_cancel_backend($1)`, pid)
+				}
+			}
+		}
+	})
 	for i, setting := range []string{"off", "local", "on"} {
 		w.exec(`ALTER DATABASE postgres SET synchronous_commit = ` + setting)
 		// What tells a cancelled wait is a warning, which has to come whatever the default is.

@@ -450,6 +450,7 @@ BEGIN
 	ALTER TABLE agents RENAME COLUMN description TO detail;
 	ALTER TABLE accesskeys RENAME COLUMN description TO detail;
 	ALTER TABLE service_accounts RENAME COLUMN description TO detail;
+	ALTER TABLE service_account_keys RENAME COLUMN spki TO public_key;
 	CREATE TABLE replicas (id uuid PRIMARY KEY, seq bigint NOT NULL, lease_ms bigint NOT NULL, position bigint NOT NULL,
 		tm_heartbeat timestamptz NOT NULL DEFAULT now());
 	DROP TRIGGER changed ON accesskeys; -- which names the new columns

@@ -162,9 +162,11 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	}
 	// Another process of Postgres's than the one that shows the setting decides whether commits wait, and may hear of it later.
 	until(t, "commits wait for the standby", func() bool {
-		probed := make(chan error, 1)
+		probed := make(chan struct{})
 		go func() {
-			probed <- pgx.BeginFunc(context.Background(), w.db, func(tx pgx.Tx) error {
+			defer close(probed)
+			// It is cancelled if all is as it should be.
+			_ = pgx.BeginFunc(context.Background(), w.db, func(tx pgx.Tx) error {
 				_, err := tx.Exec(context.Background(), `
 					SELECT set_config('synchronous_commit', 'on', true), set_config('statement_timeout', '1s', true),
 					       pg_logical_emit_message(true, 'probe', '')`)

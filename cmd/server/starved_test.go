@@ -134,7 +134,7 @@ func newRefuser(t *testing.T, codes []string) *refuser {
 			if _, err := backend.ReceiveStartupMessage(); err == nil {
 				code := codes[min(int(r.refused.Add(1)), len(codes))-1]
 				backend.Send(&pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: "refused"})
-				_ = backend.Flush() // whoever asked may have gone
+				_ = backend.Flush() // the client may have gone
 			}
 			_ = conn.Close()
 		}

@@ -228,7 +228,7 @@ func TestDeletedCustomersCredentialsEndEverywhereAtOnce(t *testing.T) {
 	h.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, h.globex.customer.ID)
 	void(401)
 
-	// Nothing comes to be of it any more, whoever was let in before: a key, an account, an agent whose username would stay taken.
+	// Nothing comes to be of it any more, for callers that were let in before too: a key, an account, an agent whose username would stay taken.
 	_, err = h.store.CreateAccessKey(t.Context(), store.Operator(), store.NewAccessKey{
 		CustomerID: h.globex.customer.ID, TokenPrefix: "vb_00000000", Expire: 60,
 	})

@@ -23,7 +23,7 @@ func (h *harness) madeBy(bearer string, agent uuid.UUID) (key map[string]any, to
 	return key, key["token"].(string)
 }
 
-// Each key shows who made it, in every answer, whoever asks, also after the maker is gone: it is the last field, and its maker's own
+// Each key shows who made it, in every answer, to every caller, also after the maker is gone: it is the last field, and its maker's own
 // id. Null are keys that nobody with a credential made, as the command line, bootstrapping and a sign-up do, and those of before.
 func TestKeyShowsWhoMadeIt(t *testing.T) {
 	t.Parallel()

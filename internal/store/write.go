@@ -76,7 +76,7 @@ func (s *Store) revise(ctx context.Context, c Caller, t target, changed Noun, id
 	if err != nil {
 		return err
 	}
-	// Whoever asked may be gone: what has been committed is seen through.
+	// The client may be gone: what has been committed is seen through.
 	return s.waitForInstances(context.WithoutCancel(ctx), r)
 }
 

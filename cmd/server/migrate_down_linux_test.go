@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
 )
 
@@ -78,8 +77,7 @@ func TestMigrateDownAsksAtATerminal(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%q", typed), func(t *testing.T) {
 			t.Parallel()
-			database := pgtest.Migrated(t)
-			sql(t, database, holdings["a customer"])
+			database := holding(t, holdings["a customer"])
 			a := migrateDownAtTerminal(t, database)
 			a.asks(t, 1)
 			if version := versionOf(t, database); version != "4" {
@@ -105,8 +103,7 @@ func TestMigrateDownAsksAtATerminal(t *testing.T) {
 // An answer is about the step that was asked about. Where somebody else takes that back meanwhile, the next is asked about too.
 func TestMigrateDownTakesBackWhatWasAgreedToOnly(t *testing.T) {
 	t.Parallel()
-	database := pgtest.Migrated(t)
-	sql(t, database, holdings["a customer"])
+	database := holding(t, holdings["a customer"])
 	a := migrateDownAtTerminal(t, database)
 	a.asks(t, 1)
 	env := map[string]string{"DATABASE_URL": database.Reveal()}

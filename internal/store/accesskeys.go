@@ -32,12 +32,8 @@ type AccessKey struct {
 	TmLastUsed    *time.Time // nil for never; up to a minute behind
 }
 
-const (
-	accessKeyOwnColumns = `id, customer_id, agent_id, name, description AS detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete,
-		created_by_type, created_by_id`
-	accessKeyColumns = accessKeyOwnColumns +
-		`, (SELECT u.tm_last_used FROM accesskey_uses u WHERE u.accesskey_id = accesskeys.id) AS tm_last_used`
-)
+const accessKeyColumns = `id, customer_id, agent_id, name, description AS detail, token_prefix, tm_expire, tm_create, tm_update, tm_delete,
+	created_by_type, created_by_id, (SELECT u.tm_last_used FROM accesskey_uses u WHERE u.accesskey_id = accesskeys.id) AS tm_last_used`
 
 // NewAccessKey is what a caller chooses of an AccessKey.
 type NewAccessKey struct {
@@ -67,12 +63,19 @@ type AccessKeyCredential struct {
 	Now            time.Time // the database's time when this was read
 }
 
+// insertAccessKey returns what only the database knows: each column more costs every creation.
 const insertAccessKey = `
 	INSERT INTO accesskeys (id, customer_id, agent_id, roles, name, description, token_sha256, token_prefix, tm_expire,
 		created_by_type, created_by_id, service_account_id)
 	SELECT $1, $2, $3, coalesce($4::text[], '{customer_admin}'), $5, $6, $7, $8, now() + make_interval(secs => $9), $10, $11, $12
 	WHERE ` + mayWrite + `
-	RETURNING ` + accessKeyOwnColumns + `, NULL::timestamptz AS tm_last_used`
+	RETURNING tm_create, tm_expire`
+
+// accessKeyTimes is a row that insertAccessKey returns.
+type accessKeyTimes struct {
+	TmCreate time.Time
+	TmExpire time.Time
+}
 
 // CreateAccessKey stores a key under a fresh id. It returns ErrTokenTaken and ErrNoCustomer, ErrNoAgent where the customer has
 // no such agent, and ErrChanged.
@@ -81,23 +84,39 @@ func (s *Store) CreateAccessKey(ctx context.Context, caller Caller, k NewAccessK
 	if k.AgentID != nil {
 		on = caller.on(k.CustomerID, *k.AgentID, k.AgentPermission)
 	}
-	key, err := insertOne[AccessKey](ctx, s, caller, on, "creating an access key", insertAccessKey, k.values(caller)...)
-	if errors.Is(err, ErrNotFound) {
+	id := uuid.New()
+	times, err := insertOne[accessKeyTimes](ctx, s, caller, on, "creating an access key", insertAccessKey, k.values(id, caller)...)
+	switch {
+	case errors.Is(err, ErrNotFound):
 		return AccessKey{}, ErrNoCustomer
+	case err != nil:
+		return AccessKey{}, err
 	}
-	return key, err
+	return k.made(id, caller, times), nil
 }
 
 // values are what insertAccessKey takes.
-func (k NewAccessKey) values(caller Caller) []any {
+func (k NewAccessKey) values(id uuid.UUID, caller Caller) []any {
 	var agentID pgtype.UUID // null
 	if k.AgentID != nil {
 		agentID = quick(*k.AgentID)
 	}
 	return []any{
-		quick(uuid.New()), quick(k.CustomerID), agentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
+		quick(id), quick(k.CustomerID), agentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
 		pgtype.Text{String: caller.creator.Type, Valid: caller.creator.Type != ""}, nullable(caller.creator.ID), caller.serviceAccountID(),
 	}
+}
+
+// made is the key that was stored with the values of k.
+func (k NewAccessKey) made(id uuid.UUID, caller Caller, times accessKeyTimes) AccessKey {
+	made := AccessKey{
+		ID: id, CustomerID: k.CustomerID, AgentID: k.AgentID, Name: k.Name, Detail: k.Detail, TokenPrefix: k.TokenPrefix,
+		TmExpire: times.TmExpire, TmCreate: times.TmCreate, TmUpdate: times.TmCreate, TmDelete: Never().In(times.TmCreate.Location()),
+	}
+	if by := caller.creator; by.Type != "" {
+		made.CreatedByType, made.CreatedByID = &by.Type, &by.ID
+	}
+	return made
 }
 
 // One hash at a time, for the planner: it takes a parameter's array for one of many, and would read whole tables to join them.
@@ -161,7 +180,7 @@ func (s *Store) AccessKey(ctx context.Context, id uuid.UUID) (AccessKey, error) 
 	return one[AccessKey](ctx, s, "reading an access key", `
 		SELECT `+accessKeyColumns+`
 		FROM accesskeys
-		WHERE id = $1 AND `+live,
+		WHERE id = $1 AND `+liveByID,
 		id)
 }
 
@@ -199,7 +218,7 @@ func (s *Store) UpdateAccessKey(ctx context.Context, caller Caller, customerID, 
 	return reviseOne[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "updating an access key", `
 		UPDATE accesskeys
 		SET name = coalesce($3, name), description = coalesce($4, description), tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
 		RETURNING `+accessKeyColumns,
 		id, customerID, change.Name, change.Detail)
 }
@@ -211,7 +230,7 @@ func (s *Store) DeleteAccessKey(ctx context.Context, caller Caller, customerID, 
 	return reviseOne[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "deleting an access key", `
 		UPDATE accesskeys
 		SET tm_delete = now(), tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
 		RETURNING `+accessKeyColumns,
 		id, customerID)
 }

@@ -94,7 +94,7 @@ func (s *Store) AgentByUsername(ctx context.Context, username string) (AgentLogi
 		FROM agents a JOIN customers c ON c.id = a.customer_id
 		WHERE lower(a.username) COLLATE "C" = lower($1)
 		  AND a.tm_delete = '9999-01-01 00:00:00+00'
-		  AND c.tm_delete = '9999-01-01 00:00:00+00'`
+		  AND c.tm_delete >= '9999-01-01 00:00:00+00'`
 	var a AgentLogin
 	var hash string
 	err := s.pool().QueryRow(ctx, sql, username).Scan(
@@ -113,7 +113,7 @@ func (s *Store) RenewPasswordHash(ctx context.Context, agent AgentLogin, renewed
 		b.Queue(`
 			UPDATE agents
 			SET password_hash = $3
-			WHERE id = $1 AND password_hash = $2 AND `+live,
+			WHERE id = $1 AND password_hash = $2 AND `+liveByID,
 			agent.ID, agent.PasswordHash.Reveal(), renewed.Reveal())
 	})
 	if errors.Is(err, ErrChanged) {
@@ -129,7 +129,7 @@ func (s *Store) SetPassword(ctx context.Context, caller Caller, of Agent, hash s
 	return reviseOne[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "setting a password", `
 		UPDATE agents
 		SET password_hash = $2, tm_password = greatest(now(), tm_password + interval '1 microsecond'), tm_update = now()
-		WHERE id = $1 AND customer_id = $3 AND `+live+`
+		WHERE id = $1 AND customer_id = $3 AND `+liveByID+`
 		RETURNING `+agentColumns,
 		of.ID, hash.Reveal(), of.CustomerID)
 }
@@ -140,7 +140,7 @@ func (s *Store) Agent(ctx context.Context, id uuid.UUID) (Agent, error) {
 	return one[Agent](ctx, s, "reading an agent", `
 		SELECT `+agentColumns+`
 		FROM agents
-		WHERE id = $1 AND `+live,
+		WHERE id = $1 AND `+liveByID,
 		id)
 }
 
@@ -168,7 +168,7 @@ func (s *Store) UpdateAgent(ctx context.Context, caller Caller, of Agent, change
 	return reviseOne[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "updating an agent", `
 		UPDATE agents
 		SET username = coalesce($3, username), name = coalesce($4, name), description = coalesce($5, description), tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
 		RETURNING `+agentColumns,
 		of.ID, of.CustomerID, change.Username, change.Name, change.Detail)
 }
@@ -191,7 +191,7 @@ func (s *Store) SetPermission(ctx context.Context, caller Caller, of Agent, perm
 	return s.changeAdmin(ctx, "setting an agent's permission", caller, of, permission&adminBit == 0, `
 		UPDATE agents
 		SET permission = $3, tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+` AND ($3 & 32 <> 0 OR NOT `+lastAdmin+`)
+		WHERE id = $1 AND customer_id = $2 AND `+liveByID+` AND ($3 & 32 <> 0 OR NOT `+lastAdmin+`)
 		RETURNING `+agentColumns,
 		of.ID, of.CustomerID, permission)
 }
@@ -206,11 +206,11 @@ func (s *Store) DeleteAgent(ctx context.Context, caller Caller, of Agent) (Agent
 		), gone AS (
 			UPDATE accesskeys
 			SET tm_delete = now(), tm_update = now()
-			WHERE agent_id = $1 AND customer_id = $2 AND `+live+` AND NOT (SELECT last FROM spared)
+			WHERE agent_id = $1 AND `+ofCustomer("$2")+` AND `+live+` AND NOT (SELECT last FROM spared)
 		)
 		UPDATE agents
 		SET tm_delete = now(), tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+` AND NOT (SELECT last FROM spared)
+		WHERE id = $1 AND customer_id = $2 AND `+liveByID+` AND NOT (SELECT last FROM spared)
 		RETURNING `+agentColumns,
 		of.ID, of.CustomerID)
 }

@@ -46,7 +46,7 @@ func (s *Store) Customer(ctx context.Context, id uuid.UUID) (Customer, error) {
 	return one[Customer](ctx, s, "reading a customer", `
 		SELECT `+customerColumns+`
 		FROM customers
-		WHERE id = $1 AND `+live,
+		WHERE id = $1 AND `+liveByID,
 		id)
 }
 
@@ -74,7 +74,7 @@ func (s *Store) UpdateCustomer(ctx context.Context, caller Caller, id uuid.UUID,
 	return reviseOne[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "updating a customer", `
 		UPDATE customers
 		SET name = coalesce($2, name), description = coalesce($3, description), email = coalesce($4, email), tm_update = now()
-		WHERE id = $1 AND `+live+`
+		WHERE id = $1 AND `+liveByID+`
 		RETURNING `+customerColumns,
 		id, change.Name, change.Detail, change.Email)
 }
@@ -98,7 +98,7 @@ func (s *Store) DeleteCustomer(ctx context.Context, caller Caller, id uuid.UUID)
 		)
 		UPDATE customers
 		SET tm_delete = now(), tm_update = now()
-		WHERE id = $1 AND `+live+`
+		WHERE id = $1 AND `+liveByID+`
 		RETURNING `+customerColumns,
 		id)
 }

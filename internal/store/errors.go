@@ -54,7 +54,7 @@ func constraintError(name string) error {
 		return ErrUsernameTaken
 	case "accesskeys_token_sha256_key":
 		return ErrTokenTaken
-	case "agents_customer_id_fkey", "accesskeys_customer_id_fkey":
+	case "agents_customer_id_fkey":
 		return ErrNoCustomer
 	case "accesskeys_agent_id_fkey":
 		return ErrNoAgent

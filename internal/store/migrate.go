@@ -50,8 +50,11 @@ func (e *LossError) Error() string {
 	return fmt.Sprintf("taking back version %d of the schema loses data", e.Version)
 }
 
-// MigrateDownAgreed is MigrateDown, but where the database holds anything it takes back no other version than the agreed one, and
-// returns a *LossError.
+// LosesData reports whether data can be lost where a version is taken back.
+func LosesData(version int) bool { return version != 5 }
+
+// MigrateDownAgreed is MigrateDown, but where data would be lost it takes back no other version than the agreed one, and returns a
+// *LossError.
 func MigrateDownAgreed(ctx context.Context, url secret.Value, log *slog.Logger, agreed int) (version int, err error) {
 	return newMigrator(url, log).downAgreed(ctx, agreed)
 }
@@ -103,7 +106,7 @@ func (m migrator) downAgreed(ctx context.Context, agreed int) (int, error) {
 		return 0, err
 	}
 	return m.run(ctx, func(tx pgx.Tx, current int, to *migrate.Migrate) error {
-		if current == agreed || current > newest { // which fails
+		if current == agreed || current > newest || !LosesData(current) { // a newer one fails
 			return m.takeBack(current, to)
 		}
 		holds, err := holdsData(ctx, tx, current)

@@ -125,8 +125,10 @@ func TestDatabaseOfAnEarlierVersionUpgradesWhole(t *testing.T) {
 				}
 				s.Close()
 				// Back, and once more.
-				if got := must(store.MigrateDown(t.Context(), w.url, log))(t); got != 3 {
-					t.Fatalf("one step down leads to %d", got)
+				for want := newestStep(t) - 1; want >= 3; want-- {
+					if got := must(store.MigrateDown(t.Context(), w.url, log))(t); got != want {
+						t.Fatalf("one step down leads to %d, want %d", got, want)
+					}
 				}
 				if !value[bool](w, `SELECT to_regclass('schema_migrations') IS NOT NULL AND to_regclass('accesskeys_migrations') IS NULL`) {
 					t.Error("who goes back finds no schema_migrations")

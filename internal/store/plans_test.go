@@ -2,9 +2,12 @@ package store_test
 
 import (
 	"context"
+	"database/sql/driver"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
 
@@ -162,6 +166,129 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 	}
 }
 
+// The tables of a new installation are small and have no statistics. A connection that plans its statements then keeps these plans while
+// the tables grow, until autovacuum analyses them. A statement that finds a row by its id must not read a list for it.
+func TestStatementsByIDReadOneRowOnTablesWithoutStatistics(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.neverAnalysed()
+	catcher := &statements{}
+	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
+	defer traced.Close()
+	sent := func(do func() error) []statement {
+		t.Helper()
+		catcher.all = nil
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+		return catcher.all
+	}
+
+	all, on := map[string][]statement{}, w.makeTargets(w.acme)
+	login := must(w.store.AgentByUsername(t.Context(), on.agent.Username))(t)
+	for name, read := range map[string]func() error{
+		"Customer":          func() error { _, err := traced.Customer(t.Context(), w.acme.ID); return err },
+		"Agent":             func() error { _, err := traced.Agent(t.Context(), on.agent.ID); return err },
+		"AccessKey":         func() error { _, err := traced.AccessKey(t.Context(), on.key.ID); return err },
+		"ServiceAccount":    func() error { _, err := traced.ServiceAccount(t.Context(), on.account.ID); return err },
+		"AgentByUsername":   func() error { _, err := traced.AgentByUsername(t.Context(), on.agent.Username); return err },
+		"RenewPasswordHash": func() error { return traced.RenewPasswordHash(t.Context(), login, secret.New(passwordHash+"other")) },
+	} {
+		all[name] = sent(read)
+	}
+	for name, write := range callersWrites() {
+		on := w.makeTargets(must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: name}))(t))
+		all[name] = sent(func() error { return write(t.Context(), traced, store.Operator(), on) })
+	}
+	anywhere := func(s string) string { // what a plan could use any index for
+		return strings.NewReplacer(` >= '9999-01-01`, ` = '9999-01-01`, `(customer_id = $2) IS TRUE`, `customer_id = $2`).Replace(s)
+	}
+	misled := map[string]bool{}
+	for name, sent := range all {
+		for _, s := range sent {
+			if !strings.Contains(s.sql, "tm_delete") {
+				continue
+			}
+			if found := w.plan("force_generic_plan", s, "").searchedLists(); len(found) > 0 {
+				t.Errorf("%s searches %v:\n%s", name, found, s.sql)
+			}
+			for _, index := range w.plan("force_generic_plan", statement{anywhere(s.sql), s.args}, "").searchedLists() {
+				misled[index] = true
+			}
+		}
+	}
+	// Control: with conditions that any index serves, the planner takes these.
+	if got, want := slices.Sorted(maps.Keys(misled)), []string{
+		"accesskeys_live_newest", "agents_live_newest", "customers_live_newest", "service_account_keys_live_newest", "service_accounts_live_newest",
+	}; !slices.Equal(got, want) {
+		t.Errorf("control: the planner takes %v, want %v", got, want)
+	}
+}
+
+// The same of the condition on the caller. Its plans are a function's, which EXPLAIN doesn't show: it is run before and after the tables
+// grow, and what it reads is counted.
+func TestConditionOnACallerReadsFewRowsOnTablesWithoutStatistics(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.neverAnalysed()
+	kinds := w.callerKinds(value[time.Time](w, `SELECT now() + interval '1 hour'`))
+	// A condition that any index serves.
+	plain := value[string](w, `SELECT string_agg(replace(pg_get_functiondef(oid), 'tm_delete >=', 'tm_delete ='), E';\n') || ';' FROM pg_proc
+		WHERE pronamespace = 'public'::regnamespace AND proname IN ('admit_write', 'admit_accesskey_write')`)
+	grown := strings.ReplaceAll(`;
+		INSERT INTO customers (id, name) SELECT gen_random_uuid(), 'n' FROM generate_series(1, 2000);
+		INSERT INTO agents (id, customer_id, username, password_hash)
+			SELECT gen_random_uuid(), '@acme', 'user ' || i, '$argon2id$v=19$x' FROM generate_series(1, 2000) i;
+		INSERT INTO accesskeys (id, customer_id, token_sha256, token_prefix, tm_expire)
+			SELECT gen_random_uuid(), '@acme', sha256(int8send(i)), 'vb_12345678', '2100-01-01' FROM generate_series(1, 2000) i;
+		INSERT INTO service_accounts (id, customer_id) SELECT gen_random_uuid(), '@acme' FROM generate_series(1, 2000)`, "@acme", w.acme.ID.String())
+	catcher := &statements{}
+	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
+	defer traced.Close()
+	const most = 40 // some four for each of the caller's rows
+	misled := false
+	for kind, of := range kinds {
+		catcher.all = nil
+		must(traced.CreateServiceAccount(t.Context(), of.caller, store.NewServiceAccount{CustomerID: w.acme.ID, Roles: []string{}}))(t)
+		for _, s := range catcher.all {
+			admission, is := admissionIn(s)
+			if !is {
+				t.Fatalf("%s: no condition in %s", kind, s.sql)
+			}
+			planned := `PREPARE planned AS ` + admission.sql + `; EXECUTE planned` + parameters(t, admission)
+			if got := w.explain("force_generic_plan", admission, planned+grown).buffers(); got > most {
+				t.Errorf("%s: its condition reads %d buffers", kind, got)
+			}
+			misled = misled || w.explain("force_generic_plan", admission, plain+planned+grown).buffers() > most
+		}
+	}
+	if !misled {
+		t.Error("control: a condition that any index serves reads as little")
+	}
+}
+
+// neverAnalysed keeps statistics away from the tables.
+func (w *world) neverAnalysed() {
+	w.t.Helper()
+	for _, table := range []string{"customers", "agents", "accesskeys", "service_accounts"} {
+		w.exec(`ALTER TABLE ` + table + ` SET (autovacuum_enabled = off)`)
+	}
+}
+
+// admissionIn is the call of admit_write, or of its short form, in a statement.
+func admissionIn(s statement) (statement, bool) {
+	call := regexp.MustCompile(`admit_\w+\(([^)]*)\)`).FindStringSubmatch(s.sql)
+	if call == nil {
+		return statement{}, false
+	}
+	count := strings.Count(call[1], "$")
+	sql := call[0]
+	for i := range count {
+		sql = strings.Replace(sql, fmt.Sprintf("$%d", len(s.args)-count+i+1), fmt.Sprintf("$%d", i+1), 1)
+	}
+	return statement{`SELECT ` + sql, s.args[len(s.args)-count:]}, true
+}
+
 const notDeleted = `tm_delete = '9999-01-01 00:00:00+00'`
 
 // busiest is the owner of the most live rows.
@@ -261,6 +388,8 @@ type explained struct {
 type planNode struct {
 	Type    string     `json:"Node Type"`
 	Index   string     `json:"Index Name"`
+	Filter  string     `json:"Filter"`
+	Cond    string     `json:"Index Cond"`
 	Dropped float64    `json:"Rows Removed by Filter"`
 	Hit     int        `json:"Shared Hit Blocks"`
 	Read    int        `json:"Shared Read Blocks"`
@@ -270,12 +399,19 @@ type planNode struct {
 // explain runs a statement as a prepared one, as the store does, after a change to the schema that it takes back.
 func (w *world) explain(mode string, s statement, change string) explained {
 	w.t.Helper()
+	return w.explainWith(`ANALYZE, BUFFERS, `, mode, s, change)
+}
+
+// plan is explain, but the statement is not run.
+func (w *world) plan(mode string, s statement, change string) explained {
+	w.t.Helper()
+	return w.explainWith(``, mode, s, change)
+}
+
+func (w *world) explainWith(options, mode string, s statement, change string) explained {
+	w.t.Helper()
 	tx := must(w.db.Begin(w.t.Context()))(w.t)
 	defer func() { _ = tx.Rollback(context.Background()) }()
-	literals := make([]string, len(s.args))
-	for i, arg := range s.args {
-		literals[i] = literal(w.t, arg)
-	}
 	for _, sql := range []string{
 		`DEALLOCATE ALL`, `SET LOCAL plan_cache_mode = ` + mode, `SET LOCAL jit = off`, change, `PREPARE hot AS ` + s.sql,
 	} {
@@ -284,7 +420,7 @@ func (w *world) explain(mode string, s statement, change string) explained {
 		}
 	}
 	var text string
-	err := tx.QueryRow(w.t.Context(), `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE hot (`+strings.Join(literals, ", ")+`)`,
+	err := tx.QueryRow(w.t.Context(), `EXPLAIN (`+options+`FORMAT JSON) EXECUTE hot`+parameters(w.t, s),
 		pgx.QueryExecModeSimpleProtocol).Scan(&text)
 	if err != nil {
 		w.t.Fatal(err)
@@ -296,9 +432,42 @@ func (w *world) explain(mode string, s statement, change string) explained {
 	return explained{text, plans[0].Plan}
 }
 
+// parameters are a statement's for EXECUTE.
+func parameters(t *testing.T, s statement) string {
+	t.Helper()
+	if len(s.args) == 0 {
+		return ""
+	}
+	literals := make([]string, len(s.args))
+	for i, arg := range s.args {
+		literals[i] = literal(t, arg)
+	}
+	return ` (` + strings.Join(literals, ", ") + `)`
+}
+
 func literal(t *testing.T, arg any) string {
 	t.Helper()
+	if v, is := arg.(driver.Valuer); is {
+		arg = must(v.Value())(t)
+	}
 	switch v := arg.(type) {
+	case nil:
+		return `NULL`
+	case *string:
+		if v == nil {
+			return `NULL`
+		}
+		return literal(t, *v)
+	case *[]string:
+		if v == nil {
+			return `NULL`
+		}
+		return literal(t, *v)
+	case []string:
+		if v == nil {
+			return `NULL`
+		}
+		return `'{` + strings.Join(v, ",") + `}'`
 	case []byte:
 		return `'\x` + hex.EncodeToString(v) + `'`
 	case time.Time:
@@ -315,7 +484,7 @@ func literal(t *testing.T, arg any) string {
 			elements[i] = uuid.UUID(v[i].Bytes).String()
 		}
 		return `'{` + strings.Join(elements, ",") + `}'`
-	case uuid.UUID, string, int:
+	case uuid.UUID, string, int, int32, int64, float64, bool:
 		return fmt.Sprintf(`'%v'`, v)
 	default:
 		t.Fatalf("no literal for a %T", arg)
@@ -343,6 +512,22 @@ func (e explained) problems(index string) (found []string) {
 	if !used {
 		found = append(found, "no use of "+index)
 	}
+	return found
+}
+
+// searchedLists are the lists' indexes that a plan reads to find a row by its id, or rows by another column.
+func (e explained) searchedLists() (found []string) {
+	byID := regexp.MustCompile(`\b(id|agent_id|service_account_id) = `)
+	var walk func(planNode)
+	walk = func(n planNode) {
+		if strings.HasSuffix(n.Index, "_live_newest") && byID.MatchString(n.Filter+n.Cond) {
+			found = append(found, n.Index)
+		}
+		for _, child := range n.Plans {
+			walk(child)
+		}
+	}
+	walk(e.root)
 	return found
 }
 

@@ -51,7 +51,7 @@ func (s *Store) ServiceAccount(ctx context.Context, id uuid.UUID) (ServiceAccoun
 	return one[ServiceAccount](ctx, s, "reading a service account", `
 		SELECT `+serviceAccountColumns+`
 		FROM service_accounts
-		WHERE id = $1 AND `+live,
+		WHERE id = $1 AND `+liveByID,
 		id)
 }
 
@@ -81,7 +81,7 @@ func (s *Store) UpdateServiceAccount(
 	return reviseOne[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "updating a service account", `
 		UPDATE service_accounts
 		SET name = coalesce($3, name), description = coalesce($4, description), roles = coalesce($5::text[], roles), tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
 		RETURNING `+serviceAccountColumns,
 		id, customerID, change.Name, change.Detail, change.Roles)
 }
@@ -93,11 +93,11 @@ func (s *Store) DeleteServiceAccount(ctx context.Context, caller Caller, custome
 		WITH made AS (
 			UPDATE accesskeys
 			SET tm_delete = now(), tm_update = now()
-			WHERE service_account_id = $1 AND customer_id = $2 AND `+live+`
+			WHERE service_account_id = $1 AND `+ofCustomer("$2")+` AND `+live+`
 		)
 		UPDATE service_accounts
 		SET tm_delete = now(), tm_update = now()
-		WHERE id = $1 AND customer_id = $2 AND `+live+`
+		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
 		RETURNING `+serviceAccountColumns,
 		id, customerID)
 }
@@ -129,13 +129,13 @@ func (s *Store) CreateServiceAccountKey(
 	var exists bool
 	// The row's lock makes additions to one account wait for each other: two at once could both see room for one.
 	lock := func(b *pgx.Batch) {
-		b.Queue(`SELECT EXISTS (SELECT FROM service_accounts WHERE id = $1 AND customer_id = $2 AND `+live+` FOR UPDATE)`,
+		b.Queue(`SELECT EXISTS (SELECT FROM service_accounts WHERE id = $1 AND customer_id = $2 AND `+liveByID+` FOR UPDATE)`,
 			account.ID, account.CustomerID).QueryRow(func(row pgx.Row) error { return row.Scan(&exists) })
 	}
 	key, err := insertAfter[ServiceAccountKey](ctx, s, caller, target{customerID: account.CustomerID}, "adding a service account's key", lock, `
 		INSERT INTO service_account_keys (id, account_id, algorithm, spki)
 		SELECT $1, $2, $3, $4
-		WHERE EXISTS (SELECT FROM service_accounts WHERE id = $2 AND customer_id = $6 AND `+live+`)
+		WHERE EXISTS (SELECT FROM service_accounts WHERE id = $2 AND customer_id = $6 AND `+liveByID+`)
 		  AND (SELECT count(*) FROM service_account_keys WHERE account_id = $2 AND `+live+`) < $5
 		RETURNING `+serviceAccountKeyColumns,
 		uuid.New(), account.ID, algorithm, publicKey, MaxServiceAccountKeys, account.CustomerID)
@@ -163,7 +163,7 @@ func (s *Store) DeleteServiceAccountKey(ctx context.Context, caller Caller, acco
 	return reviseOne[ServiceAccountKey](ctx, s, caller, on, NounServiceAccountKeys, id, "deleting a service account's key", `
 		UPDATE service_account_keys
 		SET tm_delete = now(), tm_update = now()
-		WHERE id = $1 AND account_id = (SELECT a.id FROM service_accounts a WHERE a.id = $2 AND a.customer_id = $3) AND `+live+`
+		WHERE id = $1 AND account_id = (SELECT a.id FROM service_accounts a WHERE a.id = $2 AND a.customer_id = $3) AND `+liveByID+`
 		RETURNING `+serviceAccountKeyColumns,
 		id, account.ID, account.CustomerID)
 }

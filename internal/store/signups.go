@@ -119,10 +119,14 @@ func (s *Store) CompleteSignup(ctx context.Context, tempToken, code TokenHash, k
 			return err
 		}
 		k.CustomerID = customer.ID
-		insert, args = admitted(insertAccessKey, k.values(Operator()), Operator(), target{}, false, nil)
-		key, err = oneIn[AccessKey](ctx, tx, insert, args...)
-		completed = err == nil
-		return err
+		keyID := uuid.New()
+		insert, args = admitted(insertAccessKey, k.values(keyID, Operator()), Operator(), target{}, false, nil)
+		times, err := oneIn[accessKeyTimes](ctx, tx, insert, args...)
+		if err != nil {
+			return err
+		}
+		key, completed = k.made(keyID, Operator(), times), true
+		return nil
 	})
 	if err == nil && !completed {
 		return Customer{}, AccessKey{}, ErrNoSignup

@@ -31,6 +31,14 @@ func Never() time.Time { return time.Date(9999, time.January, 1, 0, 0, 0, 0, tim
 // are used only by conditions that repeat theirs.
 const live = `tm_delete = '9999-01-01 00:00:00+00'`
 
+// liveByID is live for statements that find a row by its id. No partial index serves it: on a table without statistics the planner
+// would take a list's index, and read the whole list.
+const liveByID = `tm_delete >= '9999-01-01 00:00:00+00'`
+
+// ofCustomer is the condition that rows found by another column belong to the customer that is the parameter. No index serves it, for
+// the same reason.
+func ofCustomer(parameter string) string { return `(customer_id = ` + parameter + `) IS TRUE` }
+
 const (
 	// connectTimeout bounds one attempt to reach the database where DATABASE_URL has no connect_timeout of its own. It
 	// must leave a request time for its 503 (contract, section 5: within 5 s).

@@ -25,9 +25,9 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 	for i, step := range []struct{ command, version, tables string }{
 		{"version", "0", ""},
 		{"down", "0", ""},
-		{"up", "5", fourth},
-		{"version", "5", fourth},
-		{"up", "5", fourth},
+		{"up", newest, fourth},
+		{"version", newest, fourth},
+		{"up", newest, fourth},
 		{"down", "4", fourth},
 		{"down", "3", third},
 		{"version", "3", third},
@@ -35,7 +35,7 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 		{"version", "2", second},
 		{"down", "1", first},
 		{"version", "1", first},
-		{"up", "5", fourth},
+		{"up", newest, fourth},
 		{"down", "4", fourth},
 		{"down", "3", third},
 		{"down", "2", second},
@@ -43,7 +43,7 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 		{"down", "0", ""},
 		{"version", "0", ""},
 		{"down", "0", ""},
-		{"up", "5", fourth},
+		{"up", newest, fourth},
 	} {
 		out, log, err := cli(t, env, "", "migrate", step.command)
 		if err != nil || out != step.version+"\n" {

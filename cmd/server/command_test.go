@@ -93,8 +93,8 @@ func TestFailureEndsWithCode1(t *testing.T) {
 		"serve, unreachable":      {"serve", "127.0.0.1:0", away, "server: preparing the database at DATABASE_URL: connecting to the database: the database is unavailable"},
 		"migrate, unreachable":    {"migrate up", "", away, "server: connecting to the database: the database is unavailable"},
 		"customer, unreachable":   {"customer create --name=n", "", away, "server: reading the schema's version: the database is unavailable"},
-		"customer, not migrated":  {"customer create --name=n", "", empty.Reveal(), "server: the schema is at version 0, this program needs 5"},
-		"accesskey, not migrated": {"accesskey create", "", empty.Reveal(), "server: the schema is at version 0, this program needs 5"},
+		"customer, not migrated":  {"customer create --name=n", "", empty.Reveal(), "server: the schema is at version 0, this program needs " + newest},
+		"accesskey, not migrated": {"accesskey create", "", empty.Reveal(), "server: the schema is at version 0, this program needs " + newest},
 		"address in use":          {"serve", taken.Addr().String(), empty.Reveal(), "server: LISTEN_ADDR: listen tcp " + taken.Addr().String()},
 	} {
 		env := map[string]string{"DATABASE_URL": test.database, "LISTEN_ADDR": test.listen, "JWT_SECRET": testSecret}

@@ -20,6 +20,9 @@ var holdings = map[string]string{
 		VALUES (gen_random_uuid(), sha256('t'), sha256('c'), 'a@acme.example', 'acme', false, now())`,
 }
 
+// newest is the newest version of the schema.
+const newest = "5"
+
 // holding is a database with a row at version 4, the newest that is not taken back without a question. That the steps above it are is
 // tested on the way.
 func holding(t *testing.T, row string) secret.Value {

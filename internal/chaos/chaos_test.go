@@ -113,7 +113,7 @@ func longControls() []scenario {
 			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_caller"},
 		{name: "address moved", ground: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 4, revoke: 300, workers: 20,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_witness"},
-		{name: "waits cancelled", ground: withStandby, lease: longLease, faults: cancelWaits, rounds: 6, revoke: 300, workers: 20,
+		{name: "waits cancelled", ground: withStandby, lease: longLease, faults: cancelWaits, rounds: 6, revoke: 120, cycles: 1, workers: 20,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, shortcoming: "without_rule_confirm"},
 		{name: "healthy", ground: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
 			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_log"},
@@ -227,6 +227,9 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 	breaking.Wait()
 	working.Wait()
 	c.probing.Wait()
+	if s.mayMissRows {
+		c.useAllAgain(t.Context())
+	}
 	c.checkNothingHeld()
 	into.add(c)
 	if s.shortcoming != "" {

@@ -41,7 +41,9 @@ const (
 	readTimeout       = 15 * time.Second
 	writeTimeout      = 30 * time.Second
 	idleTimeout       = 2 * time.Minute
-	maxHeaderBytes    = 32 << 10
+	maxHeaderBytes    = 64 << 10 // browsers send a proxy cookies of some ten kilobytes
+	maxStreams        = 100      // of one HTTP/2 connection at a time
+	maxReceived       = 64 << 10 // bytes of bodies that one HTTP/2 connection may send unread: one body at its largest
 )
 
 func serve(ctx context.Context, inv invocation) error {
@@ -157,6 +159,13 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReceiveBufferPerConnection: maxReceived,
+			MaxReceiveBufferPerStream:     maxReceived,
+			WriteByteTimeout:              readHeaderTimeout,
+		},
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is a request as any other
 	}
 	if a.certificate != nil {
 		a.server.TLSConfig = a.certificate.Config()

@@ -167,7 +167,7 @@ func (s *Server) listAccessKeys(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, paged(rows, p, wireAccessKey, accessKeyCursor))
+	writeList(w, r, paged(rows, p, wireAccessKey, accessKeyCursor))
 	return nil
 }
 

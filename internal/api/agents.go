@@ -99,7 +99,7 @@ func (s *Server) listAgents(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, paged(rows, p, wireAgent, agentCursor))
+	writeList(w, r, paged(rows, p, wireAgent, agentCursor))
 	return nil
 }
 

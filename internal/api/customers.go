@@ -61,7 +61,7 @@ func (s *Server) listCustomers(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, paged(rows, p, wireCustomer, customerCursor))
+	writeList(w, r, paged(rows, p, wireCustomer, customerCursor))
 	return nil
 }
 

@@ -62,14 +62,13 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err == nil && r.Context().Err() == nil {
-		ev.body, ev.bodyRead = body, true
+		ev.body, ev.bodyRead, ev.recorder.closes = body, true, false
 		if !rules.Caller {
 			return body, nil
 		}
 		return body, identifyAgain(r)
 	}
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-		w.Header().Set("Connection", "close") // the rest of the body is not read
 		return nil, &problem{
 			code: http.StatusRequestEntityTooLarge, reason: reasonBodyTooLarge,
 			message: fmt.Sprintf("The body is larger than %d bytes.", maxBody),

@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"encoding/hex"
+	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -50,7 +51,7 @@ type list[T any] struct {
 // bodies are buffers that answers are encoded into, one after the other.
 var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// maxPooledBody is the size up to which a buffer is used again, that of a full list.
+// maxPooledBody is the size up to which a buffer is used again.
 const maxPooledBody = 64 << 10
 
 // writeJSON encodes to a buffer first, so that an error there can still become a 500. The encoder is given a pointer, because it
@@ -58,20 +59,46 @@ const maxPooledBody = 64 << 10
 func writeJSON[T any](w http.ResponseWriter, code int, v T) {
 	body := bodies.Get().(*bytes.Buffer)
 	body.Reset()
-	if err := json.MarshalWrite(body, &v); err != nil {
-		// Only a defect in our own types leads here; observe turns it into a logged 500.
-		panic(err)
-	}
+	encode(body, &v)
 	writeBody(w, code, "application/json", body.Bytes())
 	if body.Cap() <= maxPooledBody {
 		bodies.Put(body)
 	}
 }
 
+// writeList is writeJSON for what may be large: it takes no more memory than the list has, and ever less while the client reads it.
+func writeList[T any](w http.ResponseWriter, r *http.Request, l list[T]) {
+	var body chunks
+	encode(&body, &l)
+	share := &eventOf(r).recorder.share().answer
+	share.Keep(body.memory())
+	setBody(w, http.StatusOK, "application/json", body.length)
+	for len(body.filled) > 0 {
+		_, err := w.Write(body.first())
+		body.drop()
+		if err != nil {
+			return // the client has left
+		}
+		share.Keep(body.memory())
+	}
+}
+
+func encode(to io.Writer, v any) {
+	if err := json.MarshalWrite(to, v); err != nil {
+		// Only a defect in our own types leads here; observe turns it into a logged 500.
+		panic(err)
+	}
+}
+
 func writeBody(w http.ResponseWriter, code int, contentType string, body []byte) {
+	setBody(w, code, contentType, len(body))
+	_, _ = w.Write(body) // a client that has left is no error of ours
+}
+
+// setBody begins an answer with a body.
+func setBody(w http.ResponseWriter, code int, contentType string, length int) {
 	header := w.Header()
-	values := []string{contentType, strconv.Itoa(len(body))}
+	values := []string{contentType, strconv.Itoa(length)}
 	header["Content-Type"], header["Content-Length"] = values[:1:1], values[1:]
 	w.WriteHeader(code)
-	_, _ = w.Write(body) // a client that has left is no error of ours
 }

@@ -111,6 +111,10 @@ func (s *Server) observe(next http.Handler) http.Handler {
 		defer ev.end()
 		r = r.WithContext(ev)
 		rec := &ev.recorder
+		rec.clients = &s.slow
+		// SECURITY: no answer waits for a body that the client has announced and doesn't send. What follows on such a connection may be the rest
+		// of the body or another client's request, behind a proxy that cuts bodies off: it is not read.
+		rec.closes = r.ContentLength != 0 && r.ProtoMajor == 1
 		ev.ids[0] = ev.requestID
 		rec.Header()["X-Request-Id"] = ev.ids[:]
 		defer func() {
@@ -118,6 +122,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 			if panicked != nil {
 				s.recovered(rec, r, panicked)
 			}
+			rec.endShares()
 			s.finish(r, ev, rec.code, time.Since(started))
 			if panicked != nil && rec.aborted {
 				panic(http.ErrAbortHandler) // the client must not take half an answer for a whole one
@@ -212,12 +217,18 @@ type recorder struct {
 	http.ResponseWriter
 	code    int
 	aborted bool
+	closes  bool // the connection, since the body has not been read to its end
+	clients *slowClients
+	shares  *shares // nil: nothing that a slow client could hold
 }
 
 // WriteHeader implements http.ResponseWriter.
 func (rec *recorder) WriteHeader(code int) {
 	if rec.code == 0 {
 		rec.code = code
+		if rec.closes {
+			rec.Header().Set("Connection", "close")
+		}
 	}
 	rec.ResponseWriter.WriteHeader(code)
 }
@@ -225,7 +236,10 @@ func (rec *recorder) WriteHeader(code int) {
 // Write implements http.ResponseWriter.
 func (rec *recorder) Write(b []byte) (int, error) {
 	if rec.code == 0 {
-		rec.code = http.StatusOK
+		rec.WriteHeader(http.StatusOK)
+	}
+	if len(b) > chunk || rec.shares != nil {
+		return rec.write(b)
 	}
 	return rec.ResponseWriter.Write(b)
 }

@@ -26,7 +26,7 @@ type metrics struct {
 	found         sync.Map // of requestLabels to requestMetrics
 }
 
-func newMetrics(s *store.Store, r *replica.Replica) *metrics {
+func newMetrics(s *store.Store, r *replica.Replica, slow slowClients) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -44,6 +44,9 @@ func newMetrics(s *store.Store, r *replica.Replica) *metrics {
 		}, []string{"reason"}),
 	}
 	m.registry.MustRegister(m.requests, m.durations, m.credentials, m.loginRefusals, poolCollector{s}, replicaCollector{r},
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "accesskeys_slow_clients_cut_off_total", Help: "Clients that were cut off because they did not read or send in time.",
+		}, slow.cutOff),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

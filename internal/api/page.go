@@ -22,7 +22,7 @@ type page struct {
 	size  int
 }
 
-// decodePage reads page_size and page_token (contract, section 4).
+// decodePage reads page_size and page_token (contract, section 4), and takes the memory of such a page.
 func decodePage(r *http.Request) (page, error) {
 	p := page{after: store.Start(), size: maxPageSize}
 	query, err := url.ParseQuery(r.URL.RawQuery)
@@ -49,7 +49,7 @@ func decodePage(r *http.Request) (page, error) {
 	if details != nil {
 		return page{}, badRequest(reasonInvalidRequestParameter, "The query has parameters that are not valid.", details...)
 	}
-	return p, nil
+	return p, take(r, int64(p.size+1)*itemMemory)
 }
 
 // parsePageSize takes any whole number, however large; outside of 1 to 100 it means 100.

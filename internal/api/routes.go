@@ -14,14 +14,14 @@ import (
 func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler) http.Handler {
 	r := chi.NewRouter()
 	// The client's address comes first: the log line, which observe writes, has it too.
-	r.Use(clientIP(cfg.TrustedProxies), s.observe, s.connectionClose, hsts, cors, routedMethod)
+	r.Use(clientIP(cfg.TrustedProxies), s.observe, s.stream, s.connectionClose, hsts, cors, routedMethod)
 	r.NotFound(s.handle(routeNotFound))
 	r.MethodNotAllowed(s.handle(methodNotAllowed(r)))
 
 	r.Get("/ping", s.handle(s.ping))
 	r.Get("/healthz", s.handle(s.healthz))
 	r.Get("/readyz", s.handle(s.readyz))
-	r.Method(http.MethodGet, "/metrics", s.metrics.handler())
+	r.With(s.takes(metricsMemory)).Method(http.MethodGet, "/metrics", s.metrics.handler())
 	r.Get("/openapi.yaml", s.handle(s.openapiYAML))
 	r.Get("/openapi.json", s.handle(s.openapiJSON))
 

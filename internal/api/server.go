@@ -53,6 +53,7 @@ type Server struct {
 	log           *slog.Logger
 	minExpire     int64
 	metrics       *metrics
+	slow          slowClients
 	router        http.Handler
 	draining      atomic.Bool
 }
@@ -66,7 +67,9 @@ func New(cfg Config) *Server {
 
 // unrouted is a Server without its router.
 func unrouted(cfg Config) *Server {
+	slow := newSlowClients()
 	return &Server{
+		slow:          slow,
 		store:         cfg.Store,
 		replica:       cfg.Replica,
 		verifier:      cfg.Verifier,
@@ -76,7 +79,7 @@ func unrouted(cfg Config) *Server {
 		mailer:        cfg.Mailer,
 		log:           cfg.Log,
 		minExpire:     cfg.MinExpire,
-		metrics:       newMetrics(cfg.Store, cfg.Replica),
+		metrics:       newMetrics(cfg.Store, cfg.Replica, slow),
 	}
 }
 

@@ -116,7 +116,7 @@ func (s *Server) listServiceAccounts(w http.ResponseWriter, r *http.Request) err
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, paged(rows, p, wireServiceAccount, serviceAccountCursor))
+	writeList(w, r, paged(rows, p, wireServiceAccount, serviceAccountCursor))
 	return nil
 }
 
@@ -243,7 +243,7 @@ func (s *Server) listServiceAccountKeys(w http.ResponseWriter, r *http.Request) 
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, paged(rows, p, wireServiceAccountKey, serviceAccountKeyCursor))
+	writeList(w, r, paged(rows, p, wireServiceAccountKey, serviceAccountKeyCursor))
 	return nil
 }
 

@@ -75,12 +75,11 @@ func answersAtOnce(t *testing.T, address, name, method, request string, wanted i
 		t.Fatal(err)
 	}
 	in := bufio.NewReader(conn)
-	answer, err := http.ReadResponse(in, &http.Request{Method: method})
+	answer, err := readAnswer(in, method)
 	if err != nil {
 		t.Errorf("%s, %s: %v", line, name, err)
 		return
 	}
-	_, _ = io.Copy(io.Discard, answer.Body)
 	if wanted != 0 && answer.StatusCode != wanted || !answer.Close || answer.StatusCode == http.StatusContinue {
 		t.Errorf("%s, %s: %s, which ends the connection: %t", line, name, answer.Status, answer.Close)
 	}
@@ -89,6 +88,17 @@ func answersAtOnce(t *testing.T, address, name, method, request string, wanted i
 	if more, _ := io.ReadAll(in); len(more) > 0 {
 		t.Errorf("%s, %s: after it is answered: %q", line, name, more)
 	}
+}
+
+// readAnswer reads a whole answer.
+func readAnswer(in *bufio.Reader, method string) (*http.Response, error) {
+	answer, err := http.ReadResponse(in, &http.Request{Method: method})
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	_, err = io.Copy(io.Discard, answer.Body)
+	return answer, err
 }
 
 // A body that has been read keeps the connection.
@@ -103,11 +113,9 @@ func TestReadBodyKeepsTheConnection(t *testing.T) {
 	in := bufio.NewReader(conn)
 	for _, body := range []string{"Content-Length: 2\r\n\r\n{}", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "Content-Length: 1\r\n\r\n{"} {
 		fmt.Fprintf(conn, "POST /v1.0/accesskeys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n%s", testKey, body)
-		answer, err := http.ReadResponse(in, nil)
-		if err != nil || answer.Close {
+		if answer, err := readAnswer(in, "POST"); err != nil || answer.Close {
 			t.Fatalf("%q: %v, %v", body, answer, err)
 		}
-		_, _ = io.Copy(io.Discard, answer.Body)
 	}
 }
 
@@ -116,7 +124,7 @@ func TestAnnouncedBodyIsNotWaitedForByHTTP2(t *testing.T) {
 	t.Parallel()
 	_, settings := newPair(t, 1).folder(t)
 	p := launch(t, environment(pgtest.Migrated(t), settings), "serve")
-	conn, err := tls.Dial("tcp", strings.TrimPrefix(listening(t, p.stderr, p.ended), "http://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // it is a test's own server
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(listening(t, p.stderr, p.ended), "http://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +190,7 @@ func TestAnswersThatAreNotOursArePlainText(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _ = io.WriteString(conn, request)
-		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		answer, err := readAnswer(bufio.NewReader(conn), "GET")
 		if err != nil || answer.StatusCode != want || !strings.HasPrefix(answer.Header.Get("Content-Type"), "text/plain") || !answer.Close {
 			t.Errorf("%.60q: %v, %v, want %d", request, answer, err, want)
 		}
@@ -195,7 +203,7 @@ func TestAnswersThatAreNotOursArePlainText(t *testing.T) {
 	}
 	defer conn.Close()
 	_, _ = io.WriteString(conn, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
-	if answer, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || answer.StatusCode != 404 || answer.Header.Get("X-Request-Id") == "" {
+	if answer, err := readAnswer(bufio.NewReader(conn), "GET"); err != nil || answer.StatusCode != 404 || answer.Header.Get("X-Request-Id") == "" {
 		t.Errorf("OPTIONS *: %v, %v", answer, err)
 	}
 }

@@ -19,6 +19,8 @@ import (
 
 // Clients that don't read their answers, or don't send their bodies, can't make the server take more memory than it has for them, nor
 // keep others from being served.
+//
+//nolint:tparallel // one attack at a time, beside other tests
 func TestSlowClientsTakeBoundedMemory(t *testing.T) {
 	t.Parallel()
 	const list = "/v1.0/accesskeys?accesskey="
@@ -113,7 +115,7 @@ func attackOn(t *testing.T, address string, encrypted bool, open func(*testing.T
 			_ = conn.(*net.TCPConn).SetReadBuffer(4096)
 			inner := conn
 			if encrypted {
-				conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // the client attacks
+				conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 			}
 			ended := make(chan struct{})
 			go func() {

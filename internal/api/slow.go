@@ -132,7 +132,7 @@ func (rec *recorder) wait(do func() (int, error)) (int, error) {
 // write sends what may take long, a chunk at a time: each is a progress of the client's.
 func (rec *recorder) write(b []byte) (written int, err error) {
 	for len(b) > 0 && err == nil {
-		n := 0
+		var n int
 		n, err = rec.wait(func() (int, error) { return rec.ResponseWriter.Write(b[:min(len(b), chunk)]) })
 		b, written = b[n:], written+n
 	}

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
-	"github.com/go-chi/chi/v5/middleware"
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
@@ -27,7 +26,7 @@ type event struct {
 	requestContext
 	recorder  recorder
 	requestID string
-	client    netip.Addr // see clientAddr
+	client    netip.Addr // see clientAddr; the zero value where the peer has no address
 	route     string
 	ids       [1]string // requestID as the header's value
 	caller    auth.Principal
@@ -106,7 +105,7 @@ func (c *requestContext) Value(key any) any {
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()
-		ev := &event{requestID: requestID(r), recorder: recorder{ResponseWriter: w}}
+		ev := &event{requestID: requestID(r), recorder: recorder{ResponseWriter: w}, client: s.clientAddr(r)}
 		ev.parent, ev.deadline = r.Context(), started.Add(requestTimeout)
 		defer ev.end()
 		r = r.WithContext(ev)
@@ -175,7 +174,7 @@ func (s *Server) finish(r *http.Request, ev *event, code int, took time.Duration
 		slog.Int("status", code),
 		slog.Float64("duration_ms", float64(took.Microseconds())/1000),
 		slog.String("request_id", ev.requestID),
-		slog.String("client_ip", ev.clientAddr(r).String()),
+		slog.String("client_ip", ev.client.String()),
 	)
 	if p := ev.principal; p != nil {
 		attrs = append(attrs,
@@ -350,20 +349,4 @@ func clipped(s string) string {
 		return s
 	}
 	return s[:most] + "..."
-}
-
-// clientAddr is clientAddr of the event's request, found once.
-func (ev *event) clientAddr(r *http.Request) netip.Addr {
-	if !ev.client.IsValid() {
-		ev.client = clientAddr(r)
-	}
-	return ev.client
-}
-
-// clientAddr is the client's address as far as the trusted proxies tell it, else the peer's.
-func clientAddr(r *http.Request) netip.Addr {
-	if addr := middleware.GetClientIPAddr(r.Context()); addr.IsValid() {
-		return addr
-	}
-	return peerAddr(r)
 }

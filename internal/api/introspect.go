@@ -38,7 +38,7 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) error {
 	credential, err := auth.ParseCredential(token)
 	var holder auth.Principal
 	if err == nil {
-		holder, err = s.verifier.Verify(r.Context(), credential, eventOf(r).clientAddr(r))
+		holder, err = s.verifier.Verify(r.Context(), credential, eventOf(r).client)
 	}
 	switch {
 	case errors.Is(err, auth.ErrInvalidCredential), err == nil && !caller.MayReach(holder.CustomerID):

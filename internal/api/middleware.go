@@ -2,12 +2,10 @@ package api
 
 import (
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/go-chi/chi/v5"
-	"github.com/go-chi/chi/v5/middleware"
 
 	"accesskeys/internal/auth"
 )
@@ -28,7 +26,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 func (s *Server) identify(r *http.Request, credential auth.Credential, err error) error {
 	if err == nil {
 		ev := eventOf(r)
-		if ev.caller, err = s.verifier.Verify(r.Context(), credential, ev.clientAddr(r)); err == nil {
+		if ev.caller, err = s.verifier.Verify(r.Context(), credential, ev.client); err == nil {
 			ev.principal, ev.server, ev.credential = &ev.caller, s, credential
 		}
 	}
@@ -43,7 +41,7 @@ func identifyAgain(r *http.Request) error {
 	if ev.server == nil {
 		return nil
 	}
-	caller, err := ev.server.verifier.Verify(r.Context(), ev.credential, ev.clientAddr(r))
+	caller, err := ev.server.verifier.Verify(r.Context(), ev.credential, ev.client)
 	if err == nil {
 		ev.caller = caller
 	}
@@ -140,27 +138,6 @@ func (s *Server) connectionClose(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// clientIP finds the client's address where peers are trusted to tell it in X-Forwarded-For.
-func clientIP(trusted []netip.Prefix) func(http.Handler) http.Handler {
-	if len(trusted) == 0 {
-		return func(next http.Handler) http.Handler { return next }
-	}
-	prefixes := make([]string, 0, len(trusted))
-	for _, prefix := range trusted {
-		prefixes = append(prefixes, prefix.String())
-	}
-	return middleware.ClientIPFromXFF(prefixes...)
-}
-
-// peerAddr is the address of the connection's other end.
-func peerAddr(r *http.Request) netip.Addr {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return peer.Addr().Unmap()
 }
 
 func routeNotFound(http.ResponseWriter, *http.Request) error {

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/go-chi/chi/v5/middleware"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
 )
@@ -76,10 +75,7 @@ func (s *Server) rateLimit(limit Limit) func(http.Handler) http.Handler {
 // clientNetwork is what counts as one client: an IPv4 address, or a /64 of IPv6, of which a single host has every
 // address.
 func clientNetwork(r *http.Request) netip.Prefix {
-	addr := middleware.GetClientIPAddr(r.Context())
-	if !addr.IsValid() {
-		addr = peerAddr(r)
-	}
+	addr := eventOf(r).client
 	bits := 64
 	if addr.Is4() {
 		bits = 32

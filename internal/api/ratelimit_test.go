@@ -133,6 +133,21 @@ func TestClientIsCountedByItsAddressWhateverItClaims(t *testing.T) {
 		"the proxy says nothing, or only garbage": {"10.0.0.0/8",
 			[3]hop{{"10.0.0.1:1", nil}, {"10.0.0.1:2", xff("192.0.2.1, garbage")}, {"10.0.0.1:3", xff("10.0.0.2")}},
 			"10.0.0.1", hop{"10.0.0.1:1", xff("192.0.2.1")}},
+		"with ports, in brackets, in quotes": {"10.0.0.0/8",
+			[3]hop{{"10.0.0.1:1", xff("192.0.2.1:51234")}, {"10.0.0.1:2", xff(`198.51.100.1, "192.0.2.1:1", 10.0.0.9:443`)}, {"10.0.0.1:3", xff("[::ffff:192.0.2.1]:443")}},
+			"192.0.2.1", hop{"10.0.0.1:1", xff("192.0.2.2:51234")}},
+		"IPv6 with ports": {"10.0.0.0/8",
+			[3]hop{{"10.0.0.1:1", xff("[2001:db8::1]:443")}, {"10.0.0.1:2", xff(`"[2001:db8::1]"`)}, {"10.0.0.1:3", xff("\t2001:db8::1 ,10.0.0.3:80", "10.0.0.2")}},
+			"2001:db8::1", hop{"10.0.0.1:1", xff("[2001:db8:0:1::1]:443")}},
+		"what a proxy writes where it does not know": {"10.0.0.0/8",
+			[3]hop{{"10.0.0.1:1", xff("192.0.2.1, unknown")}, {"10.0.0.1:2", xff("192.0.2.2, _hidden")}, {"10.0.0.1:3", xff("192.0.2.3, ")}},
+			"10.0.0.1", hop{"10.0.0.1:1", xff("unknown, 192.0.2.1")}},
+		"what is no address": {"10.0.0.0/8",
+			[3]hop{{"10.0.0.1:1", xff("192.0.2.1, 192.0.2.9:99999")}, {"10.0.0.1:2", xff(`192.0.2.2, "192.0.2.9`)}, {"10.0.0.1:3", xff("192.0.2.3, [192.0.2.9]:1")}},
+			"10.0.0.1", hop{"10.0.0.1:1", xff("192.0.2.1:0")}},
+		"what is no port": {"10.0.0.0/8",
+			[3]hop{{"10.0.0.1:1", xff("192.0.2.1, 192.0.2.9:")}, {"10.0.0.1:2", xff(`192.0.2.2, [2001:db8::1]443`)}, {"10.0.0.1:3", xff("192.0.2.3, [2001:db8::1]:_x")}},
+			"10.0.0.1", hop{"10.0.0.1:1", xff("192.0.2.1:65535")}},
 		"one network of IPv6": {"10.0.0.0/8",
 			[3]hop{{"[2001:db8:0:1::1]:1", nil}, {"[2001:db8:0:1:ffff::2]:1", nil}, {"10.0.0.1:1", xff("2001:db8:0:1:dead:beef:0:3")}},
 			"2001:db8:0:1:dead:beef:0:3", hop{"[2001:db8:0:2::1]:1", nil}},
@@ -164,5 +179,18 @@ func TestClientIsCountedByItsAddressWhateverItClaims(t *testing.T) {
 				t.Errorf("another client gave %d: %s", got.Code, strings.TrimSpace(got.Body.String()))
 			}
 		})
+	}
+}
+
+// Promised: that clients can't be told apart is said, once a minute and not for each request.
+func TestUnreadableForwardedAddressIsToldOnce(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, func(c *api.Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} })
+	for _, forwarded := range []string{"unknown", "192.0.2.1, garbage", ""} {
+		h.from("10.0.0.1:1", forwarded)
+	}
+	h.from("192.0.2.7:1", "unknown") // is not believed anyway
+	if n := strings.Count(h.log.String(), "X-Forwarded-For that can't be read"); n != 1 {
+		t.Errorf("it is logged %d times", n)
 	}
 }

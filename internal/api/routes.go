@@ -13,8 +13,7 @@ import (
 // api/openapi.yaml.
 func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler) http.Handler {
 	r := chi.NewRouter()
-	// The client's address comes first: the log line, which observe writes, has it too.
-	r.Use(clientIP(cfg.TrustedProxies), s.observe, s.stream, s.connectionClose, hsts, cors, routedMethod)
+	r.Use(s.observe, s.stream, s.connectionClose, hsts, cors, routedMethod)
 	r.NotFound(s.handle(routeNotFound))
 	r.MethodNotAllowed(s.handle(methodNotAllowed(r)))
 

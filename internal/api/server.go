@@ -54,6 +54,7 @@ type Server struct {
 	minExpire     int64
 	metrics       *metrics
 	slow          slowClients
+	proxies       proxies
 	router        http.Handler
 	draining      atomic.Bool
 }
@@ -70,6 +71,7 @@ func unrouted(cfg Config) *Server {
 	slow := newSlowClients()
 	return &Server{
 		slow:          slow,
+		proxies:       proxies{trusted: cfg.TrustedProxies},
 		store:         cfg.Store,
 		replica:       cfg.Replica,
 		verifier:      cfg.Verifier,

@@ -59,7 +59,7 @@ func (rec *recorder) endShares() {
 // take waits for memory of the answer. The request has it until its client has read the answer.
 func take(r *http.Request, bytes int64) error {
 	ev := eventOf(r)
-	var owner any = ev.clientAddr(r)
+	var owner any = ev.client
 	if ev.principal != nil {
 		owner = ev.principal.CustomerID
 	}
@@ -93,7 +93,7 @@ func (*Server) stream(next http.Handler) http.Handler {
 			return
 		}
 		rec := &eventOf(r).recorder
-		if err := rec.share().stream.Take(r.Context(), eventOf(r).clientAddr(r), streamMemory+headerBytes(r.Header)); err != nil {
+		if err := rec.share().stream.Take(r.Context(), eventOf(r).client, streamMemory+headerBytes(r.Header)); err != nil {
 			rec.code = http.StatusServiceUnavailable // for the log: an answer could wait for its client too
 			panic(http.ErrAbortHandler)
 		}

@@ -46,8 +46,8 @@ func (p proxyStatuses) narrow(code int) int {
 }
 
 // originalURIs are the headers in which proxies say which request they ask about: nginx by our configuration, Traefik and
-// Caddy by themselves.
-var originalURIs = [...]string{"X-Original-Uri", "X-Forwarded-Uri"}
+// Caddy by themselves, ingress-nginx with the whole URL.
+var originalURIs = [...]string{"X-Original-Uri", "X-Original-Url", "X-Forwarded-Uri"}
 
 // originalQueries are the raw queries of the requests that a proxy asks about.
 func originalQueries(r *http.Request) (queries []string) {
@@ -64,7 +64,33 @@ func originalQueries(r *http.Request) (queries []string) {
 type verifyOptions struct {
 	permission auth.Permission // PermissionNone: any caller will do
 	statuses   proxyStatuses
+	in         carriers
 	err        error // what is wrong with them
+}
+
+// carriers are where a credential is looked for. An API behind the proxy may have a "token" in its queries that is none of ours.
+type carriers int
+
+const (
+	inHeader carriers = 1 << iota
+	inQuery
+)
+
+// carriersNamed are those of the option's values, 0 where one is not known.
+func carriersNamed(values []string) (in carriers) {
+	for _, value := range values {
+		switch value {
+		case "header":
+			in |= inHeader
+		case "query":
+			in |= inQuery
+		case "both":
+			in |= inHeader | inQuery
+		default:
+			return 0
+		}
+	}
+	return in
 }
 
 // forProxy reads the options, before anything is answered that they decide about.
@@ -72,7 +98,7 @@ func forProxy(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		options, err := optionsOf(r)
 		if err != nil {
-			options = verifyOptions{statuses: strictStatuses, err: err}
+			options = verifyOptions{statuses: strictStatuses, in: inHeader | inQuery, err: err}
 		}
 		eventOf(r).verify = options
 		next.ServeHTTP(w, r)
@@ -85,7 +111,7 @@ func forProxy(next http.Handler) http.Handler {
 // the query is the same as the original one, a proxy may have left the client's in its place, with names of all kinds in it. What is
 // an option counts there too, since a client can write the original query as it likes: it may ask more of itself, never less.
 func optionsOf(r *http.Request) (verifyOptions, error) {
-	options := verifyOptions{statuses: strictStatuses}
+	options := verifyOptions{statuses: strictStatuses, in: inHeader | inQuery}
 	if r.URL.Path != verifyPath || r.URL.RawQuery == "" {
 		return options, nil
 	}
@@ -97,9 +123,13 @@ func optionsOf(r *http.Request) (verifyOptions, error) {
 	for name, given := range values {
 		switch {
 		case name == auth.ParamToken, name == auth.ParamAccessKey: // the credential, which is read elsewhere
+		case name == "in":
+			if options.in = carriersNamed(given); options.in == 0 {
+				return options, badOption(name, "takes header, query or both")
+			}
 		case name != "permission" && name != "strict":
 			if !copied {
-				return options, badOption("", "there is no such option; there are permission and strict")
+				return options, badOption("", "there is no such option; there are in, permission and strict")
 			}
 		case len(given) > 1:
 			return options, badOption(name, "may be given once")
@@ -124,8 +154,15 @@ func badOption(name, message string) error {
 // verify tells a proxy whether a request may pass, and who sent it. The credential is that of the check itself or that of
 // the request which it is about, exactly one in all (contract, section 3).
 func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
-	queries := append(originalQueries(r), r.URL.RawQuery)
-	credential, err := auth.ExtractForwarded(queries, r.Header["Authorization"])
+	var queries, headers []string
+	in := eventOf(r).verify.in
+	if in&inQuery != 0 {
+		queries = append(originalQueries(r), r.URL.RawQuery)
+	}
+	if in&inHeader != 0 {
+		headers = r.Header["Authorization"]
+	}
+	credential, err := auth.ExtractForwarded(queries, headers)
 	if err := s.identify(r, credential, err); err != nil {
 		return err
 	}

@@ -221,6 +221,9 @@ var asking = map[string]func(request) request{
 	"an absolute X-Original-URI": func(about request) request {
 		return request{method: http.MethodGet, path: verifyPath, header: with(about.header, "X-Original-Uri", "https://api.example"+about.path)}
 	},
+	"X-Original-URL": func(about request) request {
+		return request{method: http.MethodGet, path: verifyPath, header: with(about.header, "X-Original-URL", "https://api.example"+about.path)}
+	},
 	"a path below": func(about request) request {
 		return request{method: http.MethodGet, path: verifyPath + about.path, header: about.header}
 	},
@@ -289,6 +292,44 @@ func TestOriginalQueriesAreReadOneWayOnly(t *testing.T) {
 	}
 }
 
+// An API may have a "token" in its queries that is none of ours: the check is told where to look. What it is told must be known.
+func TestCheckLooksForCredentialsWhereItIsTold(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	const foreign = "/calls?token=of-the-api&accesskey=another"
+	for option, want := range map[string]struct{ header, query, both, foreign int }{
+		"":                         {200, 200, 401, 401},
+		"?in=both":                 {200, 200, 401, 401},
+		"?in=header&in=query":      {200, 200, 401, 401},
+		"?in=header":               {200, 401, 200, 200},
+		"?strict=0&in=header":      {200, 401, 200, 200},
+		"?in=query":                {401, 200, 200, 401},
+		"?in=":                     {403, 403, 401, 401},
+		"?in=Header":               {403, 403, 401, 401},
+		"?in=cookie":               {403, 403, 401, 401},
+		"?in=header&in=cookie":     {403, 403, 401, 401},
+		"?in=header&permission=x":  {403, 403, 401, 401},
+		"?in=header,query":         {403, 403, 401, 401},
+		"?IN=header":               {403, 403, 401, 401},
+		"?in=header&in=header&x=1": {403, 403, 401, 401},
+	} {
+		for carrier, c := range map[string]struct {
+			want   int
+			header http.Header
+		}{
+			"a header":                    {want.header, bearing(h.acme.token)},
+			"a query":                     {want.query, http.Header{"X-Original-Uri": {"/a?accesskey=" + h.acme.token}}},
+			"both":                        {want.both, with(bearing(h.acme.token), "X-Original-Uri", "/a?accesskey="+h.acme.token)},
+			"a header, and a foreign one": {want.foreign, with(bearing(h.acme.token), "X-Original-Uri", foreign)},
+		} {
+			got := h.send(request{method: http.MethodGet, path: verifyPath + option, header: c.header})
+			if got.code != c.want {
+				t.Errorf("%q, %s: %d, want %d", option, carrier, got.code, c.want)
+			}
+		}
+	}
+}
+
 // Exactly one credential in all: any two are refused, also the same one twice, and whoever may have put them there; but a
 // query that is given again is a copy of the first, and counts once.
 func TestTwoCredentialsAreRefusedWhereverTheyAre(t *testing.T) {
@@ -297,6 +338,7 @@ func TestTwoCredentialsAreRefusedWhereverTheyAre(t *testing.T) {
 	places := map[string]func(*request, string){
 		"the check itself": func(r *request, query string) { r.path += "&" + query },
 		"X-Original-URI":   func(r *request, query string) { r.header.Add("X-Original-Uri", "/a?"+query) },
+		"X-Original-URL":   func(r *request, query string) { r.header.Add("X-Original-Url", "http://x/a?"+query) },
 		"X-Forwarded-Uri":  func(r *request, query string) { r.header.Add("X-Forwarded-Uri", "/b?"+query) },
 	}
 	credentials := map[string]string{
@@ -383,7 +425,7 @@ func TestCheckReadsACredentialNowhereElse(t *testing.T) {
 	basic := base64.StdEncoding.EncodeToString([]byte(h.globex.admin.Username + ":" + tenantPassword))
 	url := "https://x.example/a?accesskey=" + key
 	for name, value := range map[string]string{
-		"X-Original-Url": url, "X-Rewrite-Url": url, "X-Forwarded-Url": url, "X-Envoy-Original-Path": url, "X-Auth-Request-Redirect": url, "Referer": url,
+		"X_Original_Url": url, "X-Rewrite-Url": url, "X-Forwarded-Url": url, "X-Envoy-Original-Path": url, "X-Auth-Request-Redirect": url, "Referer": url,
 		"X_Original_URI": url, "X-Original-Uri-": url, "X-Forwarded-Query": "accesskey=" + key, "X-Replaced-Path": url, "X-Original-Authorization": "Bearer " + key,
 		"X-Forwarded-Authorization": "Bearer " + key, "Proxy-Authorization": "Bearer " + key, "X-Api-Key": key, "Accesskey": key, "Token": h.globex.adminJWT,
 		"Cookie": "accesskey=" + key + "; token=" + h.globex.adminJWT, "Authorization": "Basic " + basic, "X-Auth-Id": h.globex.key.ID.String(),

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -375,6 +376,7 @@ var checks = []check{
 	{"PermissionIsAskedForInEverySpellingOfThePath", permissionIsAsked},
 	{"ClientsQueryChangesNoOption", queryChangesNothing},
 	{"ForgedIdentityNeverReachesTheBackend", forgedNeverArrives},
+	{"PreflightsPassAndNothingElseDoes", preflightsPass},
 	{"DatabaseAwayIsA503", databaseAway},
 	{"ServiceAwayIsA503", serviceAway},
 	{"HangingServiceIsA503", serviceHangs},
@@ -420,9 +422,6 @@ func everyMethodArrives(t *testing.T, s *site) {
 		s.refuses(t, http.StatusUnauthorized, method, "/page")
 		s.refuses(t, http.StatusForbidden, method, "/admin/page", bearer(s.agent.credential)...)
 	}
-	// A preflight without a credential is a request without one.
-	s.refuses(t, http.StatusUnauthorized, "OPTIONS", "/page",
-		"Origin", "https://example.com", "Access-Control-Request-Method", "GET")
 }
 
 func longRequestsPass(t *testing.T, s *site) {
@@ -565,6 +564,34 @@ func (s *site) forge(t testing.TB, c caller, lines []string) (arrival, answer) {
 		return arrival{}, a
 	}
 	return arrived, a
+}
+
+// preflight are a browser's headers when it asks whether a page may call (Fetch standard, section 4.8).
+var preflight = []string{"Origin", "https://page.example", "Access-Control-Request-Method", "DELETE"}
+
+func preflightsPass(t *testing.T, s *site) {
+	nobody := caller{name: "preflight", identity: map[string]string{}}
+	for _, path := range []string{"/page", "/admin/page", "/page?a=b"} {
+		for _, more := range [][]string{nil, {"Access-Control-Request-Headers", "authorization"}, {"X-Auth-Type", "agent", "X-Agent-Id", "forged", "X-Auth-Permission", "32"}} {
+			arrived := s.passes(t, "OPTIONS", path, "", slices.Concat(preflight, more)...)
+			told(t, arrived, nobody)
+			if arrived.header.Get("Access-Control-Request-Method") != "DELETE" || arrived.header.Get("Origin") == "" {
+				t.Errorf("the backend can't answer: %v", arrived.header)
+			}
+		}
+		for _, method := range []string{"GET", "POST", "DELETE", "HEAD", "PROPFIND"} {
+			s.refuses(t, http.StatusUnauthorized, method, path, preflight...)
+		}
+		for _, headers := range [][]string{
+			nil, preflight[:2], preflight[2:],
+			append(slices.Clone(preflight), "X-HTTP-Method-Override", "DELETE"), append(slices.Clone(preflight), "X-HTTP-Method", "DELETE"),
+			append(slices.Clone(preflight), "X-Method-Override", "DELETE"), append(slices.Clone(preflight), "x-http-method-override", "GET"),
+		} {
+			s.refuses(t, http.StatusUnauthorized, "OPTIONS", path, headers...)
+		}
+		// A caller's own OPTIONS is the caller's.
+		told(t, s.passes(t, "OPTIONS", "/page", "", append(bearer(s.admin.credential), "Origin", "https://page.example")...), s.admin)
+	}
 }
 
 func databaseAway(t *testing.T, s *site) {

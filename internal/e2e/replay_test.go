@@ -185,13 +185,43 @@ type connectionManager struct {
 	} `json:"common_http_protocol_options"`
 	RouteConfig struct {
 		VirtualHosts []struct {
-			RequestHeadersToRemove []string `json:"request_headers_to_remove"`
+			RequestHeadersToRemove []string     `json:"request_headers_to_remove"`
+			Routes                 []envoyRoute `json:"routes"`
 		} `json:"virtual_hosts"`
 	} `json:"route_config"`
 	HTTPFilters []struct {
 		Name        string
 		TypedConfig extAuthz `json:"typed_config"`
 	} `json:"http_filters"`
+}
+
+type envoyRoute struct {
+	Match struct {
+		Headers []struct {
+			Name        string
+			StringMatch struct{ Exact string } `json:"string_match"`
+			Present     bool                   `json:"present_match"`
+			Invert      bool                   `json:"invert_match"`
+		}
+	}
+	RequestHeadersToRemove []string                           `json:"request_headers_to_remove"`
+	TypedPerFilterConfig   map[string]struct{ Disabled bool } `json:"typed_per_filter_config"`
+}
+
+// matches is what a route wants of headers: those that must be there, and after "not" those that must not.
+func (r envoyRoute) matches() string {
+	var there, not []string
+	for _, h := range r.Match.Headers {
+		switch {
+		case h.StringMatch.Exact != "":
+			there = append(there, h.Name+"="+h.StringMatch.Exact)
+		case h.Present && h.Invert:
+			not = append(not, h.Name)
+		case h.Present:
+			there = append(there, h.Name)
+		}
+	}
+	return strings.Join(there, " ") + " not " + strings.Join(not, " ")
 }
 
 type envoyConfiguration struct {
@@ -217,8 +247,16 @@ func envoy(t testing.TB, addr string) replayed {
 	for _, cluster := range c.StaticResources.Clusters {
 		names = append(names, cluster.Name)
 	}
+	routes := manager.RouteConfig.VirtualHosts[0].Routes
+	unchecked := routes[0]
 	// What the replay takes for granted.
 	for what, is := range map[string]bool{
+		"preflights alone pass unchecked": len(routes) == 2 && len(routes[1].TypedPerFilterConfig) == 0 &&
+			unchecked.matches() == ":method=OPTIONS origin access-control-request-method not x-http-method-override x-http-method x-method-override",
+		"and have no identity": len(unchecked.RequestHeadersToRemove) == len(identityHeaders) &&
+			!slices.ContainsFunc(identityHeaders, func(name string) bool {
+				return !slices.Contains(unchecked.RequestHeadersToRemove, strings.ToLower(name))
+			}),
 		"the check comes first, the router last": manager.HTTPFilters[0].Name == "envoy.filters.http.ext_authz" &&
 			manager.HTTPFilters[len(manager.HTTPFilters)-1].Name == "envoy.filters.http.router",
 		"nobody passes unchecked":                    filter.FailureModeAllow != nil && !*filter.FailureModeAllow,
@@ -439,6 +477,13 @@ func TestTraefiksRequestsAreAnsweredAsItsDocumentationWants(t *testing.T) {
 			}
 		}
 	}
+	// Its router lets preflights pass, with no identity.
+	forged := request("OPTIONS", "/page", append(slices.Clone(preflight), "X-Agent-Id", "forged", "X_Agent_Id", "forged", "Authorization", "Bearer x")...)
+	d := traefik(t, "preflight", w.server.addr)(t, forged)
+	if !d.passes {
+		t.Error("a preflight does not pass")
+	}
+	told(t, d.backend, caller{name: "preflight", identity: map[string]string{}})
 	r.proxy = traefik(t, "api", w.server.addr)
 	r.away(t, http.StatusServiceUnavailable)
 	w.limit(t)

@@ -224,7 +224,13 @@ func misplaced(s string, hasShape bool) []request {
 	if !hasShape {
 		return all
 	}
+	// Escapes that can't be read, and double ones.
+	half, double := fmt.Sprintf("%%%02x", s[0])+s[1:], strings.ReplaceAll(everywhere.String(), "%", "%25")
 	for _, path := range []string{
+		"/v1.0/me?" + half + "%zz", "/v1.0/me?" + half + "%zz=1", "/v1.0/me?x=1&" + half + "%", "/v1.0/me?" + double, "/v1.0/me?" + double + "=",
+		"/v1.0/accesskeys?page_size=" + double, "/v1.0/accesskeys?page_size=" + half + "%zz", "/v1.0/accesskeys?page_token=" + double + "%25",
+		"/v1.0/accesskeys?page_size=%25" + double[1:], "/v1.0/" + double, "/auth/verify/" + double + "/x", "/v1.0/x%25/" + half, "/v1.0/me?a;" + half + "%zz",
+		"/v1.0/accesskeys/" + strings.TrimPrefix(s, "vb_"), "/v1.0/me?" + strings.TrimPrefix(s, "vb_"), "/v1.0/me?page_size=1" + s,
 		"/v1.0/accesskeys/" + s, "/v1.0/accesskeys/" + s + "/x", "/" + s, "/v1.0/me;token=" + s, "/v1.0/" + everywhere.String(),
 		"/v1.0/me?" + s, "/v1.0/me?" + everywhere.String(), "/v1.0/me?" + s + "=1", "/v1.0/accesskeys?page_size=" + s,
 		"/v1.0/accesskeys?page_token=" + s, "/v1.0/accesskeys?page_token=" + everywhere.String(), "/v1.0/me&token=" + s,
@@ -383,5 +389,33 @@ func (a *aviary) search(flock []canary, metrics response) {
 	}
 	if !strings.Contains(sinks["metrics"], "accesskeys_credential_checks_total") || !strings.Contains(sinks["log"], `"status":503`) {
 		a.t.Error("the sinks are not what they should be")
+	}
+}
+
+// What a log line shows of a URL: all that is certain, and the rest as REDACTED.
+func TestLogShowsAURLAsFarAsItIsCertain(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	id := h.acme.key.ID.String()
+	cursor := "2026-06-17T06:06:14Z"
+	for path, want := range map[string]string{
+		"/v1.0/accesskeys/" + id:                      "/v1.0/accesskeys/" + id,
+		"/v1.0/accesskeys?page_size=10":               "/v1.0/accesskeys?page_size=10",
+		"/v1.0/accesskeys?page_token=" + cursor:       "/v1.0/accesskeys?page_token=" + cursor,
+		"/v1.0/accesskeys?page_size=10&page_token=x":  "/v1.0/accesskeys?page_size=10&page_token=REDACTED",
+		"/v1.0/accesskeys?page_size=ten&unknown":      "/v1.0/accesskeys?page_size=REDACTED&unknown",
+		"/v1.0/accesskeys?customer_id=" + id:          "/v1.0/accesskeys?customer_id=REDACTED",
+		"/auth/verify/reports/2026/caf%C3%A9":         "/auth/verify/reports/2026/caf%C3%A9",
+		"/unknown/%2541":                              "/unknown/REDACTED",
+		"/unknown/vb_short":                           "/unknown/REDACTED",
+		"/unknown/" + strings.Repeat("a", 31):         "/unknown/" + strings.Repeat("a", 31),
+		"/unknown/" + strings.Repeat("a", 32):         "/unknown/REDACTED",
+		"/unknown?a%20b=1&" + strings.Repeat("b", 32): "/unknown?a%20b=REDACTED&REDACTED",
+		"/unknown?%zz=1&a%25b=1&a=1;b=2":              "/unknown?REDACTED=REDACTED&REDACTED=REDACTED&a=REDACTED",
+	} {
+		got := h.send(request{method: http.MethodGet, path: path, header: bearing(h.acme.token)})
+		if line := h.log.line(t, got.header.Get("X-Request-Id")); line["path"] != want {
+			t.Errorf("%s is logged as %v, want %s", path, line["path"], want)
+		}
 	}
 }

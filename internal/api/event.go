@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -281,65 +282,76 @@ func holdsToken(s, prefix string) bool {
 	return i >= 0 && len(s)-i >= auth.TokenLength
 }
 
-// redactedURI is a request's path and query, fit for a log: a query's values are shown only for the names in
-// shownParams, and whatever looks like a credential is replaced wherever it stands.
+// redactedURI is a request's path and query, fit for a log.
 //
 // SECURITY: this is a list of what may be shown, not of what must not: a credential under a misspelt name, or pasted
-// into the path, is as secret as one in its place.
+// into the path, is as secret as one in its place. What can't be read for certain, because of escapes that are wrong or double, is not shown.
 func redactedURI(u *url.URL) string {
-	if u.RawQuery == "" {
-		return redactedPath(u.EscapedPath())
-	}
 	var b strings.Builder
 	b.WriteString(redactedPath(u.EscapedPath()))
-	for i, pair := range strings.Split(u.RawQuery, "&") {
+	if u.RawQuery == "" {
+		return b.String()
+	}
+	for i, pair := range strings.Split(clipped(u.RawQuery), "&") {
 		if pair == "" {
 			continue
 		}
 		name, value, hasValue := strings.Cut(pair, "=")
 		b.WriteByte("?&"[min(i, 1)])
-		switch {
-		case looksSecret(name):
-			b.WriteString(secret.Redacted)
-		case !hasValue:
-			b.WriteString(clipped(name))
-		default:
-			b.WriteString(clipped(name))
+		if !showable(name) {
+			name = secret.Redacted
+		}
+		b.WriteString(name)
+		if hasValue {
 			b.WriteByte('=')
-			if shownParam(name) && !looksSecret(value) {
-				b.WriteString(clipped(value))
-			} else {
-				b.WriteString(secret.Redacted)
+			if !showableParam(name, value) {
+				value = secret.Redacted
 			}
+			b.WriteString(value)
 		}
 	}
 	return b.String()
 }
 
-func shownParam(name string) bool { return name == "page_size" || name == "page_token" }
-
-// redactedPath replaces the path's segments that look like credentials.
-func redactedPath(path string) string {
-	path = clipped(path)
-	if !looksSecret(path) {
-		return path
+// showableParam reports whether a parameter is what its name says, and no secret.
+func showableParam(name, value string) bool {
+	switch name {
+	case "page_size":
+		_, ok := parsePageSize([]string{value})
+		return ok && len(value) < 20
+	case "page_token":
+		plain, err := url.QueryUnescape(value)
+		_, ok := parsePageToken(plain)
+		return err == nil && ok
+	default:
+		return false
 	}
-	segments := strings.Split(path, "/")
+}
+
+// redactedPath replaces the path's segments that may hold credentials.
+func redactedPath(path string) string {
+	segments := strings.Split(clipped(path), "/")
 	for i, segment := range segments {
-		if looksSecret(segment) {
+		if !showable(segment) {
 			segments[i] = secret.Redacted
 		}
 	}
 	return strings.Join(segments, "/")
 }
 
-// looksSecret reports whether s may hold an access key, a JWT or a temp token, escapes decoded.
-func looksSecret(s string) bool {
-	plain, err := url.QueryUnescape(s)
-	if err != nil {
-		plain = s
+// showable reports whether a piece of a URL can be read and holds no access key, JWT or temp token, nor anything that is as long as one.
+func showable(s string) bool {
+	plain, err := url.PathUnescape(s)
+	if err != nil || strings.Contains(plain, "%") {
+		return false
 	}
-	return strings.Contains(plain, auth.TokenPrefix) || strings.Contains(plain, "eyJ") || holdsToken(plain, auth.SignupTokenPrefix)
+	if _, isID := parseID(plain); isID {
+		return true
+	}
+	const random = auth.TokenLength - len(auth.TokenPrefix)
+	word := func(r rune) bool { return !strings.ContainsRune(requestIDChars, r) }
+	return !strings.Contains(plain, auth.TokenPrefix) && !strings.Contains(plain, "eyJ") &&
+		!slices.ContainsFunc(strings.FieldsFunc(plain, word), func(w string) bool { return len(w) >= random })
 }
 
 // clipped bounds what one request can add to the log.

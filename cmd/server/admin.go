@@ -48,7 +48,7 @@ func lostWith(version int) string {
 func migrateDown(ctx context.Context, inv invocation) error {
 	flags, given := inv.flagSet("migrate down")
 	yes := flags.Bool("yes", false, "don't ask, whatever data is lost")
-	cfg, err := inv.parse(flags, given, "DATABASE_URL")
+	cfg, err := inv.parseSome(flags, given, []string{"DATABASE_URL"}, "DATABASE_URL")
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func migrateVersion(ctx context.Context, inv invocation) error {
 // migrateTo runs a migration command and prints the version that it leaves.
 func migrateTo(ctx context.Context, inv invocation, words string, do func(context.Context, *settings) (int, error)) error {
 	flags, given := inv.flagSet(words)
-	cfg, err := inv.parse(flags, given, "DATABASE_URL")
+	cfg, err := inv.parseSome(flags, given, []string{"DATABASE_URL"}, "DATABASE_URL")
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func createCustomer(ctx context.Context, inv invocation) error {
 	name := textFlag(flags, "name", maxName, "the customer's name (required)")
 	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
 	email := textFlag(flags, "email", maxName, "its address")
-	s, err := inv.openStore(ctx, flags, given)
+	s, _, err := inv.openStore(ctx, flags, given)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func createAgent(ctx context.Context, inv invocation) error {
 		}
 		return nil
 	})
-	s, err := inv.openStore(ctx, flags, given)
+	s, _, err := inv.openStore(ctx, flags, given)
 	if err != nil {
 		return err
 	}
@@ -201,7 +201,7 @@ func createAccessKey(ctx context.Context, inv invocation) error {
 	name := textFlag(flags, "name", maxName, "what the key is for")
 	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
 	expire := flags.Int64("expire", defaultExpire, "seconds until it expires")
-	s, err := inv.openStore(ctx, flags, given)
+	s, cfg, err := inv.openStore(ctx, flags, given)
 	if err != nil {
 		return err
 	}
@@ -209,8 +209,8 @@ func createAccessKey(ctx context.Context, inv invocation) error {
 	switch {
 	case *customer == uuid.Nil:
 		return usagef("--customer is missing: it takes the id of the key's customer")
-	case *expire < 1 || *expire > maxAccessExpire:
-		return usagef("--expire: it takes a whole number of seconds from 1 to %d", int64(maxAccessExpire))
+	case *expire < cfg.accessKeyMinExpire || *expire > maxAccessExpire:
+		return usagef("--expire: it takes a whole number of seconds from %d to %d", cfg.accessKeyMinExpire, int64(maxAccessExpire))
 	}
 	if err := customerExists(ctx, s, *customer); err != nil {
 		return err
@@ -235,20 +235,20 @@ func customerExists(ctx context.Context, s *store.Store, id uuid.UUID) error {
 }
 
 // openStore parses the command line and opens the store of a command that works on a migrated database.
-func (inv invocation) openStore(ctx context.Context, flags *flag.FlagSet, given *settingFlags) (*store.Store, error) {
-	cfg, err := inv.parse(flags, given, "DATABASE_URL")
+func (inv invocation) openStore(ctx context.Context, flags *flag.FlagSet, given *settingFlags) (*store.Store, *settings, error) {
+	cfg, err := inv.parseSome(flags, given, []string{"DATABASE_URL", "ACCESSKEY_MIN_EXPIRE"}, "DATABASE_URL")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s, err := store.Open(ctx, cfg.databaseURL)
 	if err != nil {
-		return nil, usagef("DATABASE_URL: %w", err)
+		return nil, nil, usagef("DATABASE_URL: %w", err)
 	}
 	if err := s.Ready(ctx); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("%w (server migrate up prepares a database)", err)
+		return nil, nil, fmt.Errorf("%w (server migrate up prepares a database)", err)
 	}
-	return s, nil
+	return s, cfg, nil
 }
 
 func (inv invocation) print(body []byte, err error) error {

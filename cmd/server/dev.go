@@ -20,8 +20,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// The demo credentials of `server dev`. They are published, so they are used on loopback addresses only; on any other,
-// random ones take their place.
+// The demo credentials of `server dev`. They are published, so they open a Postgres that dev has started itself, on a loopback address, and
+// nothing else: elsewhere random ones take their place.
 const (
 	demoCustomer  = "Demo"
 	demoUsername  = "admin@demo.example"
@@ -55,11 +55,25 @@ func dev(ctx context.Context, inv invocation) error {
 	cfg.signupLog = true
 	log, flush := newLogger(inv.stderr, cfg)
 	defer flush()
+	inv.warnOfSettings(cfg, log)
+	// A terminal that closes ends the demo, and its Postgres with it.
+	hangups, ignore := inv.hangups()
+	defer ignore()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		select {
+		case <-hangups:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
 	folder, err := filepath.Abs(*dir)
 	if err != nil {
 		return fmt.Errorf("--dir: %w", err)
 	}
-	if cfg.databaseURL.Empty() {
+	owned := cfg.databaseURL.Empty()
+	if owned {
 		postgres, err := ownPostgres(ctx, folder, inv.getenv, log)
 		if err != nil {
 			return err
@@ -86,7 +100,7 @@ func dev(ctx context.Context, inv invocation) error {
 		return err
 	}
 	defer a.close()
-	d, err := a.demo(ctx, bootstrap)
+	d, err := a.demo(ctx, bootstrap, owned && isLoopback(a.addr()))
 	if err != nil {
 		return err
 	}
@@ -147,14 +161,15 @@ type demo struct {
 	token     secret.Value
 }
 
-// demo makes sure that the demo's customer, admin and key exist and work, whatever was done to them since the last run.
-func (a *app) demo(ctx context.Context, b bootstrapSettings) (demo, error) {
-	if !isLoopback(a.addr()) {
+// demo makes sure that the demo's customer, admin and key exist and work, whatever was done to them since the last run. Only where
+// that is harmless are they the published ones.
+func (a *app) demo(ctx context.Context, b bootstrapSettings, harmless bool) (demo, error) {
+	if !harmless {
 		if err := a.retirePublished(ctx); err != nil {
 			return demo{}, err
 		}
 	}
-	a.fillDemo(&b)
+	fillDemo(&b, harmless)
 	done, err := a.bootstrap(ctx, b)
 	if err == nil && done.Customer == store.Deleted {
 		if _, err = a.store.CreateCustomer(ctx, store.Operator(), store.NewCustomer{Name: b.customer}); err == nil {
@@ -179,31 +194,29 @@ func (a *app) demo(ctx context.Context, b bootstrapSettings) (demo, error) {
 }
 
 // fillDemo completes what the BOOTSTRAP settings leave open.
-func (a *app) fillDemo(b *bootstrapSettings) {
-	local := isLoopback(a.addr())
+func fillDemo(b *bootstrapSettings, published bool) {
 	if b.customer == "" {
 		b.customer = demoCustomer
 	}
 	if b.username == "" {
 		b.username, b.password = demoUsername, secret.New(demoPassword)
-		if !local {
+		if !published {
 			b.password = secret.New(rand.Text())
 		}
 	}
 	if b.accessKey.Empty() {
 		b.accessKey, _ = auth.ParseAccessToken(demoAccessKey)
-		if !local {
+		if !published {
 			b.accessKey, b.expire = auth.NewAccessToken(), randomExpire
 		}
 	}
 }
 
-// retirePublished makes sure that the published credentials, which a run on a loopback address may have left in the
-// database, open nothing on an address that others can reach.
+// retirePublished makes sure that the published credentials, which an earlier run may have left in the database, open nothing any more.
 func (a *app) retirePublished(ctx context.Context) error {
-	published, _ := auth.ParseAccessToken(demoAccessKey)
-	found, err := a.store.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{published.Hash()}}, store.Position{}, store.HeadFirst)
-	if key, there := found.AccessKeys[published.Hash()]; err == nil && there {
+	key, err := a.publishedKey(ctx)
+	if err == nil {
+		a.log.Warn("the published demo key opened this database; it is deleted now", "customer_id", key.CustomerID)
 		_, err = a.store.DeleteAccessKey(ctx, store.Operator(), key.CustomerID, key.ID)
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -216,11 +229,35 @@ func (a *app) retirePublished(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.log.Warn("the published demo password opened this database; it is changed now", "customer_id", agent.CustomerID)
 	hash, err := a.passwords.Hash(ctx, secret.New(rand.Text()))
 	if err != nil {
 		return err
 	}
 	_, err = a.store.SetPassword(ctx, store.Operator(), agent, hash)
+	return err
+}
+
+// publishedKey is the published demo key where the database has it and it is live, else store.ErrNotFound.
+func (a *app) publishedKey(ctx context.Context) (store.AccessKeyCredential, error) {
+	published, _ := auth.ParseAccessToken(demoAccessKey)
+	found, err := a.store.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{published.Hash()}}, store.Position{}, store.HeadFirst)
+	key, there := found.AccessKeys[published.Hash()]
+	if err == nil && (!there || key.TmDelete.Before(key.Now) || key.TmExpire.Before(key.Now)) {
+		err = store.ErrNotFound
+	}
+	return key, err
+}
+
+// warnOfPublishedKey tells where the published demo key opens the database of a server that is no demo.
+func (a *app) warnOfPublishedKey(ctx context.Context) error {
+	key, err := a.publishedKey(ctx)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		a.log.Warn("the published demo key opens this database: delete it", "customer_id", key.CustomerID, "accesskey_id", key.ID)
+	}
 	return err
 }
 

@@ -301,6 +301,33 @@ func TestDevOnAnOpenAddressDoesNotUseThePublishedCredentials(t *testing.T) {
 	q.code()
 }
 
+// The published credentials open a Postgres that dev has started itself, and no other database, where its other servers would accept them.
+// What an earlier run has left of them there is taken away, and told.
+func TestDevPlantsNoPublishedCredentialInAnothersDatabase(t *testing.T) {
+	t.Parallel()
+	database := pgtest.Empty(t)
+	env := map[string]string{"DATABASE_URL": database.Reveal()}
+	planted := map[string]string{
+		"BOOTSTRAP_CUSTOMER": demoCustomer, "BOOTSTRAP_USERNAME": demoUsername, "BOOTSTRAP_PASSWORD": demoPassword, "BOOTSTRAP_ACCESSKEY": demoAccessKey,
+	}
+	launch(t, environment(database, planted), "serve").base()
+	p, c := startDev(t, filepath.Join(newFolder(t), "demo"), env)
+	if c.username != demoUsername || c.password == demoPassword || c.key == demoAccessKey {
+		t.Errorf("it prints %+v", c)
+	}
+	c.work(t)
+	other := launch(t, environment(database, nil), "serve").base()
+	call(t, "GET", other+"/v1.0/me", demoAccessKey, "").refuses(t, 401, "INVALID_CREDENTIALS")
+	call(t, "POST", other+"/auth/login", "", `{"username":"`+demoUsername+`","password":"`+demoPassword+`"}`).refuses(t, 401, "INVALID_CREDENTIALS")
+	for _, told := range []string{"the published demo key opened this database; it is deleted now", "the published demo password opened this database; it is changed now"} {
+		if !strings.Contains(p.stderr.String(), told) {
+			t.Errorf("the log lacks %q:\n%s", told, p.stderr)
+		}
+	}
+	p.signal(os.Interrupt)
+	p.code()
+}
+
 // Contract 6: "`DATABASE_URL` (required but for `dev`)": where it is set, dev uses it and starts no Postgres of its own;
 // BOOTSTRAP settings take the place of the demo's.
 func TestDevUsesTheDatabaseThatIsGiven(t *testing.T) {

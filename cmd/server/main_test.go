@@ -166,13 +166,27 @@ type program struct {
 	cancel         context.CancelFunc
 }
 
+// testInvocation is one to which no signal comes.
+func testInvocation(env map[string]string, args []string, stdin io.Reader, stdout, stderr io.Writer) invocation {
+	return invocation{
+		args: args, getenv: lookup(env), stdin: stdin, stdout: stdout, stderr: stderr,
+		environ: func() (all []string) {
+			for name, value := range env {
+				all = append(all, name+"="+value)
+			}
+			return all
+		},
+		hangups: func() (<-chan os.Signal, func()) { return nil, func() {} },
+	}
+}
+
 // launch starts run. It ends with the test.
 func launch(t *testing.T, env map[string]string, args ...string) *program {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &program{t: t, stdout: &buffer{}, stderr: &buffer{}, ended: make(chan struct{}), cancel: cancel}
 	go func() {
-		p.err = run(ctx, args, lookup(env), strings.NewReader(""), p.stdout, p.stderr)
+		p.err = run(ctx, testInvocation(env, args, strings.NewReader(""), p.stdout, p.stderr))
 		close(p.ended)
 	}()
 	t.Cleanup(func() {
@@ -252,7 +266,7 @@ func environment(database secret.Value, more map[string]string) map[string]strin
 func cli(t *testing.T, env map[string]string, stdin string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, log bytes.Buffer
-	err = run(t.Context(), args, lookup(env), strings.NewReader(stdin), &out, &log)
+	err = run(t.Context(), testInvocation(env, args, strings.NewReader(stdin), &out, &log))
 	return out.String(), log.String(), err
 }
 

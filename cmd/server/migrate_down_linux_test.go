@@ -56,7 +56,7 @@ func migrateDownAtTerminal(t *testing.T, database secret.Value) *asking {
 	a := &asking{newTerminal(t), &buffer{}, &buffer{}, make(chan error, 1)}
 	env := map[string]string{"DATABASE_URL": database.Reveal(), "LOG_LEVEL": "warn"}
 	go func() {
-		a.ended <- run(t.Context(), []string{"migrate", "down"}, lookup(env), a.stdin, a.stdout, a.stderr)
+		a.ended <- run(t.Context(), testInvocation(env, []string{"migrate", "down"}, a.stdin, a.stdout, a.stderr))
 	}()
 	return a
 }

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 )
@@ -15,13 +16,15 @@ type usageError struct{ error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// invocation is what a subcommand gets to work with.
+// invocation is all that the program reads and writes. A subcommand gets the arguments after its words.
 type invocation struct {
-	args   []string // after the subcommand's words
-	getenv func(string) string
-	stdin  io.Reader
-	stdout io.Writer // results
-	stderr io.Writer // the log, prompts
+	args    []string
+	getenv  func(string) string
+	environ func() []string                   // "NAME=value" of all variables
+	hangups func() (<-chan os.Signal, func()) // from now on a SIGHUP ends nothing and comes here, until the function is called
+	stdin   io.Reader
+	stdout  io.Writer // results
+	stderr  io.Writer // the log, prompts
 }
 
 type command struct {
@@ -58,29 +61,29 @@ func commands() []command {
 }
 
 // run is the program without its process: everything it reads and writes is handed in.
-func run(
-	ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer,
-) error {
+func run(ctx context.Context, inv invocation) error {
+	args := inv.args
 	for _, c := range commands() {
 		words := strings.Fields(c.words)
 		if len(args) < len(words) || strings.Join(args[:len(words)], " ") != c.words {
 			continue
 		}
-		err := c.run(ctx, invocation{args: args[len(words):], getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr})
+		inv.args = args[len(words):]
+		err := c.run(ctx, inv)
 		if errors.Is(err, flag.ErrHelp) {
 			return nil // the flag set has printed it
 		}
 		return err
 	}
 	if len(args) == 0 {
-		usage(stderr)
+		usage(inv.stderr)
 		return usagef("a subcommand is missing")
 	}
 	if args[0] == "help" || slices.ContainsFunc(args, asksForHelp) {
-		usage(stdout)
+		usage(inv.stdout)
 		return nil
 	}
-	usage(stderr)
+	usage(inv.stderr)
 	return usagef("there is no subcommand %q", strings.Join(args[:min(len(args), 2)], " ")) // the rest may hold secrets
 }
 
@@ -109,14 +112,29 @@ func (inv invocation) flagSet(words string) (*flag.FlagSet, *settingFlags) {
 
 // parse parses the flags and then the settings; needed are the names of those that must be set.
 func (inv invocation) parse(flags *flag.FlagSet, given *settingFlags, needed ...string) (*settings, error) {
+	if err := inv.parseFlags(flags); err != nil {
+		return nil, err
+	}
+	return loadSettings(inv.getenv, given, nil, needed...)
+}
+
+// parseSome is parse for a command that uses some settings only. The others may be wrong.
+func (inv invocation) parseSome(flags *flag.FlagSet, given *settingFlags, used []string, needed ...string) (*settings, error) {
+	if err := inv.parseFlags(flags); err != nil {
+		return nil, err
+	}
+	return loadSettings(inv.getenv, given, append(used, "LOG_LEVEL", "LOG_FORMAT"), needed...)
+}
+
+func (inv invocation) parseFlags(flags *flag.FlagSet) error {
 	if err := flags.Parse(inv.args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			return nil, err
+			return err
 		}
-		return nil, usageError{err}
+		return usageError{err}
 	}
 	if flags.NArg() > 0 {
-		return nil, usagef("%q is not expected; a value belongs to a flag", flags.Arg(0))
+		return usagef("%q is not expected; a value belongs to a flag", flags.Arg(0))
 	}
-	return loadSettings(inv.getenv, given, needed...)
+	return nil
 }

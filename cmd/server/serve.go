@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"time"
 
@@ -54,6 +55,9 @@ func serve(ctx context.Context, inv invocation) error {
 	}
 	log, flush := newLogger(inv.stderr, cfg)
 	defer flush()
+	inv.warnOfSettings(cfg, log)
+	hangups, ignore := inv.hangups()
+	defer ignore()
 	a, err := newApp(ctx, cfg, log)
 	if ctx.Err() != nil {
 		if err == nil {
@@ -65,6 +69,10 @@ func serve(ctx context.Context, inv invocation) error {
 		return err
 	}
 	defer a.close()
+	if err := a.warnOfPublishedKey(ctx); err != nil {
+		return err
+	}
+	a.hangups = hangups
 	return a.run(ctx)
 }
 
@@ -83,6 +91,7 @@ type app struct {
 	api           *api.Server
 	listener      net.Listener
 	certificate   *certificate.Files // nil: no TLS
+	hangups       <-chan os.Signal   // nil: none comes
 	server        *http.Server
 	delay         time.Duration // SHUTDOWN_DELAY
 	linger        time.Duration // shutdownLinger
@@ -235,10 +244,15 @@ func (a *app) run(ctx context.Context) (err error) {
 	served := make(chan error, 1)
 	go func() { served <- a.answer() }()
 	a.log.Info("listening", "addr", a.addr().String())
-	select {
-	case err := <-served:
-		return fmt.Errorf("serving: %w", err)
-	case <-ctx.Done():
+	for running := true; running; {
+		select {
+		case err := <-served:
+			return fmt.Errorf("serving: %w", err)
+		case <-a.hangups:
+			a.reload()
+		case <-ctx.Done():
+			running = false
+		}
 	}
 	a.log.Info("stopping: sending clients elsewhere, finishing what is under way", "accepting_for", a.delay.String(), "at_most", a.patience.String())
 	// Whoever balances the load has to notice before the first connection is refused, and can do so by /readyz only.
@@ -261,6 +275,20 @@ func (a *app) run(ctx context.Context) (err error) {
 	}
 	a.log.Info("stopped")
 	return nil
+}
+
+// reload reads again what can be read again: the certificate's files. It is what a SIGHUP does, which ends nothing: the rotation of logs
+// sends it too.
+func (a *app) reload() {
+	if a.certificate == nil {
+		a.log.Info("SIGHUP: there is nothing to read again; other settings need a restart")
+		return
+	}
+	if err := a.certificate.Reload(); err != nil {
+		a.log.Error("SIGHUP: the TLS certificate can't be used; the one before stays", "error", err.Error())
+		return
+	}
+	a.log.Info("SIGHUP: the TLS certificate was read again; other settings need a restart")
 }
 
 // close gives everything back. It may be called on an app that is only half made.

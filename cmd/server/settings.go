@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -48,6 +49,7 @@ type settings struct {
 	smtpURL            secret.Value
 	smtpFrom           string
 	bootstrap          bootstrapSettings
+	warnings           []string // of values that are taken and hardly meant
 }
 
 type bootstrapSettings struct {
@@ -125,11 +127,14 @@ func addSettingFlags(flags *flag.FlagSet) *settingFlags {
 	return given
 }
 
-// loadSettings reads every setting, from its flag, else from the environment, else its default. An error names the
-// setting and says what it takes, and never repeats a value.
-func loadSettings(getenv func(string) string, given *settingFlags, needed ...string) (*settings, error) {
+// loadSettings reads every setting, or where used is not nil those, from its flag, else from the environment, else its default. An error
+// names the setting and says what it takes, and never repeats a value.
+func loadSettings(getenv func(string) string, given *settingFlags, used []string, needed ...string) (*settings, error) {
 	loaded := &settings{}
 	for _, s := range settingsTable() {
+		if used != nil && !slices.Contains(used, s.name) {
+			continue
+		}
 		value, fromFlag := given.values[s.name]
 		if !fromFlag {
 			value = getenv(s.name)
@@ -147,10 +152,35 @@ func loadSettings(getenv func(string) string, given *settingFlags, needed ...str
 			return nil, usagef("%s: %w: it takes %s", s.name, err, s.takes)
 		}
 	}
+	if used != nil {
+		return loaded, nil
+	}
+	loaded.checkTogether()
 	if err := errors.Join(loaded.checkHandedOver(getenv), loaded.checkTLS(), loaded.checkMail()); err != nil {
 		return nil, err
 	}
 	return loaded, loaded.bootstrap.check()
+}
+
+// checkTogether warns of values that make no sense beside each other, or on this machine.
+func (s *settings) checkTogether() {
+	if !s.jwtSecret.Empty() && s.jwtSecret.Reveal() == s.jwtSecretPrevious.Reveal() {
+		s.warn("JWT_SECRET_PREVIOUS is the same as JWT_SECRET: logins by the secret before that are refused")
+	}
+	// 32 random hexadecimal digits have fewer different ones about once in a million times.
+	if v := s.jwtSecret.Reveal(); v != "" && distinct(v) < 8 {
+		s.warn("JWT_SECRET has %d different characters only: take a random one, such as of `openssl rand -hex 32`", distinct(v))
+	}
+	if memory := memoryLimit(); memory > 0 && s.cacheBytes > memory/2 {
+		s.warn("CACHE_SIZE is %d MiB, of the %d MiB that this machine or its cgroup has", s.cacheBytes>>20, memory>>20)
+	}
+	if s.bootstrap.accessKey.Reveal() == demoAccessKey {
+		s.warn("BOOTSTRAP_ACCESSKEY is the published demo key, which opens this database to everybody")
+	}
+}
+
+func (s *settings) warn(format string, args ...any) {
+	s.warnings = append(s.warnings, fmt.Sprintf(format, args...))
 }
 
 // check looks at settings that need one another.
@@ -219,9 +249,31 @@ func describeSettings(w io.Writer) {
 var errNotValid = errors.New("the value is not valid")
 
 func setDatabaseURL(s *settings, v string) error {
+	if err := checkEncoded(v); err != nil {
+		return err
+	}
 	s.databaseURL = secret.New(v)
 	if store.CheckURL(s.databaseURL) != nil {
 		return errNotValid // the setting says itself what it takes
+	}
+	return nil
+}
+
+// checkEncoded looks for signs of a user or a password in a URL that are not encoded (RFC 3986, section 3.2.1). Part of such a one is
+// taken for the host, looked up, and shown in errors.
+func checkEncoded(v string) error {
+	_, rest, isURL := strings.Cut(v, "://")
+	if !isURL {
+		return nil
+	}
+	authority := rest
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		authority = rest[:end]
+	}
+	_, unescaped := url.PathUnescape(rest)
+	if strings.Count(rest, "@") != strings.Count(authority, "@") || strings.Count(authority, "@") > 1 || strings.Contains(rest, "#") ||
+		unescaped != nil || strings.ContainsAny(rest, " \t\r\n\\") {
+		return errors.New("a character in it must be encoded, such as @ as %40, / as %2F, # as %23 and % as %25")
 	}
 	return nil
 }
@@ -246,8 +298,18 @@ func setSecret(to *secret.Value, v string) error {
 	if len(v) < auth.MinSecretLength {
 		return errors.New("the value is too short")
 	}
+	if distinct(v) < 3 {
+		return errors.New("the value is one or two characters again and again")
+	}
 	*to = secret.New(v)
 	return nil
+}
+
+// distinct is how many different bytes a text has.
+func distinct(v string) int {
+	bytes := []byte(v)
+	slices.Sort(bytes)
+	return len(slices.Compact(bytes))
 }
 
 func setAudience(s *settings, v string) error {
@@ -356,6 +418,14 @@ func setTrustedProxies(s *settings, v string) error {
 		if err != nil {
 			return errNotValid
 		}
+		// The widest private networks are 10.0.0.0/8 and fc00::/7.
+		bits, least := prefix.Bits(), 7
+		if prefix.Addr().Is4() || prefix.Addr().Is4In6() && bits >= 96 {
+			bits, least = bits-(prefix.Addr().BitLen()-32), 8
+		}
+		if bits < least {
+			return fmt.Errorf("%s is too wide: whoever is in it can claim any address", prefix)
+		}
 		s.trustedProxies = append(s.trustedProxies, prefix)
 	}
 	return nil
@@ -370,6 +440,10 @@ func setSignup(s *settings, v string) error {
 }
 
 func setSMTPURL(s *settings, v string) error {
+	address, _, _ := strings.Cut(v, "?") // an option is the sender
+	if err := checkEncoded(address); err != nil {
+		return err
+	}
 	s.smtpURL = secret.New(v)
 	if _, err := mail.NewSMTP(s.smtpURL, ""); err != nil && !errors.Is(err, mail.ErrFrom) { // SMTP_FROM may have that
 		return errNotValid

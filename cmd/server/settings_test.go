@@ -43,6 +43,10 @@ func settingCases() []settingCase {
 				"postgres://u:p/hunter2@h/d", "postgres://u:hunter2@h/d?sslmode=nonsense", "host=h password = hunter2 port=x",
 				"host=h password='hunter2 and a half' port=x", "postgres://h/d?password=hunter2&port=x",
 				"postgres://u:hunter2@h/d?pool_max_conns=x", "postgres://u:hunter2@h/\nd?port=x",
+				// A password that is not encoded, of which a part would be the host.
+				"postgres://u:a@hunter2@h/d", "postgres://u:1/hunter2@h/d", "postgres://u:1#hunter2@h/d", "postgres://u:1?hunter2@h/d",
+				"postgres://u:1@hunter2/x@h/d", "postgres://u:1@hunter2?x@h/d", "postgres://u:hunter2%@h/d", "postgres://u:hunter2%4@h/d",
+				"postgres://u:hunter2\\@h/d", "postgres://u:hunter2 @h/d", "postgres://u:p@h/d?password=hunter2@x", "postgres://u:p@h/d#hunter2",
 			},
 		},
 		{
@@ -53,7 +57,7 @@ func settingCases() []settingCase {
 		{
 			name: "JWT_SECRET", get: func(s *settings) any { return s.jwtSecret.Reveal() }, unset: "",
 			right: map[string]any{ // 32 bytes
-				"hunter2-hunter2-hunter2-hunter2-": "hunter2-hunter2-hunter2-hunter2-", strings.Repeat("é", 16): strings.Repeat("é", 16),
+				"hunter2-hunter2-hunter2-hunter2-": "hunter2-hunter2-hunter2-hunter2-", "éàüöä-éàüöä-éàüöä": "éàüöä-éàüöä-éàüöä",
 			},
 			wrong: []string{"hunter2", "hunter2-hunter2-hunter2-hunter2" /* 31 bytes */, "hunter2 hunter2 \n"},
 		},
@@ -135,7 +139,9 @@ func settingCases() []settingCase {
 				"10.0.0.0/8":           []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 				"10.0.0.0/8, ::1/128 ": []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")},
 			},
-			wrong: []string{"10.0.0.1", "10.0.0.0/33", "10.0.0.0/8,", "proxy.example", "*"},
+			wrong: []string{"10.0.0.1", "10.0.0.0/33", "10.0.0.0/8,", "proxy.example", "*",
+				// Whole address families, and halves of them.
+				"0.0.0.0/0", "::/0", "10.0.0.0/8,0.0.0.0/0", "0.0.0.0/1,128.0.0.0/1", "64.0.0.0/7", "::/1,8000::/1", "2000::/3", "::ffff:0:0/96", "::ffff:0.0.0.0/97"},
 		},
 		{
 			name: "SIGNUP", get: func(s *settings) any { return s.signup }, unset: false,
@@ -150,6 +156,7 @@ func settingCases() []settingCase {
 			wrong: []string{
 				"hunter2", "http://u:hunter2@mail.example", "smtp://u:hunter2@", "smtp://u:hunter2@mail.example:port", "smtp:hunter2@h",
 				"smtp://u:hunter2@mail.example:0", "smtp://u:hunter2%zz@mail.example", "smtp://u:hunter2@mail.example/path",
+				"smtp://u:a@hunter2@mail.example", "smtp://u:1/hunter2@mail.example", "smtp://u:1?hunter2@mail.example", "smtp://u:1#hunter2@mail.example",
 			},
 			with: map[string]string{"SMTP_FROM": "no-reply@example.com"},
 		},

@@ -18,7 +18,7 @@ func signToken(_ context.Context, inv invocation) error {
 	flags, given := inv.flagSet("token sign")
 	path := flags.String("credentials", "", "the file with account_id, key_id and private_key (required)")
 	expire := flags.Int64("expire", int64(auth.MaxAssertionLifetime/time.Second), "seconds that the token is good for, at most 3600")
-	cfg, err := inv.parse(flags, given)
+	cfg, err := inv.parseSome(flags, given, []string{"AUDIENCE"})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -25,14 +26,15 @@ type Files struct {
 	interval         time.Duration
 
 	current atomic.Pointer[tls.Certificate]
-	read    [sha256.Size]byte // the hash of what current was made of; of Run alone, once it runs
+	reading sync.Mutex
+	read    [sha256.Size]byte // under reading: the hash of what current was made of
 }
 
 // Open reads the files: the chain in PEM, the server's own certificate first, and its private key. It returns an error where
 // one can't be read or they don't belong together.
 func Open(certificate, key string, log *slog.Logger) (*Files, error) {
 	f := &Files{certificate: certificate, key: key, log: log, interval: interval}
-	return f, f.reload()
+	return f, f.Reload()
 }
 
 // Config is for a listener that answers with the certificate as it is at each handshake: TLS 1.2 and newer.
@@ -55,7 +57,7 @@ func (f *Files) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		switch err := f.reload(); {
+		switch err := f.Reload(); {
 		case err == nil:
 			failure = ""
 		case err.Error() != failure:
@@ -65,8 +67,10 @@ func (f *Files) Run(ctx context.Context) error {
 	}
 }
 
-// reload reads the files, and takes what is in them where it is new.
-func (f *Files) reload() error {
+// Reload reads the files, and takes what is in them where it is new. Where it can't be used it returns an error, and the certificate before stays.
+func (f *Files) Reload() error {
+	f.reading.Lock()
+	defer f.reading.Unlock()
 	chain, err := os.ReadFile(f.certificate)
 	if err != nil {
 		return fmt.Errorf("reading the certificate: %w", err)

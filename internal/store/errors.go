@@ -65,6 +65,24 @@ func constraintError(name string) error {
 	}
 }
 
+// refusal is an ErrUnavailable that doesn't pass by itself. Its text says what is wrong.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+// Is makes it an ErrUnavailable.
+func (refusal) Is(target error) bool { return target == ErrUnavailable }
+
+// refusals are those that a person has to do something about, by their codes.
+var refusals = map[string]refusal{
+	"28P01": "the database refuses the password",
+	"28000": "the database refuses the user",
+	"3D000": "there is no such database",
+	"42501": "the database's role lacks a right",
+	"53100": "the database's disk is full",
+	"53200": "the database is out of memory",
+}
+
 // failed turns an error of the driver into one of this package's, and nil into nil. No other function reads the
 // driver's errors.
 func (s *Store) failed(doing string, err error) error {
@@ -100,6 +118,9 @@ func translate(doing string, err error) error {
 	}
 	if code := sqlState(err); code == codeTooMany || code == codeNotNow {
 		return fmt.Errorf("%s: %w: %w", doing, ErrNoConnection, err)
+	}
+	if because, known := refusals[sqlState(err)]; known {
+		return fmt.Errorf("%s: %w: %w", doing, because, err)
 	}
 	// Everything else, a lost connection, a time-out, a server that shuts down, a missing table, is a database that
 	// can't be used at the moment. Failing closed here is what keeps a broken store from reading as "no such key".

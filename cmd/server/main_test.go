@@ -322,7 +322,7 @@ func ask(ctx context.Context, client *http.Client, method, url, bearer, body str
 	}
 	defer func() { _ = res.Body.Close() }()
 	raw, err := io.ReadAll(res.Body)
-	return answer{res.StatusCode, res.Header, string(raw)}, err
+	return answer{res.StatusCode, res.Header, strings.TrimSuffix(string(raw), "\n")}, err
 }
 
 func call(t *testing.T, method, url, bearer, body string) answer {

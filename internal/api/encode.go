@@ -83,12 +83,19 @@ func writeList[T any](w http.ResponseWriter, r *http.Request, l list[T]) {
 	}
 }
 
+// encode writes a value and a newline, so that a terminal's next prompt has a line of its own.
 func encode(to io.Writer, v any) {
-	if err := json.MarshalWrite(to, v); err != nil {
+	err := json.MarshalWrite(to, v)
+	if err == nil {
+		_, err = to.Write(newline)
+	}
+	if err != nil {
 		// Only a defect in our own types leads here; observe turns it into a logged 500.
 		panic(err)
 	}
 }
+
+var newline = []byte{'\n'}
 
 func writeBody(w http.ResponseWriter, code int, contentType string, body []byte) {
 	setBody(w, code, contentType, len(body))

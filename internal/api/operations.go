@@ -70,4 +70,7 @@ func (*Server) openapiJSON(w http.ResponseWriter, _ *http.Request) error {
 }
 
 // documentJSON converts the document at the first request for it: most servers never get one.
-var documentJSON = sync.OnceValues(func() ([]byte, error) { return yaml.YAMLToJSON(document.OpenAPI) })
+var documentJSON = sync.OnceValues(func() ([]byte, error) {
+	body, err := yaml.YAMLToJSON(document.OpenAPI)
+	return append(body, newline...), err
+})

@@ -12,6 +12,9 @@ import (
 	"accesskeys/internal/secret"
 )
 
+// Tables are the names that a foreign database must not have.
+var Tables = tables
+
 // MigrationLock is the advisory lock of a migration.
 const MigrationLock = migrationLock
 

@@ -87,9 +87,17 @@ func (m migrator) up(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return m.run(ctx, func(_ pgx.Tx, current int, to *migrate.Migrate) error {
+	return m.run(ctx, func(tx pgx.Tx, current int, to *migrate.Migrate) error {
+		if err := refuseEncoding(ctx, tx); err != nil {
+			return err
+		}
 		if current >= newest {
 			return nil
+		}
+		if current == 0 {
+			if err := refuseForeign(ctx, tx); err != nil {
+				return err
+			}
 		}
 		m.log.Info("migrating the database", "from", current, "to", newest)
 		return to.Up()
@@ -222,13 +230,53 @@ const (
 	legacyMigrationsTable = "schema_migrations"
 )
 
+// tables are those that the migrations make, in the first schema of the search path.
+var tables = []string{
+	"accesskey_uses", "accesskeys", "agents", "change_head", "changes", "customers", "instances", "replicas", "service_account_keys",
+	"service_accounts", "signups",
+}
+
+// ErrForeign means that the database is somebody else's: it has relations of our names that are not ours.
+var ErrForeign = errors.New("the database has tables of other programs by the names that this one needs")
+
+// refuseForeign returns ErrForeign where a database without migrations of ours has a table, a view or the like of one of our names.
+func refuseForeign(ctx context.Context, tx pgx.Tx) error {
+	var found *string
+	err := tx.QueryRow(ctx, `
+		SELECT string_agg(relname, ', ' ORDER BY relname) FROM pg_class
+		WHERE relnamespace = current_schema()::regnamespace AND relname = ANY ($1)`, tables).Scan(&found)
+	switch {
+	case err != nil:
+		return translate("looking for tables of other programs", err)
+	case found != nil:
+		return fmt.Errorf("%w: %s; give it a database, or by search_path a schema, of its own", ErrForeign, *found)
+	}
+	return nil
+}
+
+// ErrEncoding means that the database holds no UTF-8.
+var ErrEncoding = errors.New("the database's encoding must be UTF8 (CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0)")
+
+func refuseEncoding(ctx context.Context, q querier) error {
+	var encoding string
+	err := q.QueryRow(ctx, `SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()`).Scan(&encoding)
+	switch {
+	case err != nil:
+		return translate("reading the database's encoding", err)
+	case encoding != "UTF8":
+		return fmt.Errorf("%w: it is %s", ErrEncoding, encoding)
+	}
+	return nil
+}
+
 // findMigrationsTable returns the table that holds the schema's version, "" where there is none. Its error is the driver's.
 func findMigrationsTable(ctx context.Context, q querier) (table string, err error) {
 	var current, legacy bool
 	err = q.QueryRow(ctx, `
 		SELECT to_regclass($1) IS NOT NULL,
 		       to_regclass($2) IS NOT NULL AND to_regclass('customers') IS NOT NULL AND to_regclass('agents') IS NOT NULL
-		           AND to_regclass('accesskeys') IS NOT NULL`, migrationsTable, legacyMigrationsTable).Scan(&current, &legacy)
+		           AND EXISTS (
+		               SELECT FROM pg_attribute WHERE attrelid = to_regclass('accesskeys') AND attname = 'token_prefix' AND NOT attisdropped)`, migrationsTable, legacyMigrationsTable).Scan(&current, &legacy)
 	switch {
 	case err != nil:
 		return "", err

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 	"accesskeys/migrations"
 )
@@ -231,4 +232,58 @@ func TestMigrationsOfAnotherProgramAreLeftAlone(t *testing.T) {
 	if left := value[int](w, `SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'`); left != 1 {
 		t.Errorf("%d tables are left", left)
 	}
+}
+
+// A database with tables of other programs by our names is refused with one line, and left as it is.
+func TestTablesOfAnotherProgramAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.DiscardHandler)
+	for _, sql := range []string{
+		`CREATE TABLE customers (id int)`, `CREATE TABLE instances (id int)`, `CREATE VIEW agents AS SELECT 1`, `CREATE SEQUENCE changes`,
+		`CREATE TABLE accesskeys (id int); CREATE TABLE customers (id int); CREATE TABLE agents (id int);
+		 CREATE TABLE schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL); INSERT INTO schema_migrations VALUES (3, false)`,
+	} {
+		w := worldOn(t, pgtest.Empty(t))
+		for statement := range strings.SplitSeq(sql, ";") {
+			w.exec(statement)
+		}
+		before := fingerprint(w)
+		_, err := store.MigrateUp(t.Context(), w.url, log)
+		wantError(t, sql, err, store.ErrForeign)
+		if err != nil && strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", sql, err)
+		}
+		if after := fingerprint(w); after != before {
+			t.Errorf("%s: the schema was\n%s\nand is\n%s", sql, before, after)
+		}
+	}
+	// Control: in a schema of its own it has room beside them.
+	w := worldOn(t, pgtest.Empty(t))
+	w.exec(`CREATE TABLE customers (id int)`)
+	w.exec(`CREATE SCHEMA keys`)
+	must(store.MigrateUp(t.Context(), withSetting(t, w.url, "search_path", "keys"), log))(t)
+}
+
+// All names that the migrations use are looked for.
+func TestEveryTableIsKnownAsOurs(t *testing.T) {
+	t.Parallel()
+	w := worldOn(t, pgtest.Migrated(t))
+	ours := value[[]string](w, `SELECT array_agg(tablename::text ORDER BY tablename) FROM pg_tables
+		WHERE schemaname = 'public' AND tablename <> 'accesskeys_migrations'`)
+	for _, name := range ours {
+		if !slices.Contains(store.Tables, name) {
+			t.Errorf("%s is not looked for", name)
+		}
+	}
+}
+
+// A database that can't hold every text is refused.
+func TestDatabaseThatIsNotUTF8IsRefused(t *testing.T) {
+	t.Parallel()
+	w := worldOn(t, pgtest.Empty(t))
+	name := "latin_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	w.exec(`CREATE DATABASE ` + name + ` ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0`)
+	defer w.exec(`DROP DATABASE ` + name + ` WITH (FORCE)`)
+	_, err := store.MigrateUp(t.Context(), secret.New(w.url.Reveal()+"&dbname="+name), slog.New(slog.DiscardHandler))
+	wantError(t, "LATIN1", err, store.ErrEncoding)
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"time"
 
@@ -123,7 +124,7 @@ func (k NewAccessKey) made(id uuid.UUID, caller Caller, times accessKeyTimes) Ac
 const accessKeysByHash = `
 	SELECT found.*
 	FROM unnest((SELECT $1::bytea[])) AS wanted (hash) CROSS JOIN LATERAL (
-		SELECT k.token_sha256, k.id, k.customer_id, k.agent_id, k.name, k.description, k.token_prefix, k.tm_expire, k.tm_create, k.tm_update,
+		SELECT encode(k.token_sha256, 'hex'), k.id, k.customer_id, k.agent_id, k.name, k.description, k.token_prefix, k.tm_expire, k.tm_create, k.tm_update,
 		       k.tm_delete, k.roles, c.tm_delete,
 		       a.id, a.customer_id, a.username, a.name, a.description, a.permission, a.tm_password, a.tm_create, a.tm_update, a.tm_delete,
 		       s.id, s.customer_id, s.name, s.description, s.roles, s.tm_create, s.tm_update, s.tm_delete
@@ -137,7 +138,7 @@ const accessKeysByHash = `
 
 // scanAccessKey reads a row of accessKeysByHash.
 func scanAccessKey(row pgx.CollectableRow) (hash TokenHash, k AccessKeyCredential, err error) {
-	var sum []byte
+	var sum string // a bytea in text depends on bytea_output
 	var a struct {
 		id, customerID                           *uuid.UUID
 		username, name, detail                   *string
@@ -155,6 +156,9 @@ func scanAccessKey(row pgx.CollectableRow) (hash TokenHash, k AccessKeyCredentia
 		&k.Roles, &k.CustomerTmDelete,
 		&a.id, &a.customerID, &a.username, &a.name, &a.detail, &a.permission, &a.tmPassword, &a.tmCreate, &a.tmUpdate, &a.tmDelete,
 		&s.id, &s.customerID, &s.name, &s.detail, &s.roles, &s.tmCreate, &s.tmUpdate, &s.tmDelete)
+	if err == nil && len(sum) == hex.EncodedLen(len(hash)) { // as the schema promises
+		_, err = hex.Decode(hash[:], []byte(sum))
+	}
 	if err != nil {
 		return hash, k, err
 	}
@@ -170,7 +174,6 @@ func scanAccessKey(row pgx.CollectableRow) (hash TokenHash, k AccessKeyCredentia
 			TmCreate: *s.tmCreate, TmUpdate: *s.tmUpdate, TmDelete: *s.tmDelete,
 		}
 	}
-	copy(hash[:], sum)
 	return hash, k, nil
 }
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -122,16 +123,18 @@ type News struct {
 // Since reads what the log holds after a position, for the instance with this id. It returns ErrOutdated where this program must
 // not go on.
 func (f *Feed) Since(ctx context.Context, id uuid.UUID, known Position) (News, error) {
-	// One statement: behind a pooler, two could be answered by two servers.
+	// One statement: behind a pooler, two could be answered by two servers. A bytea in text would depend on bytea_output.
 	rows, err := f.conn.Query(ctx, `
-		SELECT h.position, h.entry, h.oldest_version, now(), coalesce((SELECT seq FROM instances WHERE id = $3), 0), k.position IS NOT NULL,
+		SELECT h.position, h.entry, h.oldest_version,
+		       now(), coalesce((SELECT seq FROM instances WHERE id = $3), 0), k.position IS NOT NULL,
 		       h.position < $1 OR EXISTS (SELECT FROM changes WHERE position = $1 AND entry <> $2),
 		       concat_ws(' ', (SELECT system_identifier FROM pg_control_system()),
 		           (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
 		           (SELECT string_agg(to_regclass(t)::oid || '/' || pg_relation_filenode(to_regclass(t)), ' ')
 		            FROM unnest(ARRAY['change_head', 'changes', 'instances', 'customers', 'agents', 'accesskeys', 'service_accounts',
 		                'service_account_keys']) t)),
-		       c.position, c.entry, c.noun, c.subjects
+		       c.position, c.entry, c.noun,
+		       CASE WHEN c.subjects IS NOT NULL THEN ARRAY(SELECT encode(s, 'hex') FROM unnest(c.subjects) s) END
 		FROM change_head h
 		LEFT JOIN changes k ON k.position = $1 AND k.entry = $2
 		LEFT JOIN changes c ON c.position > k.position
@@ -145,16 +148,26 @@ func (f *Feed) Since(ctx context.Context, id uuid.UUID, known Position) (News, e
 	var number *int64
 	var entry *uuid.UUID
 	var noun *string
-	var subjects [][]byte
+	var subjects []string
 	_, err = pgx.ForEachRow(rows, []any{
 		&news.Head.Number, &news.Head.Entry, &oldest, &news.Now, &news.Seq, &news.Continues, &news.WentBack, &news.Epoch,
 		&number, &entry, &noun, &subjects,
 	}, func() error {
-		if number != nil {
-			news.Changes = append(news.Changes, Change{
-				Position: Position{Number: *number, Entry: *entry}, Noun: Noun(*noun), Subjects: subjects,
-			})
+		if number == nil {
+			return nil
 		}
+		change := Change{Position: Position{Number: *number, Entry: *entry}, Noun: Noun(*noun)}
+		if subjects != nil { // which is not the same as none
+			change.Subjects = make([][]byte, 0, len(subjects))
+		}
+		for _, text := range subjects {
+			subject, err := hex.DecodeString(text)
+			if err != nil {
+				return err
+			}
+			change.Subjects = append(change.Subjects, subject)
+		}
+		news.Changes = append(news.Changes, change)
 		subjects = nil
 		return nil
 	})

@@ -145,6 +145,11 @@ func poolConfig(url secret.Value) (*pgxpool.Config, error) {
 	if _, named := conn.RuntimeParams["application_name"]; !named {
 		conn.RuntimeParams["application_name"] = "accesskeys"
 	}
+	// Whatever the database or the role has chosen. Some statements get texts back, in which times would depend on it. Poolers know
+	// these parameters, and no others.
+	for name, value := range map[string]string{"client_encoding": "UTF8", "datestyle": "ISO", "standard_conforming_strings": "on"} {
+		conn.RuntimeParams[name] = value
+	}
 	conn.OnNotice = noteUnconfirmed
 	if len(hostsOf(&conn.Config)) > 1 && conn.ValidateConnect == nil { // nobody has said which: one that only reads is of no use here
 		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite

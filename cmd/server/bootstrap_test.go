@@ -45,6 +45,13 @@ func TestBootstrapMakesEachThingOnce(t *testing.T) {
 		if err := p.end(); err != nil {
 			t.Fatal(err)
 		}
+		if start == 1 { // the lines come in one order
+			log := p.stderr.String()
+			customer, username, key := strings.Index(log, `"setting":"BOOTSTRAP_CUSTOMER"`), strings.Index(log, `"setting":"BOOTSTRAP_USERNAME"`), strings.Index(log, `"setting":"BOOTSTRAP_ACCESSKEY"`)
+			if customer < 0 || username < customer || key < username {
+				t.Errorf("the log is\n%s", log)
+			}
+		}
 		if created := strings.Count(p.stderr.String(), `"bootstrap: created"`); created != map[int]int{1: 3}[start] {
 			t.Errorf("start %d says %d times that something was created:\n%s", start, created, p.stderr)
 		}

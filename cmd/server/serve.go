@@ -338,14 +338,15 @@ func (a *app) bootstrap(ctx context.Context, b bootstrapSettings) (store.Bootstr
 	if err != nil {
 		return done, fmt.Errorf("BOOTSTRAP_CUSTOMER %q: %w", b.customer, err)
 	}
-	for what, presence := range map[string]store.Presence{
-		"BOOTSTRAP_CUSTOMER": done.Customer, "BOOTSTRAP_USERNAME": done.Agent, "BOOTSTRAP_ACCESSKEY": done.AccessKey,
-	} {
-		switch presence {
+	for _, made := range []struct {
+		setting  string
+		presence store.Presence
+	}{{"BOOTSTRAP_CUSTOMER", done.Customer}, {"BOOTSTRAP_USERNAME", done.Agent}, {"BOOTSTRAP_ACCESSKEY", done.AccessKey}} {
+		switch made.presence {
 		case store.Created:
-			a.log.Info("bootstrap: created", "setting", what, "customer_id", done.CustomerID)
+			a.log.Info("bootstrap: created", "setting", made.setting, "customer_id", done.CustomerID)
 		case store.Deleted, store.Expired:
-			a.log.Warn("bootstrap: left as it is, a restart revives nothing", "setting", what, "found", presence,
+			a.log.Warn("bootstrap: left as it is, a restart revives nothing", "setting", made.setting, "found", made.presence,
 				"customer_id", done.CustomerID)
 		case store.Existed, store.NotAsked:
 		}

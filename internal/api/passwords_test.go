@@ -275,3 +275,16 @@ func TestRefusedLoginsAllTakeTheSameTime(t *testing.T) {
 		}
 	}
 }
+
+// A password that the database did not take was not set: a 5xx, and the old one logs in.
+func TestPasswordThatIsNotStoredIsNoSuccess(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '53100'; END $$`)
+	h.exec(`CREATE TRIGGER refuse BEFORE UPDATE OF password_hash ON agents FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	other := "/v1.0/agents/" + h.acme.admin.ID.String() + "/password"
+	h.put(other, h.acme.adminJWT, `{"password":"another password"}`).refuses(http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE")
+	h.put("/v1.0/me/password", h.acme.adminJWT, `{"old_password":"`+tenantPassword+`","password":"another password"}`).
+		refuses(http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE")
+	h.post("/auth/login", "", map[string]any{"username": h.acme.admin.Username, "password": tenantPassword}).wants(http.StatusOK)
+}

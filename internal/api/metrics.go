@@ -151,6 +151,7 @@ func (c replicaCollector) Collect(ch chan<- prometheus.Metric) {
 		trouble = 1
 	}
 	send(prometheus.GaugeValue, "database_trouble", "1 while something is wrong with the database that makes the server not ready; /readyz says what.", trouble)
+	send(prometheus.GaugeValue, "change_log_held_seconds", "Age of a transaction that holds the head of the log of changes and keeps revocations waiting, 0 where there is none.", st.HeadHeld.Seconds())
 	send(prometheus.CounterValue, "unlogged_changes_total", "Rows that were changed without an entry in the log of changes.", float64(st.Unlogged))
 	send(prometheus.CounterValue, "aged_rows_total", "Rows that were forgotten because they could not be read again in time.", float64(st.Aged))
 	send(prometheus.CounterValue, "lost_commits_total", "Times that the database had lost what it had confirmed.", float64(st.Lost))

@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -51,7 +53,13 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, messageJSON{"ready"})
+	message := "ready"
+	if h := s.replica.Holder(); h != nil {
+		// The server is as ready as any other: it is a person who has to act.
+		message = fmt.Sprintf("ready, but nothing can be revoked until the transaction of pid %d (%q, since %s) ends", h.PID, h.Application,
+			h.Since.UTC().Format(time.RFC3339))
+	}
+	writeJSON(w, http.StatusOK, messageJSON{message})
 	return nil
 }
 

@@ -6,7 +6,27 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"accesskeys/internal/store"
 )
+
+// noteHolder keeps who holds the head of the log, and says so when that changes. One whose age can't be seen must be found twice.
+func (r *Replica) noteHolder(now, last *store.Holder) {
+	if now != nil && now.Since.IsZero() && (last == nil || last.PID != now.PID) {
+		now = nil
+	}
+	before := r.holder.Swap(now)
+	switch {
+	case now != nil && (before == nil || before.PID != now.PID || !before.Since.Equal(now.Since)):
+		r.log.Warn("a transaction holds the head of the log of changes: until it ends nothing can be revoked",
+			"pid", now.PID, "application_name", now.Application, "since", now.Since.UTC())
+	case now == nil && before != nil:
+		r.log.Info("nobody holds the head of the log of changes any more", "pid", before.PID)
+	}
+}
+
+// Holder is the transaction that keeps revocations waiting, nil where there is none.
+func (r *Replica) Holder() *store.Holder { return r.holder.Load() }
 
 // inspectionPause is how often it is looked at what people can have changed in the database.
 const inspectionPause = time.Second
@@ -26,9 +46,9 @@ func (r *Replica) runInspections(ctx context.Context) error {
 	tick := time.NewTicker(inspectionPause)
 	defer tick.Stop()
 	var others census
-	var elsewhere bool
+	var before store.Inspection
 	for {
-		r.inspect(ctx, &elsewhere)
+		r.inspect(ctx, &before)
 		if r.lease == 0 {
 			sweeping, cancel := context.WithTimeout(ctx, roundTimeout)
 			_, _ = others.sweep(sweeping, r.store, uuid.Nil) // it is tried again
@@ -43,7 +63,7 @@ func (r *Replica) runInspections(ctx context.Context) error {
 }
 
 // inspect keeps what is wrong, if anything, and says so when that changes. A database that can't be asked changes nothing.
-func (r *Replica) inspect(ctx context.Context, elsewhereBefore *bool) {
+func (r *Replica) inspect(ctx context.Context, last *store.Inspection) {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
 	found, err := r.store.Inspect(ctx)
@@ -59,8 +79,9 @@ func (r *Replica) inspect(ctx context.Context, elsewhereBefore *bool) {
 			strings.Join(found.BrokenTriggers, ", ")+".")
 	}
 	// Twice in a row: the list loses an instance that was paused, and gets it back with the next heartbeat.
-	elsewhere := found.Elsewhere && *elsewhereBefore
-	*elsewhereBefore = found.Elsewhere
+	elsewhere := found.Elsewhere && last.Elsewhere
+	r.noteHolder(found.Holder, last.Holder)
+	*last = found
 	if elsewhere {
 		wrong = append(wrong, "Connections to the database lead to another one than the one that this server hears of changes from, "+
 			"which is still there: nothing can be revoked until that is cut off (fenced).")

@@ -93,6 +93,7 @@ type Replica struct {
 	interrupt context.CancelFunc // ends the pause between rounds; nil where there is none
 
 	trouble atomic.Pointer[TroubleError]
+	holder  atomic.Pointer[store.Holder]
 
 	hits, misses, evictions   atomic.Int64
 	unlogged, aged, lostCount atomic.Int64

@@ -18,11 +18,17 @@ type Stats struct {
 	Aged     int64 // rows that were forgotten because they could not be read again in time
 	Lost     int64 // times that the database had lost what it had confirmed
 	Trouble  bool  // something is wrong with the database, see TroubleError
+	// HeadHeld is how long a transaction has held the head of the log, 0 where none has for a second. It is at least a
+	// second where that can't be seen.
+	HeadHeld time.Duration
 }
 
 // Stats returns the figures as they stand.
 func (r *Replica) Stats() Stats {
 	s := Stats{Lease: r.lease, Trouble: r.trouble.Load() != nil}
+	if h := r.Holder(); h != nil {
+		s.HeadHeld = max(h.Age, time.Second)
+	}
 	if r.lease == 0 {
 		return s
 	}

@@ -368,6 +368,15 @@ type Inspection struct {
 	BrokenTriggers []string
 	Outdated       bool // as ErrOutdated
 	Elsewhere      bool // the pool reaches another database than the Feed
+	Holder         *Holder
+}
+
+// Holder is a transaction that has kept the head of the log for more than a second. Until it ends nothing can be revoked.
+type Holder struct {
+	PID         int64 // of its session, 0 for a prepared transaction
+	Application string
+	Since       time.Time // its begin by the database's clock, zero where the role may not see it
+	Age         time.Duration
 }
 
 // Inspect looks, by the pool, at what people can have changed.
@@ -376,9 +385,33 @@ func (s *Store) Inspect(ctx context.Context) (i Inspection, err error) {
 	if witness := s.witness.Load(); witness != nil {
 		w = *witness
 	}
+	var pid *int64
+	var h Holder
+	var since *time.Time
+	var age *float64
+	// Who waits for another has none of the head's lock yet. The query of a session is never read: it may hold a secret.
 	err = s.pool().QueryRow(ctx, `
 		SELECT ARRAY(SELECT broken_triggers() ORDER BY 1), coalesce((SELECT oldest_version FROM change_head WHERE single = 1), 0) > $1,
-		       $2::uuid IS NOT NULL AND NOT EXISTS (SELECT FROM instances WHERE id = $2 AND seq >= $3)`,
-		s.version, nullable(w.id), w.seq).Scan(&i.BrokenTriggers, &i.Outdated, &i.Elsewhere)
+		       $2::uuid IS NOT NULL AND NOT EXISTS (SELECT FROM instances WHERE id = $2 AND seq >= $3),
+		       holder.pid, coalesce(holder.application_name, ''), holder.xact_start, extract(epoch FROM now() - holder.xact_start)::float8
+		FROM (SELECT) AS one
+		LEFT JOIN LATERAL (
+			SELECT coalesce(l.pid, 0)::bigint AS pid, a.application_name, a.xact_start
+			FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+			WHERE l.locktype = 'relation' AND l.relation = 'change_head'::regclass AND l.granted
+			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			  AND l.mode NOT IN ('AccessShareLock', 'ShareUpdateExclusiveLock')
+			  AND NOT EXISTS (SELECT FROM pg_locks waiting WHERE waiting.pid = l.pid AND NOT waiting.granted)
+			  AND coalesce(a.xact_start < now() - interval '1 second', true)
+			ORDER BY a.xact_start
+			LIMIT 1) AS holder ON true`,
+		s.version, nullable(w.id), w.seq).Scan(&i.BrokenTriggers, &i.Outdated, &i.Elsewhere, &pid, &h.Application, &since, &age)
+	if pid != nil {
+		h.PID = *pid
+		if since != nil && age != nil {
+			h.Since, h.Age = *since, time.Duration(*age*float64(time.Second))
+		}
+		i.Holder = &h
+	}
 	return i, s.failed("inspecting the database", err)
 }

@@ -1,0 +1,32 @@
+package replica_test
+
+import (
+	"strings"
+	"testing"
+)
+
+// One open transaction on a logged row stops all revocations. Who it is is told, never what it has run; and that it is over.
+func TestHolderOfTheLogIsTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r, off := w.run(long), w.run(0)
+	release := w.lock(`UPDATE agents SET name = 's3cret-of-a-query' WHERE id = $1`, w.acme.agent.ID)
+	pid := value[int64](w, `SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()`)
+	for _, r := range []*runner{r, off} {
+		until(t, "it is told", func() bool { return r.Holder() != nil && r.Holder().PID == pid && r.Stats().HeadHeld >= 1 })
+		if err := r.Ready(within(t)); err != nil {
+			t.Errorf("it is not ready: %v", err)
+		}
+		if r.Holder().Since.IsZero() {
+			t.Error("since when is not told")
+		}
+	}
+	release()
+	for _, r := range []*runner{r, off} {
+		until(t, "it is over", func() bool { return r.Holder() == nil && r.Stats().HeadHeld == 0 })
+		const held, over = "a transaction holds the head of the log of changes", "nobody holds the head of the log of changes any more"
+		if log := r.log.String(); strings.Count(log, held) != 1 || strings.Count(log, over) != 1 || strings.Contains(log, "s3cret") {
+			t.Errorf("the log is\n%s", log)
+		}
+	}
+}

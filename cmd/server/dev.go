@@ -74,6 +74,9 @@ func dev(ctx context.Context, inv invocation) error {
 	}
 	owned := cfg.databaseURL.Empty()
 	if owned {
+		if err := inv.forgetLibpq(); err != nil {
+			return err
+		}
 		postgres, err := ownPostgres(ctx, folder, inv.getenv, log)
 		if err != nil {
 			return err
@@ -108,6 +111,19 @@ func dev(ctx context.Context, inv invocation) error {
 		return err
 	}
 	return a.run(ctx)
+}
+
+// forgetLibpq removes libpq's variables (its manual, section 34.15) from the environment, in which the driver reads them: they are about
+// other databases than one of our own.
+func (inv invocation) forgetLibpq() error {
+	for _, variable := range inv.environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "PG") {
+			if err := os.Unsetenv(name); err != nil {
+				return fmt.Errorf("removing %s from the environment: %w", name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // ownPostgres starts Postgres on the folder's data. Another `server dev` there is asked to stop first: what is left of a

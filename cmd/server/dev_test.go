@@ -301,6 +301,22 @@ func TestDevOnAnOpenAddressDoesNotUseThePublishedCredentials(t *testing.T) {
 	q.code()
 }
 
+// libpq's variables are about other databases: a Postgres of dev's own is reached whatever they say.
+func TestDevsOwnPostgresIgnoresLibpqsVariables(t *testing.T) {
+	t.Parallel()
+	p, c := startDev(t, filepath.Join(newFolder(t), "demo"), map[string]string{
+		"PGSERVICE": "none", "PGSERVICEFILE": "/no/such/file", "PGTZ": "Mars/Olympus", "PGOPTIONS": "-c search_path=nowhere -c default_transaction_read_only=on",
+		"PGHOST": "127.0.0.1", "PGPORT": "1", "PGUSER": "nobody", "PGPASSWORD": "x", "PGDATABASE": "none", "PGSSLMODE": "verify-full",
+		"PGSSLROOTCERT": "/no/such/file", "PGTARGETSESSIONATTRS": "standby", "PGPASSFILE": "/no/such/file", "PGCONNECT_TIMEOUT": "none",
+		"PGAPPNAME": "x", "PGDATA": "/no/such/folder", "PGREQUIREAUTH": "scram-sha-256", "PGMINPROTOCOLVERSION": "none",
+	})
+	c.work(t)
+	p.signal(os.Interrupt)
+	if code := p.code(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
 // The published credentials open a Postgres that dev has started itself, and no other database, where its other servers would accept them.
 // What an earlier run has left of them there is taken away, and told.
 func TestDevPlantsNoPublishedCredentialInAnothersDatabase(t *testing.T) {

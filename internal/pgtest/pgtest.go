@@ -36,6 +36,11 @@ var server = sync.OnceValues(func() (string, error) {
 	if given := os.Getenv("TEST_DATABASE_URL"); given != "" {
 		return given, nil
 	}
+	for _, variable := range os.Environ() { // libpq's are about other databases
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "PG") {
+			_ = os.Unsetenv(name)
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	postgres, err := privatepg.Start(ctx, privatepg.Config{Ephemeral: true, Getenv: os.Getenv})

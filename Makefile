@@ -36,7 +36,7 @@ ifeq ($(RACE),)
 endif
 	@mkdir -p bin && rm -f bin/chaos.txt
 	@# go test shows what a passing test prints only with -v, which would show everything.
-	CHAOS_REPORT=$(CURDIR)/bin/chaos.txt $(GO) test $(RACE) -shuffle=on -count=1 ./...; status=$$?; cat bin/chaos.txt 2>/dev/null; exit $$status
+	CHAOS_REPORT=$(CURDIR)/bin/chaos.txt $(GO) test $(RACE) -shuffle=on -count=1 -timeout 20m ./...; status=$$?; cat bin/chaos.txt 2>/dev/null; exit $$status
 
 .PHONY: chaos
 chaos: ## what was revoked is refused, whatever breaks: every scenario and every control, 10 minutes or more

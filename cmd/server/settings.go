@@ -424,7 +424,7 @@ func setTrustedProxies(s *settings, v string) error {
 			bits, least = bits-(prefix.Addr().BitLen()-32), 8
 		}
 		if bits < least {
-			return fmt.Errorf("%s is too wide: whoever is in it can claim any address", prefix)
+			return fmt.Errorf("%s is too wide: each peer in it can claim any address", prefix)
 		}
 		s.trustedProxies = append(s.trustedProxies, prefix)
 	}

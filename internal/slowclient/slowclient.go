@@ -84,7 +84,10 @@ func (s *Share) Begin(b *Budget, w http.ResponseWriter) { s.budget, s.w = b, w }
 func (s *Share) Take(ctx context.Context, owner any, bytes int64) error {
 	b := s.budget
 	b.mu.Lock()
+	held := s.held
+	b.add(s, -held)
 	s.owner = owner
+	b.add(s, held)
 	if bytes <= b.free {
 		b.add(s, bytes)
 		b.mu.Unlock()

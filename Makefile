@@ -40,7 +40,7 @@ endif
 
 .PHONY: chaos
 chaos: ## what was revoked is refused, whatever breaks: every scenario and every control, 10 minutes or more
-	CHAOS=long $(GO) test -count=1 -v -timeout 40m -run '^TestRevokedIsRefusedEverywhere$$' ./internal/chaos
+	CHAOS=long $(GO) test -count=1 -v -timeout 40m -run '^(TestRevokedIsRefusedEverywhere|TestWhatARestoreTookAwayIsForgotten)$$' ./internal/chaos
 
 .PHONY: e2e
 e2e: ## behind nginx, Caddy and HAProxy, over pgbouncer, through failovers with Patroni; installs them on Debian

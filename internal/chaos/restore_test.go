@@ -31,8 +31,22 @@ func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
 					t.Fatalf("replica %s answered the new key with %d", r.name, status)
 				}
 			}
+			var waiting []*held // writes of a caller that the restore takes away
+			for _, r := range f.replicas {
+				h := c.hold(&life{victim: &l}, r)
+				if h == nil {
+					t.Fatalf("replica %s takes no request", r.name)
+				}
+				waiting = append(waiting, h)
+			}
 			postgresTool(t, "pg_restore", "--clean", "--if-exists", "--single-transaction", "--dbname="+f.ground.direct[0], dump)
 			restored := time.Now()
+			for _, h := range waiting {
+				c.release(t.Context(), h)
+			}
+			if c.checkNothingHeld(); c.tally.written+c.tally.violations > 0 || c.tally.held != len(waiting) {
+				t.Errorf("of %d held writes %d were refused, %d written: %q", c.tally.held, c.tally.heldRefused, c.tally.written, c.tally.details)
+			}
 			for _, r := range f.replicas {
 				r.awaitServing(t.Context())
 			}

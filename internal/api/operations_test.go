@@ -3,8 +3,12 @@ package api_test
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/http"
+	"os"
 	"reflect"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -311,5 +315,34 @@ func TestWhatClientsMakeUpAddsNoMetric(t *testing.T) {
 	text := strings.ToLower(string(h.get("/metrics", "").raw))
 	if strings.Contains(text, "bbb") || !strings.Contains(text, `method="other",route="unmatched"`) {
 		t.Error("made-up names are labels, or unknown ones are not gathered under one")
+	}
+}
+
+// Each metric of the service is explained to operators, and no other is.
+func TestEveryMetricIsExplained(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.get("/v1.0/me", h.acme.token).wants(http.StatusOK)
+	h.post("/auth/login", "", map[string]any{"username": "nobody", "password": "x"}).wants(http.StatusUnauthorized)
+	shown := map[string]bool{}
+	for line := range strings.Lines(string(h.get("/metrics", "").wants(http.StatusOK).raw)) {
+		if name, is := strings.CutPrefix(line, "# TYPE accesskeys_"); is {
+			shown["accesskeys_"+strings.Fields(name)[0]] = true
+		}
+	}
+	document, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(document), "| metric | what it is for |")
+	if !found {
+		t.Fatal("there is no table")
+	}
+	explained := map[string]bool{}
+	for _, name := range regexp.MustCompile("`(accesskeys_[a-z0-9_]+)`").FindAllStringSubmatch(table, -1) {
+		explained[name[1]] = true
+	}
+	if !maps.Equal(shown, explained) || len(shown) < 20 {
+		t.Errorf("shown are\n%v, explained\n%v", slices.Sorted(maps.Keys(shown)), slices.Sorted(maps.Keys(explained)))
 	}
 }

@@ -1,9 +1,14 @@
 package api
 
 import (
+	"context"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 
 	"github.com/go-chi/chi/v5"
+
+	"accesskeys/internal/slowclient"
 )
 
 // Routes are the real router's.
@@ -13,3 +18,14 @@ func (s *Server) Routes() chi.Routes { return s.router.(chi.Routes) }
 func (s *Server) Observed(h func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return s.observe(s.handle(h))
 }
+
+// HoldAnswers takes all memory of answers until release is called.
+func (s *Server) HoldAnswers(ctx context.Context) (release func(), err error) {
+	var all slowclient.Share
+	all.Begin(s.slow.answers, httptest.NewRecorder())
+	_, err = all.Take(ctx, "a test", int64(runtime.GOMAXPROCS(0))*answerMemory)
+	return all.End, err
+}
+
+// WaitingAnswers is how many requests wait for it.
+func (s *Server) WaitingAnswers() int { return s.slow.answers.Waiting() }

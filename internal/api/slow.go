@@ -56,18 +56,23 @@ func (rec *recorder) endShares() {
 	}
 }
 
-// take waits for memory of the answer. The request has it until its client has read the answer.
+// take waits for memory of the answer. The request has it until its client has read the answer. SECURITY: after a wait the credential is
+// checked again: it may have been revoked meanwhile.
 func take(r *http.Request, bytes int64) error {
 	ev := eventOf(r)
 	var owner any = ev.client
 	if ev.principal != nil {
 		owner = ev.principal.CustomerID
 	}
-	if err := ev.recorder.share().answer.Take(r.Context(), owner, bytes); err != nil {
+	waited, err := ev.recorder.share().answer.Take(r.Context(), owner, bytes)
+	if err != nil {
 		return &problem{
 			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,
 			message: "Too many answers are under way to clients that read slowly; try again shortly.", retryAfter: unavailableRetry,
 		}
+	}
+	if waited {
+		return identifyAgain(r)
 	}
 	return nil
 }
@@ -93,7 +98,7 @@ func (*Server) stream(next http.Handler) http.Handler {
 			return
 		}
 		rec := &eventOf(r).recorder
-		if err := rec.share().stream.Take(r.Context(), eventOf(r).client, streamMemory+headerBytes(r.Header)); err != nil {
+		if _, err := rec.share().stream.Take(r.Context(), eventOf(r).client, streamMemory+headerBytes(r.Header)); err != nil {
 			rec.code = http.StatusServiceUnavailable // for the log: an answer could wait for its client too
 			panic(http.ErrAbortHandler)
 		}

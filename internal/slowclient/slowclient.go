@@ -65,6 +65,13 @@ func (b *Budget) CutOff() int64 {
 	return b.cut
 }
 
+// Waiting is how many requests wait.
+func (b *Budget) Waiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.waiting)
+}
+
 // Share is one request's part of a Budget. It is used by one goroutine, between Begin and End.
 type Share struct {
 	budget *Budget
@@ -80,8 +87,8 @@ func (s *Share) Begin(b *Budget, w http.ResponseWriter) { s.budget, s.w = b, w }
 
 // Take adds bytes to the share, and waits for them where the budget is exhausted. Owner is whose the share is, any value that can
 // be compared. Of the waiting requests those are served first whose owners hold least, of one owner's the newest. Those whose owners hold most
-// are refused first, of one owner's the oldest. It returns ErrCrowded, and the context's error.
-func (s *Share) Take(ctx context.Context, owner any, bytes int64) error {
+// are refused first, of one owner's the oldest. It reports whether it has waited, and returns ErrCrowded, and the context's error.
+func (s *Share) Take(ctx context.Context, owner any, bytes int64) (waited bool, err error) {
 	b := s.budget
 	b.mu.Lock()
 	held := s.held
@@ -91,7 +98,7 @@ func (s *Share) Take(ctx context.Context, owner any, bytes int64) error {
 	if bytes <= b.free {
 		b.add(s, bytes)
 		b.mu.Unlock()
-		return nil
+		return false, nil
 	}
 	w := &waiter{s, bytes, make(chan error, 1)}
 	if b.waiting = append(b.waiting, w); len(b.waiting) == 1 && b.timer != nil {
@@ -107,7 +114,7 @@ func (s *Share) Take(ctx context.Context, owner any, bytes int64) error {
 	b.mu.Unlock()
 	select {
 	case err := <-w.done:
-		return err
+		return true, err
 	case <-ctx.Done():
 	}
 	b.mu.Lock()
@@ -115,9 +122,9 @@ func (s *Share) Take(ctx context.Context, owner any, bytes int64) error {
 	if i := slices.Index(b.waiting, w); i >= 0 {
 		b.waiting = slices.Delete(b.waiting, i, i+1)
 		b.serve() // it may have been in the way of others
-		return ctx.Err()
+		return true, ctx.Err()
 	}
-	return <-w.done
+	return true, <-w.done
 }
 
 // Keep gives back what the share has above so many bytes.

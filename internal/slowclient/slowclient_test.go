@@ -48,7 +48,7 @@ func begin(b *slowclient.Budget) *request {
 func stuck(t *testing.T, b *slowclient.Budget, owner any, bytes int64) *request {
 	t.Helper()
 	r := begin(b)
-	if err := r.Take(t.Context(), owner, bytes); err != nil {
+	if _, err := r.Take(t.Context(), owner, bytes); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -91,7 +91,7 @@ func TestClientWithoutProgressIsCutOff(t *testing.T) {
 		first := stuck(t, b, "a", 100)
 		second := begin(b)
 		started := time.Now()
-		if err := second.Take(t.Context(), "a", 60); err != nil || !first.isCutOff() {
+		if _, err := second.Take(t.Context(), "a", 60); err != nil || !first.isCutOff() {
 			t.Errorf("its memory was waited for: %v", err)
 		}
 		if took := time.Since(started); took < 200*time.Millisecond || took > 300*time.Millisecond {
@@ -107,7 +107,7 @@ func TestProgressKeepsAClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := slowclient.NewBudget(100)
 		r := begin(b)
-		if err := r.Take(t.Context(), "a", 100); err != nil {
+		if _, err := r.Take(t.Context(), "a", 100); err != nil {
 			t.Fatal(err)
 		}
 		for range 10 {
@@ -137,7 +137,7 @@ func TestOwnerWhoHoldsMostPays(t *testing.T) {
 		for _, owner := range []string{"attacker", "attacker", "good", "attacker"} {
 			all.Go(func() {
 				r := begin(b)
-				if err := r.Take(t.Context(), owner, 10); err != nil {
+				if _, err := r.Take(t.Context(), owner, 10); err != nil {
 					t.Error(err)
 				}
 				mu.Lock()
@@ -166,7 +166,7 @@ func TestTooManyWaitingRequestsAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := slowclient.NewBudget(10)
 		holder := begin(b)
-		if err := holder.Take(t.Context(), "attacker", 10); err != nil { // it works, and waits for no client
+		if _, err := holder.Take(t.Context(), "attacker", 10); err != nil { // it works, and waits for no client
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -174,7 +174,7 @@ func TestTooManyWaitingRequestsAreRefused(t *testing.T) {
 			ended := make(chan error, 1)
 			go func() {
 				r := begin(b)
-				err := r.Take(ctx, owner, 10)
+				_, err := r.Take(ctx, owner, 10)
 				r.End()
 				ended <- err
 			}()
@@ -207,7 +207,7 @@ func TestTooManyWaitingRequestsAreRefused(t *testing.T) {
 		cancel()
 		synctest.Wait()
 		whole := begin(b)
-		if err := whole.Take(t.Context(), "x", 10); err != nil {
+		if _, err := whole.Take(t.Context(), "x", 10); err != nil {
 			t.Errorf("all was given back, but: %v", err)
 		}
 		whole.End()

@@ -30,12 +30,12 @@ func (inv invocation) warnOfSettings(cfg *settings, log *slog.Logger) {
 }
 
 // isMisspelt reports whether two edits at most lead from one name to the other, of one letter each or of two that are swapped. Case
-// and the kind of dash don't count. Short names are too much alike.
+// and the kind of dash don't count. Short names are too much alike, and another first letter makes another name: SSL_CERT_FILE is Go's.
 func isMisspelt(name, setting string) bool {
 	normal := strings.NewReplacer("-", "_", ".", "_")
 	a, b := normal.Replace(strings.ToUpper(name)), normal.Replace(strings.ToUpper(setting))
 	const edits, shortest = 2, 6
-	if len(a) < shortest || len(a)-len(b) > edits || len(b)-len(a) > edits {
+	if len(a) < shortest || a[0] != b[0] || len(a)-len(b) > edits || len(b)-len(a) > edits {
 		return false
 	}
 	most := min(edits, len(b)/4)

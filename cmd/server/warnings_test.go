@@ -38,7 +38,7 @@ func TestGoodSettingsAreNotWarnedOf(t *testing.T) {
 	t.Parallel()
 	p := launch(t, environment(pgtest.Migrated(t), map[string]string{
 		"JWT_SECRET_PREVIOUS": "previous-" + testSecret, "CACHE_SIZE": "1", "PATH": "/bin", "LOG": "x", "LISTEN": "x", "PGPASSWORD": "x", "HOSTNAME": "x",
-		"SMTP_HOST": "x", "CACHE_DIR": "x", "DATABASE": "x", "RATE_LIMIT": "1",
+		"SMTP_HOST": "x", "CACHE_DIR": "x", "DATABASE": "x", "RATE_LIMIT": "1", "SSL_CERT_FILE": "x",
 	}), "serve")
 	p.base()
 	if log := p.stderr.String(); strings.Contains(log, `"level":"WARN"`) {

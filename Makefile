@@ -43,8 +43,8 @@ chaos: ## what was revoked is refused, whatever breaks: every scenario and every
 	CHAOS=long $(GO) test -count=1 -v -timeout 40m -run '^(TestRevokedIsRefusedEverywhere|TestWhatARestoreTookAwayIsForgotten)$$' ./internal/chaos
 
 .PHONY: e2e
-e2e: ## behind nginx, Caddy and HAProxy, over pgbouncer, through failovers with Patroni; installs them on Debian
-	@scripts/install caddy curl etcd etcdctl haproxy ip jq nginx openssl patroni pgbouncer pgrep postgres unshare
+e2e: ## proxies, pgbouncer, failovers with Patroni, generated clients; installs what they need on Debian
+	@scripts/install caddy curl etcd etcdctl haproxy ip jq nginx node npm openssl patroni pgbouncer pgrep postgres unshare
 	$(GO) test -tags e2e -count=1 -v -timeout 30m ./internal/e2e
 
 .PHONY: fuzz

@@ -5,9 +5,11 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"net/http"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -236,6 +238,47 @@ func TestRolesAreTheDocuments(t *testing.T) {
 	}
 }
 
+// ofOperation are the ends of the names that generators of clients and servers make of an operation's: LoginResponse, LoginParams,
+// LoginJSONRequestBody, LoginRequestObject, Login200JSONResponse.
+var ofOperation = regexp.MustCompile(`^(Response|Params|[A-Za-z]*Body|(Request|Response)Object|[1-5][0-9X]{2}.*|Default.*)$`)
+
+// sharedNames are those of the document's components that a generator would use twice: for two components, or for one and an operation.
+func sharedNames(components, operations []string) (shared []string) {
+	seen := map[string]bool{}
+	for _, name := range components {
+		lower := strings.ToLower(name)
+		if seen[lower] || slices.ContainsFunc(operations, func(operation string) bool {
+			end, is := strings.CutPrefix(name, strings.ToUpper(operation[:1])+operation[1:])
+			return is && ofOperation.MatchString(end)
+		}) {
+			shared = append(shared, name)
+		}
+		seen[lower] = true
+	}
+	return shared
+}
+
+// What oapi-codegen makes of a document with such a name does not compile; make e2e compiles it.
+func TestGeneratedClientsHaveEachNameOnce(t *testing.T) {
+	t.Parallel()
+	doc := openAPI(t)
+	components := slices.Concat(slices.Collect(maps.Keys(doc.Components.Schemas)), slices.Collect(maps.Keys(doc.Components.Parameters)),
+		slices.Collect(maps.Keys(doc.Components.Responses)), slices.Collect(maps.Keys(doc.Components.RequestBodies)))
+	var operations []string
+	for _, item := range doc.Paths.Map() {
+		for _, operation := range item.Operations() {
+			operations = append(operations, operation.OperationID)
+		}
+	}
+	if shared := sharedNames(components, operations); len(shared) != 0 {
+		t.Errorf("rename %q", shared)
+	}
+	control := []string{"LoginResponse", "LoginParams", "LoginJSONRequestBody", "LoginResponseObject", "Login200JSONResponse", "accesskey"}
+	if shared := sharedNames(append(components, control...), operations); !slices.Equal(shared, control) {
+		t.Errorf("the control finds %q", shared)
+	}
+}
+
 // Contract 1: "token: ONLY in the answer to POST". The places where the wire can hold a secret are these and no others,
 // in the document's schemas and in the structs that are encoded.
 func TestOnlyTheseFieldsHoldSecrets(t *testing.T) {
@@ -261,8 +304,8 @@ func TestOnlyTheseFieldsHoldSecrets(t *testing.T) {
 	slices.Sort(inDocument)
 	equalJSON(t, inDocument, []string{
 		"CompleteSignupRequest.temp_token", "CreateAgentRequest.password", "CreatedAccessKey.token", "Credentials.private_key",
-		"LoginRequest.password", "LoginResponse.token", "SetOwnPasswordRequest.old_password", "SetOwnPasswordRequest.password",
-		"SetPasswordRequest.password", "SignupResponse.temp_token",
+		"LoginRequest.password", "LoginResult.token", "SetOwnPasswordRequest.old_password", "SetOwnPasswordRequest.password",
+		"SetPasswordRequest.password", "SignupResult.temp_token",
 	})
 
 	var inCode []string

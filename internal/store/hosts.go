@@ -41,9 +41,16 @@ func hostsOf(cfg *pgconn.Config) (hosts []host) {
 	return hosts
 }
 
-// use makes a configuration one for this host alone.
+// use makes a configuration one for this host alone, by its own ways to it: the driver knows a client's certificate by the tls.Config of
+// the one copy of a configuration that it belongs to.
 func (h host) use(cfg *pgconn.Config) {
-	cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = h.ways[0].Host, h.ways[0].Port, h.ways[0].TLSConfig, h.ways[1:]
+	for _, own := range hostsOf(cfg) {
+		if own.address == h.address {
+			way := own.ways[0]
+			cfg.Host, cfg.Port, cfg.TLSConfig, cfg.Fallbacks = way.Host, way.Port, way.TLSConfig, own.ways[1:]
+			return
+		}
+	}
 }
 
 // connectConfig connects to the host that takes writes, where the address names several.

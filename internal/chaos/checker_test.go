@@ -104,7 +104,7 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 	if err != nil {
 		c.mu.Lock()
 		c.tally.unmade++
-		if c.scenario.faults == nil {
+		if c.scenario.strict {
 			c.complain("a credential (%s) could not be made: %v", k, err)
 		}
 		c.mu.Unlock()
@@ -222,7 +222,8 @@ func (c *checker) revoke(ctx context.Context, l *life) bool {
 			l.confirmed.Store(int64(a.arrived))
 			if calm && l.kind != passwordChanged { // which mostly waits for its turn to hash
 				c.tally.latencies = append(c.tally.latencies, a.arrived-a.sent)
-				if took := a.arrived - a.sent; took > c.fleet.lease+cmp.Or(c.scenario.grace, usualGrace) && c.scenario.shortcoming == "" {
+				took := a.arrived - a.sent
+				if took > c.fleet.lease+cmp.Or(c.scenario.grace, usualGrace) && !c.scenario.untimed && c.scenario.shortcoming == "" {
 					c.complain("a revocation (%s) took %s, from %.3f on, though nothing was done to the %s that it was sent to",
 						l.kind, took, a.sent.Seconds(), l.by)
 				}

@@ -327,6 +327,16 @@ func (r *replica) call(ctx context.Context, method, path, bearer, body string) (
 	return a
 }
 
+// answered sends a request again until it is answered by something else than a 503: a replica that the machine kept from running has no
+// lease for a moment.
+func (r *replica) answered(method, path, bearer, body string) (a answer) {
+	eventually(r.fleet.t, "replica "+r.name+" answers a "+method, func() bool {
+		a = r.call(r.fleet.t.Context(), method, path, bearer, body)
+		return a.status != 0 && a.status != http.StatusServiceUnavailable
+	})
+	return a
+}
+
 // calm is a number that stays the same for as long as nothing is done to the replica or to what it stands on, and whether
 // that is so now.
 func (r *replica) calm() (int64, bool) {

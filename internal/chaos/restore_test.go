@@ -25,7 +25,7 @@ func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
 			if err := c.makeKey(t.Context(), &l); err != nil {
 				t.Fatal(err)
 			}
-			use := func(r *replica) int { return r.call(t.Context(), http.MethodGet, me, l.bearer, "").status }
+			use := func(r *replica) int { return r.answered(http.MethodGet, me, l.bearer, "").status }
 			for _, r := range f.replicas {
 				if status := use(r); status != http.StatusOK {
 					t.Fatalf("replica %s answered the new key with %d", r.name, status)
@@ -62,7 +62,7 @@ func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
 					t.Errorf("replica %s, built without the rule, answered %d: there was nothing to forget", r.name, status)
 				}
 			}
-			if a := f.replicas[0].call(t.Context(), http.MethodDelete, l.target, adminKey, ""); a.status != http.StatusNotFound {
+			if a := f.replicas[0].answered(http.MethodDelete, l.target, adminKey, ""); a.status != http.StatusNotFound {
 				t.Errorf("its deletion was answered with %d: %s", a.status, a.body)
 			}
 		})

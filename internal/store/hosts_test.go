@@ -99,7 +99,11 @@ func TestOfSeveralHostsOneThatOnlyReadsIsNotTaken(t *testing.T) {
 		"several hosts": {withHosts(t, database, silent(t)), true},
 		"one host":      {readOnly(withHosts(t, database)), true}, // nobody else could be meant
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		bound := patience
+		if !test.taken { // which takes all of it
+			bound = 2 * time.Second
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), bound)
 		s, err := store.Open(ctx, test.address)
 		if err != nil {
 			t.Fatal(err)

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"net"
 	"net/http"
 	"os"
@@ -137,10 +136,7 @@ func TestCaddyNeedsEveryLineOfItsExample(t *testing.T) {
 		s.server.kill()
 		defer s.server.begin()
 		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+w.admin.credential)
-		eventually(t, "the log holds the credential", func() bool {
-			content, err := os.ReadFile(s.logs[0])
-			return err == nil && bytes.Contains(content, []byte(w.admin.credential))
-		})
+		awaitLogged(t, s.logs[0], w.admin.credential)
 	})
 	t.Run("handle_errors", func(t *testing.T) {
 		s := newCaddy(t, w, "respond 503", "respond 418")

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -81,10 +80,7 @@ func TestNginxNeedsEveryLineOfItsExample(t *testing.T) {
 		defer s.server.begin()
 		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+s.admin.credential)
 		for _, path := range s.logs[:2] {
-			eventually(t, filepath.Base(path)+" holds the credential", func() bool {
-				content, err := os.ReadFile(path)
-				return err == nil && strings.Contains(string(content), s.admin.credential)
-			})
+			awaitLogged(t, path, s.admin.credential)
 		}
 	})
 	t.Run("internal", func(t *testing.T) {

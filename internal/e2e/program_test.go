@@ -130,6 +130,15 @@ func eventually(t testing.TB, what string, is func() bool) {
 	}
 }
 
+// awaitLogged waits until a program has written something to its log, which it may do after it has answered.
+func awaitLogged(t testing.TB, path, what string) {
+	t.Helper()
+	eventually(t, filepath.Base(path)+" holds "+what, func() bool {
+		content, err := os.ReadFile(path)
+		return err == nil && bytes.Contains(content, []byte(what))
+	})
+}
+
 // listens reports whether something accepts connections there.
 func listens(addr string) bool {
 	conn, err := net.DialTimeout("tcp", addr, time.Second)

@@ -511,7 +511,7 @@ func (b *logBuffer) String() string {
 // for.
 func (b *logBuffer) line(t *testing.T, requestID string) map[string]any {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		for line := range strings.Lines(b.String()) {
 			var fields map[string]any
 			if json.Unmarshal([]byte(line), &fields) == nil && fields["request_id"] == requestID {

@@ -13,6 +13,9 @@ import (
 const (
 	// LogPoll is how often the log is read where no notification comes.
 	LogPoll = logPoll
+	// UsesBatch is how many uses are not kept waiting, UsesFlush how long fewer are.
+	UsesBatch = usesBatch
+	UsesFlush = usesFlush
 	// UsesMax bounds how many uses are kept.
 	UsesMax = usesMax
 	// AgeParts is how many times in its life a row is looked at.
@@ -51,6 +54,9 @@ func (r *Replica) Renew(ctx context.Context) error { return r.renew(ctx) }
 
 // Flush writes down what is known of uses.
 func (r *Replica) Flush(ctx context.Context) { r.flush(ctx) }
+
+// SetFlushEvery has uses written down that often. To be called before Run.
+func (r *Replica) SetFlushEvery(d time.Duration) { r.flushEvery = d }
 
 // Uses returns how many keys' uses are kept.
 func (r *Replica) Uses() int64 { return r.uses.count.Load() }

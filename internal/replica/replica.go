@@ -67,7 +67,9 @@ type Replica struct {
 	maxAge time.Duration
 	clock  func() time.Duration // bootTime
 	uses   uses
-	lookup func(context.Context, store.Lookup, store.Position, store.Order) (store.Found, error) // the Store's
+	// flushEvery is usesFlush.
+	flushEvery time.Duration
+	lookup     func(context.Context, store.Lookup, store.Position, store.Order) (store.Found, error) // the Store's
 
 	rows    *otter.Cache[key, any]
 	lookups lookups
@@ -132,7 +134,7 @@ func New(cfg Config) (*Replica, error) {
 	}
 	r := &Replica{
 		store: cfg.Store, log: cfg.Log, lease: cfg.Lease, maxAge: cfg.MaxAge, clock: bootTime, lookup: cfg.Store.Lookup,
-		uses: newUses(), asked: newRenewal(), lookups: newLookups(),
+		uses: newUses(), flushEvery: usesFlush, asked: newRenewal(), lookups: newLookups(),
 	}
 	r.newID()
 	r.known.Store(&known{})

@@ -99,7 +99,7 @@ func (u uses) take() []store.Use {
 
 // runUses writes uses down until ctx ends, and then what is left.
 func (r *Replica) runUses(ctx context.Context) error {
-	tick := time.NewTicker(usesFlush)
+	tick := time.NewTicker(r.flushEvery)
 	defer tick.Stop()
 	for {
 		select {

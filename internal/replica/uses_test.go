@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/replica"
 	"accesskeys/internal/store"
 )
 
@@ -65,6 +66,29 @@ func TestUsesAreWrittenDown(t *testing.T) {
 	use(off, hash, 0)
 	off.Flush(t.Context())
 	stored("two uses in one write", other.ID, fourth)
+}
+
+// A use is written down while the instance runs: after a while, or as soon as there are many.
+func TestUsesAreWrittenDownMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	stored := 0
+	for name, test := range map[string]struct {
+		every time.Duration
+		uses  int
+	}{"few": {50 * time.Millisecond, 1}, "many": {time.Hour, replica.UsesBatch}} {
+		r := w.newReplica(0)
+		r.SetFlushEvery(test.every)
+		r.start()
+		for range test.uses {
+			r.Use(uuid.New(), time.Unix(1e9, 0))
+		}
+		stored += test.uses
+		until(t, name+" uses are written down", func() bool { return value[int](w, `SELECT count(*) FROM accesskey_uses`) == stored })
+	}
+	if replica.UsesFlush > 30*time.Second { // "up to a minute behind", with the time between two that are noted
+		t.Errorf("uses are written down every %v", replica.UsesFlush)
+	}
 }
 
 // What is known of uses at the end is written down.

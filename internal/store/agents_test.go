@@ -106,6 +106,7 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 		}
 	}
 	renew(alice, old, renewed)
+	renew(alice, old, "$argon2id$again") // of another login at the same time
 	if got := hash(alice.ID); got != renewed {
 		t.Errorf("the renewed hash is %s", got)
 	}
@@ -121,6 +122,12 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	want.TmPassword, want.TmUpdate = set.TmPassword, set.TmUpdate
 	if set != want {
 		t.Errorf("a new password has changed more: %+v, was %+v", set, alice)
+	}
+	// A token knows its password by tm_password: it moves on also where the clock went back.
+	w.exec(`UPDATE agents SET tm_password = now() + interval '1 hour' WHERE id = $1`, alice.ID)
+	ahead := must(agentByID(t.Context(), w.store, alice.ID, store.Position{}))(t).TmPassword
+	if set = must(w.store.SetPassword(t.Context(), store.Operator(), alice, secret.New(changed)))(t); !set.TmPassword.After(ahead) {
+		t.Errorf("tm_password was %v, and is %v", ahead, set.TmPassword)
 	}
 	renew(alice, renewed, "$argon2id$late") // read before the change, written after it
 	if got := hash(alice.ID); got != changed {

@@ -46,3 +46,10 @@ func Traced(ctx context.Context, s *Store, tracer pgx.QueryTracer) (*Store, erro
 
 // Redirect has the pool of s lead to another database from now on, as an address does that moved. Its Feeds stay where they are.
 func Redirect(s, to *Store) { s.current.Store(to.pool()) }
+
+// Waiting returns how many revocations wait for the instances.
+func Waiting(s *Store) int {
+	s.waiters.mu.Lock()
+	defer s.waiters.mu.Unlock()
+	return len(s.waiters.waiting)
+}

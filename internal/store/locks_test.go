@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -18,6 +19,39 @@ func (w *world) withDefaultIsolation(isolation string) *store.Store {
 	w.t.Helper()
 	w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''` + isolation + `''', current_database()); END $$`)
 	return open(w.t, w.url)
+}
+
+// Writes of two customers' callers on each other's rows take the customers' locks in one order: the one that waits for the first holds none.
+func TestWritesTakeTheLocksOfTwoCustomersInOneOrder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for customer, end := range map[*store.Customer]byte{&w.acme: 1, &w.globex: 2} { // the lock's key is the last byte
+		customer.ID[15] = end
+		w.exec(`INSERT INTO customers (id, name) VALUES ($1, 'of one key')`, customer.ID)
+	}
+	key := map[uuid.UUID]store.AccessKey{w.acme.ID: w.createKey(w.acme), w.globex.ID: w.createKey(w.globex)}
+	root := map[uuid.UUID]store.Agent{w.acme.ID: w.createAgent(w.acme, "one"), w.globex.ID: w.createAgent(w.globex, "two")}
+	first := w.holdLock(w.acme, false)
+	written := make(chan error, 2)
+	for caller, on := range map[uuid.UUID]uuid.UUID{w.acme.ID: w.globex.ID, w.globex.ID: w.acme.ID} {
+		go func() {
+			_, err := w.store.DeleteAccessKey(t.Context(), store.AgentCaller(root[caller], time.Time{}), on, key[on].ID)
+			written <- err
+		}()
+	}
+	w.untilSoManyWait(2)
+	if n := value[int](w, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1 AND objid = 2
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, store.CustomersLock); n != 0 {
+		t.Errorf("%d writes have or wait for the second lock, and don't have the first", n)
+	}
+	if err := first.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-written; err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // everyIsolation runs a test with each default that a database may have.

@@ -81,15 +81,18 @@ func TestWritesReachLiveServiceAccountsAndKeysOfTheirOwnersOnly(t *testing.T) {
 		_, err = w.store.DeleteServiceAccount(t.Context(), store.Operator(), target.customer, target.id)
 		wantError(t, "deleting "+what, err, store.ErrNotFound)
 	}
-	for what, target := range map[string]struct{ account, id uuid.UUID }{
-		"a key of another account": {mine.ID, theirsPair.ID},
-		"a deleted key":            {mine.ID, lost.ID},
-		"no key":                   {mine.ID, uuid.New()},
-		"a key of no account":      {uuid.New(), minesPair.ID},
+	for what, target := range map[string]struct{ customer, account, id uuid.UUID }{
+		"a key of another account": {w.acme.ID, mine.ID, theirsPair.ID},
+		"a deleted key":            {w.acme.ID, mine.ID, lost.ID},
+		"no key":                   {w.acme.ID, mine.ID, uuid.New()},
+		"a key of no account":      {w.acme.ID, uuid.New(), minesPair.ID},
+		"a key of an account of another customer": {w.acme.ID, theirs.ID, theirsPair.ID},
 	} {
-		_, err := w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), accountOf(w.acme.ID, target.account), target.id)
+		_, err := w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), accountOf(target.customer, target.account), target.id)
 		wantError(t, "deleting "+what, err, store.ErrNotFound)
 	}
+	_, err := w.store.CreateServiceAccountKey(t.Context(), store.Operator(), accountOf(w.acme.ID, theirs.ID), "ES256", []byte("public"))
+	wantError(t, "a key for an account of another customer", err, store.ErrNotFound)
 	for what, id := range map[string]uuid.UUID{"a deleted account": gone.ID, "no account": uuid.New(), "an agent": w.createAgent(w.globex, "g").ID} {
 		_, err := w.store.CreateServiceAccountKey(t.Context(), store.Operator(), accountOf(w.acme.ID, id), "ES256", []byte("public"))
 		wantError(t, "a key for "+what, err, store.ErrNotFound)
@@ -203,6 +206,27 @@ func TestAccountHasAtMostTenLiveKeys(t *testing.T) {
 	_, err := w.store.CreateServiceAccountKey(t.Context(), store.Operator(), full, "ES256", []byte("public"))
 	wantError(t, "the eleventh key", err, store.ErrTooManyKeys)
 	w.createAccountKey(w.createAccount(w.acme)) // another account has room
+
+	// Whoever adds a key waits for whoever has the account's row, and counts after that.
+	must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), full, keys[6].ID))(t)
+	first := w.begin()
+	if _, err := first.Exec(t.Context(), `SELECT FROM service_accounts WHERE id = $1 FOR UPDATE`, full.ID); err != nil {
+		t.Fatal(err)
+	}
+	second := make(chan error, 1)
+	go func() {
+		_, err := w.store.CreateServiceAccountKey(t.Context(), store.Operator(), full, "ES256", []byte("public"))
+		second <- err
+	}()
+	w.untilWaiting()
+	if _, err := first.Exec(t.Context(), `INSERT INTO service_account_keys (id, account_id, algorithm, spki) VALUES ($2, $1, 'ES256', 'public')`,
+		full.ID, uuid.New()); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "the eleventh key, which waited for the tenth", <-second, store.ErrTooManyKeys)
 
 	// Control: the count alone, without the wait for the account's row, lets two in where there is room for one.
 	must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), full, keys[5].ID))(t)

@@ -117,6 +117,7 @@ func TestRevisionOnADatabaseWithoutThisServersHeartbeatIsUnavailable(t *testing.
 	if after := there.rows(); after != before {
 		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
 	}
+	until(t, "no connection to that database is kept", func() bool { return s.PoolStats().Total == 0 })
 	if i, err := s.Inspect(t.Context()); err != nil || !i.Elsewhere {
 		t.Errorf("inspected as %+v, %v", i, err)
 	}
@@ -141,28 +142,58 @@ func TestRevisionOnADatabaseWithoutThisServersHeartbeatIsUnavailable(t *testing.
 	}
 }
 
+// A credential is looked up only where the database shows the newest heartbeat that this server follows: it may be a standby that was
+// promoted without it, and its log the same up to there.
+func TestLookupOnADatabaseThatHasLostThisServersHeartbeatIsUnavailable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := open(t, w.url)
+	beats := w.instance(s)
+	look := func() error {
+		_, err := keyByHash(t.Context(), s, store.TokenHash{}, w.head())
+		return err
+	}
+	wantError(t, "with the heartbeat", look(), store.ErrNotFound)
+	w.internal(`UPDATE instances SET seq = seq - 1 WHERE id = $1`, beats.id)
+	wantError(t, "without the heartbeat", look(), store.ErrOtherLog)
+}
+
 // A revocation is answered only where the database that it is on shows a heartbeat of this server's that began after the commit:
 // neither acknowledgements of others nor the end of their leases stand for that.
 func TestRevocationThatThisServersHeartbeatsDoNotFollowIsUnavailable(t *testing.T) {
 	t.Parallel()
 	for what, test := range map[string]struct {
-		then func(w *world, beats *heartbeats)
-		want error
+		silent bool // there is another instance, whose lease has to be waited for
+		then   func(w *world, beats *heartbeats)
+		want   error
 	}{
-		"no heartbeat after it": {func(*world, *heartbeats) {}, store.ErrUnavailable},
-		"the list emptied":      {func(w *world, _ *heartbeats) { w.internal(`DELETE FROM instances`) }, store.ErrUnavailable},
-		"another one's acknowledgement, and this one's removed": {func(w *world, beats *heartbeats) {
+		"no heartbeat after it": {false, func(*world, *heartbeats) {}, store.ErrUnavailable},
+		"the list emptied":      {false, func(w *world, _ *heartbeats) { w.internal(`DELETE FROM instances`) }, store.ErrUnavailable},
+		"another one's acknowledgement, and this one's removed": {false, func(w *world, beats *heartbeats) {
 			w.acknowledge(w.standIn(time.Second))
 			w.internal(`DELETE FROM instances WHERE id = $1`, beats.id)
 		}, store.ErrUnavailable},
-		"its heartbeats": {func(_ *world, beats *heartbeats) { beats.beat() }, nil},
+		"a heartbeat that the database has lost": {true, func(w *world, beats *heartbeats) {
+			beats.beat()
+			w.internal(`UPDATE instances SET seq = seq - 1 WHERE id = $1`, beats.id)
+		}, store.ErrUnavailable},
+		"a heartbeat, and the change is lost": {true, func(w *world, beats *heartbeats) {
+			beats.beat()
+			w.internal(`UPDATE changes SET entry = gen_random_uuid() WHERE position = (SELECT position FROM change_head)`)
+		}, store.ErrUnavailable},
+		"its heartbeats":                      {false, func(_ *world, beats *heartbeats) { beats.beat() }, nil},
+		"its heartbeats, and the lease's end": {true, func(_ *world, beats *heartbeats) { beats.beat() }, nil},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			s := open(t, w.url)
 			key, beats := w.createKey(w.acme), w.instance(s)
+			if test.silent {
+				w.standIn(3 * time.Second)
+			}
 			returned := w.committed(s, key)
+			until(t, "the revocation waits", func() bool { return !test.silent || store.Waiting(s) == 1 }) // for what begins now
 			test.then(w, beats)
 			if err := <-returned; !errors.Is(err, test.want) {
 				t.Errorf("%v, want %v", err, test.want)
@@ -291,6 +322,26 @@ func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 			t.Errorf("with another table %s: %+v", table, got)
 		}
 		epochs = append(epochs, got.Epoch)
+	}
+}
+
+// A log that lacks an entry says nothing of what was changed: whoever reads it has to forget everything.
+func TestLogWithAGapDoesNotContinue(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	feed := must(w.store.OpenFeed(t.Context()))(t)
+	defer feed.Close()
+	known := w.head()
+	for range 3 {
+		w.exec(`UPDATE customers SET name = name || 'n'`)
+	}
+	for _, gap := range []bool{false, true} {
+		if gap {
+			w.internal(`DELETE FROM changes WHERE position = $1`, known.Number+2)
+		}
+		if news := must(feed.Since(t.Context(), uuid.New(), known))(t); news.Continues == gap || len(news.Changes) != map[bool]int{false: 3}[gap] {
+			t.Errorf("with a gap: %t: %+v", gap, news)
+		}
 	}
 }
 

@@ -299,3 +299,17 @@ func TestExpireHasAFloorThatCanBeSet(t *testing.T) {
 		}
 	}
 }
+
+// Where the floor is above what a key lives for by default, that is the floor too, also for the first key of a sign-up.
+func TestFloorAboveTheDefaultIsTheDefault(t *testing.T) {
+	t.Parallel()
+	const floor = 2 * 365 * 86400
+	s := newSignups(t, func(c *api.Config) { c.MinExpire = floor })
+	made := s.post("/v1.0/accesskeys", s.acme.adminJWT, `{}`).wants(200).json()
+	first := s.complete(s.begin("ada@new.example")).wants(200).json()["accesskey"].(map[string]any)
+	for what, key := range map[string]map[string]any{"a key": made, "the first key of a sign-up": first} {
+		if lives := parseTime(t, key["tm_expire"]).Sub(parseTime(t, key["tm_create"])); lives != floor*time.Second {
+			t.Errorf("%s lives %s", what, lives)
+		}
+	}
+}

@@ -73,6 +73,25 @@ func TestTablesThatAreReplacedAreForgotten(t *testing.T) {
 	}
 }
 
+// The lease is from the database that was: it ends where another one is found, and not by time. The clock stands still here, so that
+// nothing else ends it, and no round is due.
+func TestLeaseEndsWhereAnotherDatabaseIsFound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.newReplica(long)
+	now := replica.BootTime()
+	r.SetClock(func() time.Duration { return now })
+	r.started()
+	if !r.Stats().Held {
+		t.Fatal("there is no lease")
+	}
+	w.restore("accesskeys", `true`)
+	until(t, "the lease has ended", func() bool { return !r.Stats().Held })
+	if err := r.Ready(within(t)); err != nil || !r.Stats().Held {
+		t.Errorf("from the database that is there now: %v", err)
+	}
+}
+
 // What a database that was put back doesn't have any more is accepted by nobody who has read its log since.
 func TestWhatARestoreTookAwayIsRefused(t *testing.T) {
 	t.Parallel()

@@ -106,6 +106,31 @@ func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
 	}
 }
 
+// A proof rests on the lease: one that takes longer proves nothing, since the database may have been failed over meanwhile.
+func TestProofThatTakesLongerThanALeaseIsNone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.run(long)
+	prove := func() error {
+		_, err := r.ProvenAccessKeyByHash(within(t), newHash(), nobody)
+		return err
+	}
+	if err := prove(); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("in time: %v", err)
+	}
+	release := w.lock(`LOCK TABLE accesskeys IN ACCESS EXCLUSIVE MODE`)
+	asked := make(chan error, 1)
+	go func() { asked <- prove() }()
+	until(t, "the proof waits for the table", func() bool {
+		return value[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
+	})
+	r.advance(long)
+	release()
+	if err := <-asked; !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
+		t.Errorf("too late: %v", err)
+	}
+}
+
 // A credential that is made after the pool's look-up has found nothing is found by the proof, and then remembered.
 func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
 	t.Parallel()

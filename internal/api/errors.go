@@ -88,9 +88,12 @@ const unavailableRetry = 2 * time.Second
 // problemOf is the one place that decides what a client is told of an error.
 func problemOf(err error) *problem {
 	var p *problem
+	var limited *auth.LimitedError
 	switch {
 	case errors.As(err, &p):
 		return p
+	case errors.As(err, &limited):
+		return tooMany(byUsername, "Too many tries of this username.", limited.Wait)
 	case errors.Is(err, auth.ErrNoCredential):
 		return &problem{
 			code: http.StatusUnauthorized, reason: reasonAuthenticationRequired, message: "The request carries no credential.",
@@ -123,6 +126,21 @@ func problemOf(err error) *problem {
 		}
 	default:
 		return &problem{code: http.StatusInternalServerError, reason: reasonInternal, message: "Something went wrong here."}
+	}
+}
+
+// Whose requests a limit counts together.
+const (
+	byIP       = "ip"
+	byUsername = "username"
+	byCustomer = "customer"
+)
+
+// tooMany is the 429 of a limit (contract, section 5).
+func tooMany(by, message string, wait time.Duration) *problem {
+	return &problem{
+		code: http.StatusTooManyRequests, reason: reasonRateLimitExceeded, message: message, retryAfter: wait,
+		details: []detail{{LimitedBy: by}},
 	}
 }
 

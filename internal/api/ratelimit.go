@@ -61,10 +61,7 @@ func (s *Server) rateLimit(limit Limit) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if wait := l.wait(clientNetwork(r), time.Now()); wait > 0 {
-				s.fail(w, r, &problem{
-					code: http.StatusTooManyRequests, reason: reasonRateLimitExceeded,
-					message: "Too many requests from this address.", retryAfter: wait, details: []detail{{LimitedBy: "ip"}},
-				})
+				s.fail(w, r, tooMany(byIP, "Too many requests from this address.", wait))
 				return
 			}
 			next.ServeHTTP(w, r)

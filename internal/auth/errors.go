@@ -1,6 +1,9 @@
 package auth
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 var (
 	// ErrNoCredential means that a request presents no credential at all.
@@ -10,6 +13,12 @@ var (
 	// ErrBusy means that as much slow work is under way as may be.
 	ErrBusy = errors.New("too much slow work at once")
 )
+
+// LimitedError means that a username was tried as often as it may be, whoever has it or nobody. It may be tried again after Wait.
+type LimitedError struct{ Wait time.Duration }
+
+// Error implements error.
+func (*LimitedError) Error() string { return "too many tries of this username" }
 
 // cause says why a credential was refused, for the log alone: to a caller all refusals look the same.
 type cause string

@@ -19,15 +19,17 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 		second = "accesskeys agents customers schema_migrations service_account_keys service_accounts signups"
 		third  = "accesskey_uses accesskeys agents change_head changes customers replicas schema_migrations service_account_keys service_accounts signups"
 		fourth = "accesskey_uses accesskeys accesskeys_migrations agents change_head changes customers instances service_account_keys service_accounts signups"
+		latest = "accesskey_uses accesskeys accesskeys_migrations agents change_head changes customers instances login_networks service_account_keys service_accounts signups"
 	)
 	database := pgtest.Empty(t)
 	env := map[string]string{"DATABASE_URL": database.Reveal()}
 	for i, step := range []struct{ command, version, tables string }{
 		{"version", "0", ""},
 		{"down", "0", ""},
-		{"up", newest, fourth},
-		{"version", newest, fourth},
-		{"up", newest, fourth},
+		{"up", newest, latest},
+		{"version", newest, latest},
+		{"up", newest, latest},
+		{"down", "5", fourth},
 		{"down", "4", fourth},
 		{"down", "3", third},
 		{"version", "3", third},
@@ -35,7 +37,8 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 		{"version", "2", second},
 		{"down", "1", first},
 		{"version", "1", first},
-		{"up", newest, fourth},
+		{"up", newest, latest},
+		{"down", "5", fourth},
 		{"down", "4", fourth},
 		{"down", "3", third},
 		{"down", "2", second},
@@ -43,7 +46,7 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 		{"down", "0", ""},
 		{"version", "0", ""},
 		{"down", "0", ""},
-		{"up", newest, fourth},
+		{"up", newest, latest},
 	} {
 		out, log, err := cli(t, env, "", "migrate", step.command)
 		if err != nil || out != step.version+"\n" {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -238,7 +239,7 @@ func (a *app) retirePublished(ctx context.Context) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	agent, _, err := a.authenticator.Login(ctx, demoUsername, secret.New(demoPassword))
+	agent, _, err := a.authenticator.Login(ctx, demoUsername, secret.New(demoPassword), netip.Addr{})
 	if errors.Is(err, auth.ErrInvalidCredential) {
 		return nil
 	}
@@ -279,7 +280,7 @@ func (a *app) warnOfPublishedKey(ctx context.Context) error {
 
 // demoLogin logs the demo's admin in, after giving it the printed password back where it has another.
 func (a *app) demoLogin(ctx context.Context, b bootstrapSettings, done store.Bootstrapped) (secret.Value, error) {
-	_, token, err := a.authenticator.Login(ctx, b.username, b.password)
+	_, token, err := a.authenticator.Login(ctx, b.username, b.password, netip.Addr{})
 	if !errors.Is(err, auth.ErrInvalidCredential) {
 		return token, err
 	}
@@ -298,7 +299,7 @@ func (a *app) demoLogin(ctx context.Context, b bootstrapSettings, done store.Boo
 	if err != nil {
 		return secret.Value{}, err
 	}
-	_, token, err = a.authenticator.Login(ctx, b.username, b.password)
+	_, token, err = a.authenticator.Login(ctx, b.username, b.password, netip.Addr{})
 	return token, err
 }
 

@@ -144,7 +144,7 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	if err != nil {
 		return nil, err
 	}
-	a.authenticator = auth.NewAuthenticator(a.store, sessions, a.passwords)
+	a.authenticator = auth.NewAuthenticator(a.store, sessions, a.passwords, log)
 	a.api = api.New(api.Config{
 		Store:          a.store,
 		Replica:        a.replica,

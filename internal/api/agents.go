@@ -214,7 +214,7 @@ func (s *Server) setOwnPassword(w http.ResponseWriter, r *http.Request) error {
 	if caller.Type != auth.TypeAgent {
 		return permissionDenied()
 	}
-	known, _, err := s.authenticator.Login(r.Context(), caller.Username, old)
+	known, _, err := s.authenticator.Login(r.Context(), caller.Username, old, eventOf(r).client)
 	if errors.Is(err, auth.ErrInvalidCredential) || err == nil && known.ID != caller.ID {
 		return badRequest(reasonWrongPassword, "The old password is not right.", detail{Field: "old_password", Message: "is not right"})
 	}

@@ -116,15 +116,16 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	if h.rows == nil {
 		h.rows = newReplica(h.t, h.store, 2*time.Second)
 	}
+	log := slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := api.Config{
 		Store:         h.store,
 		Replica:       h.rows,
 		Verifier:      auth.NewVerifier(h.rows, h.sessions, ""),
-		Authenticator: auth.NewAuthenticator(h.store, h.sessions, passwords),
+		Authenticator: auth.NewAuthenticator(h.store, h.sessions, passwords, log),
 		Passwords:     passwords,
 		KeyPairs:      keyPairs,
 		Mailer:        mail.NewLog(slog.New(slog.DiscardHandler)),
-		Log:           slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Log:           log,
 		MinExpire:     1,
 	}
 	for _, option := range options {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -468,7 +469,7 @@ func TestRequestThatWaitsForATurnWritesNothingOnceItsCallerIsRevoked(t *testing.
 		if c.Passwords, err = auth.NewPasswords(1, time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		c.Authenticator = auth.NewAuthenticator(c.Store, sessions, c.Passwords)
+		c.Authenticator = auth.NewAuthenticator(c.Store, sessions, c.Passwords, slog.New(slog.DiscardHandler))
 	})
 	other := h.replica()
 	until := func(function string) {

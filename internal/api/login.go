@@ -22,7 +22,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) error {
 	if err := body.err(); err != nil {
 		return err
 	}
-	agent, token, err := s.authenticator.Login(r.Context(), username, password)
+	agent, token, err := s.authenticator.Login(r.Context(), username, password, eventOf(r).client)
 	if err != nil {
 		s.metrics.observeLoginRefusal(err)
 		return err

@@ -3,6 +3,7 @@ package api_test
 import (
 	"encoding/base64"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -194,7 +195,7 @@ func TestLoginsBeyondTheBoundAreToldToComeBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Authenticator = auth.NewAuthenticator(c.Store, sessions, passwords)
+		c.Authenticator = auth.NewAuthenticator(c.Store, sessions, passwords, slog.New(slog.DiscardHandler))
 	})
 	credentials := map[string]string{"username": h.acme.admin.Username, "password": tenantPassword}
 	answers := make([]response, 16)

@@ -3,10 +3,12 @@ package api_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -124,4 +126,132 @@ func TestLimitedTriesAllTakeTheSameTime(t *testing.T) {
 			t.Fatalf("they are told apart: %v", quickest)
 		}
 	}
+}
+
+// fromAddress is a change of the caller's own password, from an address.
+func fromAddress(address, bearer string, body map[string]any) request {
+	header := bearing(bearer)
+	header.Set("X-Forwarded-For", address)
+	return request{method: http.MethodPut, path: "/v1.0/me/password", body: body, header: header}
+}
+
+// Promised: "networks that logged in as it within 30 days are outside of that, so that nobody locks the owner out": a /24 or a /56, on
+// every server, also one that was started since.
+func TestNobodyLocksAnAgentOutOfItsOwnNetworks(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, behindProxy)
+	agent := h.acme.admin
+	from := func(server *harness, address string) response {
+		t.Helper()
+		return server.send(loginFrom(address, agent.Username, tenantPassword))
+	}
+	attacked := func(server *harness) {
+		t.Helper()
+		if codes := server.attack(agent.Username, 21); codes[429] == 0 || codes[401]+codes[429] != 21 {
+			t.Fatalf("the attack: %v", codes)
+		}
+	}
+	from(h, "203.0.113.7").wants(200)
+	from(h, "2001:db8:1:100::7").wants(200)
+	attacked(h)
+	restarted := h.onDatabase(h.database, nil) // with nothing in memory
+	restarted.serve(behindProxy)
+	restarted.waitReady()
+	attacked(restarted)
+	for _, server := range []*harness{h, restarted} {
+		for _, address := range []string{"203.0.113.7", "203.0.113.250", "::ffff:203.0.113.1", "2001:db8:1:100::1", "2001:db8:1:1ff:ffff::1"} {
+			from(server, address).wants(200)
+			server.send(loginFrom(address, agent.Username, "a guess")).refuses(401, "INVALID_CREDENTIALS")
+		}
+		for _, address := range []string{"203.0.112.7", "203.0.114.7", "2001:db8:1:200::7", "2001:db8:1:ff::7", "127.0.0.1"} {
+			from(server, address).limitedBy("username")
+		}
+		// The same goes for the old password.
+		jwt := h.jwtFor(agent)
+		guess := map[string]any{"old_password": "a guess", "password": "another"}
+		server.send(fromAddress("203.0.114.7", jwt, guess)).limitedBy("username")
+		server.send(fromAddress("203.0.113.8", jwt, guess)).refuses(400, "WRONG_PASSWORD")
+	}
+	// It is this agent's network, and not for ever.
+	if codes := h.attack(h.globex.admin.Username, 20); codes[401] != 20 {
+		t.Fatalf("the attack: %v", codes)
+	}
+	h.send(loginFrom("203.0.113.7", h.globex.admin.Username, tenantPassword)).limitedBy("username")
+	h.exec(`UPDATE login_networks SET tm_login = now() - interval '30 days'`)
+	from(h, "203.0.113.7").limitedBy("username")
+}
+
+// Logins from known networks don't use up the tries of others.
+func TestLoginsFromKnownNetworksDontCount(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, behindProxy)
+	for range 30 {
+		h.send(loginFrom("203.0.113.7", h.acme.admin.Username, tenantPassword)).wants(200)
+	}
+	// The first one came from a network that was not known yet.
+	if codes := h.attack(h.acme.admin.Username, 21); codes[401] != 19 || codes[429] != 2 {
+		t.Errorf("the tries left: %v", codes)
+	}
+}
+
+// "The other limits still apply": a known network is as limited by address as any.
+func TestKnownNetworkIsLimitedByAddress(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, behindProxy, func(c *api.Config) { c.AuthLimit = slow })
+	login := loginFrom("203.0.113.7", h.acme.admin.Username, tenantPassword)
+	h.send(login).wants(200)
+	h.send(login).wants(200)
+	got := h.send(login).refuses(429, "RATE_LIMIT_EXCEEDED")
+	equalJSON(t, got.json()["error"].(map[string]any)["details"], []any{map[string]any{"limited_by": "ip"}})
+}
+
+// Where a login's network can't be noted, or not soon, it is a login all the same. So it is where there is no address.
+func TestLoginDoesNotFailForItsNetwork(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, behindProxy)
+	rows := func() string { return h.text(`SELECT count(*) FROM login_networks`) }
+	login := loginFrom("203.0.113.7", h.acme.admin.Username, tenantPassword)
+	warned := func(times int) {
+		t.Helper()
+		if n := strings.Count(h.log.String(), "the network of a login could not be noted"); n != times {
+			t.Errorf("%d warnings, want %d: %s", n, times, h.log.String())
+		}
+	}
+
+	h.send(login).wants(200)
+	h.exec(`UPDATE login_networks SET tm_login = tm_login - interval '2 minutes'`)
+	tx, err := h.sql.Begin(t.Context())
+	if err == nil {
+		_, err = tx.Exec(t.Context(), `SELECT set_config('idle_in_transaction_session_timeout', '5s', true) FROM login_networks FOR UPDATE`)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := time.Now()
+	h.send(login).wants(200)
+	if took := time.Since(started); took > 2*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	warned(1)
+
+	h.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '53100'; END $$`)
+	h.exec(`CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON login_networks FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	elsewhere := loginFrom("198.51.100.7", h.acme.admin.Username, tenantPassword)
+	h.get("/v1.0/me", h.send(elsewhere).wants(200).json()["token"].(string)).wants(200)
+	warned(2)
+	h.exec(`DROP TRIGGER refuse ON login_networks`)
+
+	before := rows()
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/auth/login",
+		strings.NewReader(`{"username":"`+h.acme.admin.Username+`","password":"`+tenantPassword+`"}`))
+	r.RemoteAddr = "@" // of a Unix socket
+	w := httptest.NewRecorder()
+	h.server.ServeHTTP(w, r)
+	if w.Code != 200 || rows() != before {
+		t.Errorf("without an address: %d, %s networks, there were %s", w.Code, rows(), before)
+	}
+	warned(2)
 }

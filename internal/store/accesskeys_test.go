@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -66,7 +67,7 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	}
 	credential := must(keyByHash(t.Context(), w.store, byHash.TokenHash, store.Position{}))(t)
 	agentCredential := must(agentByID(t.Context(), w.store, agent.ID, store.Position{}))(t)
-	login := must(w.store.AgentByUsername(t.Context(), "alice"))(t)
+	login := must(w.store.AgentByUsername(t.Context(), "alice", netip.Prefix{}))(t)
 	agentChange := must(w.store.UpdateAgent(t.Context(), store.Operator(), agent, store.AgentChange{Name: &change}))(t)
 	permitted := must(w.store.SetPermission(t.Context(), store.Operator(), agent, 16))(t)
 	accountChange := must(w.store.UpdateServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID, store.ServiceAccountChange{}))(t)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/google/uuid"
@@ -49,6 +50,8 @@ type AgentLogin struct {
 	Agent
 	PasswordHash secret.Value
 	Now          time.Time
+	// KnownNetwork means that the agent has logged in from the network within 30 days, FreshNetwork that it just has.
+	KnownNetwork, FreshNetwork bool
 }
 
 // CreateAgent stores an agent under a fresh id. It returns ErrUsernameTaken, ErrNoCustomer and ErrChanged.
@@ -86,20 +89,23 @@ func scanAgent(row pgx.CollectableRow) (a AgentCredential, err error) {
 }
 
 // AgentByUsername returns the live agent of a live customer who has this username in whatever case, else ErrNotFound.
-// It is not limited to one customer: usernames are unique over all.
-func (s *Store) AgentByUsername(ctx context.Context, username string) (AgentLogin, error) {
+// It is not limited to one customer: usernames are unique over all. network is where the login comes from; the zero value is known
+// of nobody.
+func (s *Store) AgentByUsername(ctx context.Context, username string, network netip.Prefix) (AgentLogin, error) {
 	const sql = `
 		SELECT a.id, a.customer_id, a.username, a.name, a.description, a.permission, a.tm_password, a.tm_create, a.tm_update,
-		       a.tm_delete, a.password_hash, now()
+		       a.tm_delete, a.password_hash, now(),
+		       n.tm_login IS NOT NULL, coalesce(n.tm_login > now() - ` + freshNetwork + `, false)
 		FROM agents a JOIN customers c ON c.id = a.customer_id
+		LEFT JOIN login_networks n ON n.agent_id = a.id AND n.network = $2::cidr AND n.tm_login > now() - ` + knownNetwork + `
 		WHERE lower(a.username) COLLATE "C" = lower($1)
 		  AND a.tm_delete = '9999-01-01 00:00:00+00'
 		  AND c.tm_delete >= '9999-01-01 00:00:00+00'`
 	var a AgentLogin
 	var hash string
-	err := s.pool().QueryRow(ctx, sql, username).Scan(
+	err := s.pool().QueryRow(ctx, sql, username, network).Scan(
 		&a.ID, &a.CustomerID, &a.Username, &a.Name, &a.Detail, &a.Permission, &a.TmPassword, &a.TmCreate, &a.TmUpdate,
-		&a.TmDelete, &hash, &a.Now)
+		&a.TmDelete, &hash, &a.Now, &a.KnownNetwork, &a.FreshNetwork)
 	a.PasswordHash = secret.New(hash)
 	return a, s.failed("reading an agent by username", err)
 }

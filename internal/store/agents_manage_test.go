@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -42,7 +43,7 @@ func TestUpdateOfAnAgentChangesWhatIsGivenAndNothingElse(t *testing.T) {
 		if got != want || !got.TmUpdate.After(agent.TmUpdate) {
 			t.Errorf("%s: the agent is\n%+v, want\n%+v", test.what, got, want)
 		}
-		if login := must(w.store.AgentByUsername(t.Context(), got.Username))(t); login.Agent != got || login.PasswordHash.Reveal() != passwordHash {
+		if login := must(w.store.AgentByUsername(t.Context(), got.Username, netip.Prefix{}))(t); login.Agent != got || login.PasswordHash.Reveal() != passwordHash {
 			t.Errorf("%s: who logs in as %s is %+v", test.what, got.Username, login.Agent)
 		}
 		agent = got
@@ -90,7 +91,7 @@ func TestWritesReachLiveAgentsOfTheirOwnCustomerOnly(t *testing.T) {
 		wantError(t, "reading a deleted agent, or none", err, store.ErrNotFound)
 	}
 	for customer, want := range map[uuid.UUID][]store.Agent{
-		w.acme.ID: {mine}, w.globex.ID: {must(w.store.AgentByUsername(t.Context(), "second"))(t).Agent, theirs}, uuid.New(): {},
+		w.acme.ID: {mine}, w.globex.ID: {must(w.store.AgentByUsername(t.Context(), "second", netip.Prefix{}))(t).Agent, theirs}, uuid.New(): {},
 	} {
 		got := must(w.store.Agents(t.Context(), customer, store.Start(), 100))(t)
 		if got == nil || !slices.Equal(got, want) {

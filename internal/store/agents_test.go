@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -25,13 +26,13 @@ func TestAgentIsFoundByUsernameInAnyCase(t *testing.T) {
 	for username, want := range map[string]store.Agent{
 		"Alice@Example.com": alice, "alice@example.com": alice, "ALICE@EXAMPLE.COM": alice, "BOB": bob,
 	} {
-		got := must(w.store.AgentByUsername(t.Context(), username))(t)
+		got := must(w.store.AgentByUsername(t.Context(), username, netip.Prefix{}))(t)
 		if got.Agent != want || got.PasswordHash.Reveal() != passwordHash {
 			t.Errorf("%s is %+v, want %+v", username, got.Agent, want)
 		}
 	}
 	for _, username := range []string{"alice", "Alice@Example.com ", "%", "alice@example_com", ""} {
-		_, err := w.store.AgentByUsername(t.Context(), username)
+		_, err := w.store.AgentByUsername(t.Context(), username, netip.Prefix{})
 		wantError(t, username, err, store.ErrNotFound)
 	}
 	for _, username := range []string{"Alice@Example.com", "aLICE@eXAMPLE.COM"} {
@@ -61,7 +62,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	if after.Agent != gone || after.TmDelete.After(after.Now) {
 		t.Errorf("the deleted agent's credential is %+v", after)
 	}
-	_, err := w.store.AgentByUsername(t.Context(), "alice")
+	_, err := w.store.AgentByUsername(t.Context(), "alice", netip.Prefix{})
 	wantError(t, "a deleted agent's login", err, store.ErrNotFound)
 	for _, id := range []uuid.UUID{alice.ID, uuid.New()} {
 		_, err = w.store.SetPassword(t.Context(), store.Operator(), agentOf(alice.CustomerID, id), secret.New(passwordHash))
@@ -74,13 +75,13 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 
 	// The username is free again, and finds the new agent.
 	second := w.createAgent(w.globex, "ALICE")
-	if got := must(w.store.AgentByUsername(t.Context(), "alice"))(t); got.Agent != second {
+	if got := must(w.store.AgentByUsername(t.Context(), "alice", netip.Prefix{}))(t); got.Agent != second {
 		t.Errorf("alice is %+v, want %+v", got.Agent, second)
 	}
 
 	// With its customer goes an agent's login.
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, w.globex.ID)
-	_, err = w.store.AgentByUsername(t.Context(), "bob")
+	_, err = w.store.AgentByUsername(t.Context(), "bob", netip.Prefix{})
 	wantError(t, "the login of a deleted customer's agent", err, store.ErrNotFound)
 	if got := must(agentByID(t.Context(), w.store, bob.ID, store.Position{}))(t); got.Agent != bob || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the credential of a deleted customer's agent is %+v", got)

@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 
@@ -65,7 +66,7 @@ func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 			t.Errorf("there are %d %s, want %d", got, table, want)
 		}
 	}
-	login := must(w.store.AgentByUsername(t.Context(), "admin@initech"))(t)
+	login := must(w.store.AgentByUsername(t.Context(), "admin@initech", netip.Prefix{}))(t)
 	key := must(keyByHash(t.Context(), w.store, b.AccessKey.TokenHash, store.Position{}))(t)
 	if id := results[0].CustomerID; login.CustomerID != id || key.CustomerID != id || login.ID != results[0].AgentID ||
 		login.Permission != 32 || login.PasswordHash.Reveal() != passwordHash || key.Name != b.AccessKey.Name ||
@@ -79,7 +80,7 @@ func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 	if got := must(w.store.Bootstrap(t.Context(), b))(t); outcomeOf(got) != (outcome{store.Existed, store.Existed, store.Existed}) {
 		t.Errorf("once more: %+v", got)
 	}
-	after := must(w.store.AgentByUsername(t.Context(), "admin@initech"))(t)
+	after := must(w.store.AgentByUsername(t.Context(), "admin@initech", netip.Prefix{}))(t)
 	if after.PasswordHash.Reveal() != "$argon2id$changed" || after.Agent != set {
 		t.Errorf("a bootstrap has changed the admin to %+v", after.Agent)
 	}

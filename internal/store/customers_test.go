@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -112,7 +113,7 @@ func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 	}
 
 	// The username is free, here and there.
-	if second := w.createAgent(w.globex, "ALICE"); must(w.store.AgentByUsername(t.Context(), "alice"))(t).Agent != second {
+	if second := w.createAgent(w.globex, "ALICE"); must(w.store.AgentByUsername(t.Context(), "alice", netip.Prefix{}))(t).Agent != second {
 		t.Error("the username of a deleted customer's agent is not free")
 	}
 	name := "n"
@@ -193,7 +194,7 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 				t.Errorf("a key of a deleted customer's reads as %+v", got)
 			}
 		}
-		if _, err := w.store.AgentByUsername(t.Context(), agent.Username); err == nil {
+		if _, err := w.store.AgentByUsername(t.Context(), agent.Username, netip.Prefix{}); err == nil {
 			t.Error("a deleted customer's agent logs in")
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -82,7 +83,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		}, store.ErrUnavailable, nil},
 		"a login without its table": {func(r *trial) error {
 			r.exec(`DROP TABLE agents CASCADE`)
-			_, err := r.store.AgentByUsername(r.t.Context(), "u")
+			_, err := r.store.AgentByUsername(r.t.Context(), "u", netip.Prefix{})
 			return err
 		}, store.ErrUnavailable, nil},
 		"a time-out of the database's": {func(r *trial) error {

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -78,7 +79,7 @@ func TestChangeIsLoggedWhereNoTriggerFires(t *testing.T) {
 					t.Errorf("%s is logged as %+v", name, e[len(e)-1])
 				}
 			}
-			login := must(s.AgentByUsername(t.Context(), w.createAgent(w.globex, "login").Username))(t)
+			login := must(s.AgentByUsername(t.Context(), w.createAgent(w.globex, "login").Username, netip.Prefix{}))(t)
 			before := w.head().Number
 			if err := s.RenewPasswordHash(t.Context(), login, secret.New(passwordHash+"renewed")); err != nil || w.head().Number != before+1 {
 				t.Errorf("renewing a hash: %v, %d entries", err, w.head().Number-before)

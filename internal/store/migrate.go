@@ -50,8 +50,8 @@ func (e *LossError) Error() string {
 	return fmt.Sprintf("taking back version %d of the schema loses data", e.Version)
 }
 
-// LosesData reports whether data can be lost where a version is taken back.
-func LosesData(version int) bool { return version != 5 }
+// LosesData reports whether data can be lost where a version is taken back, other than what comes back by itself.
+func LosesData(version int) bool { return version < 5 }
 
 // MigrateDownAgreed is MigrateDown, but where data would be lost it takes back no other version than the agreed one, and returns a
 // *LossError.
@@ -232,8 +232,8 @@ const (
 
 // tables are those that the migrations make, in the first schema of the search path.
 var tables = []string{
-	"accesskey_uses", "accesskeys", "agents", "change_head", "changes", "customers", "instances", "replicas", "service_account_keys",
-	"service_accounts", "signups",
+	"accesskey_uses", "accesskeys", "agents", "change_head", "changes", "customers", "instances", "login_networks", "replicas",
+	"service_account_keys", "service_accounts", "signups",
 }
 
 // ErrForeign means that the database is somebody else's: it has relations of our names that are not ours.

@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 			return err
 		},
 		"renewing a hash": func() error {
-			login, err := w.store.AgentByUsername(t.Context(), agent.Username)
+			login, err := w.store.AgentByUsername(t.Context(), agent.Username, netip.Prefix{})
 			return errors.Join(err, s.RenewPasswordHash(t.Context(), login, login.PasswordHash))
 		},
 		"setting a permission": func() error {

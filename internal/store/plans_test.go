@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -105,7 +106,7 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 		return len(all), err
 	})
 	login := sent(func() error {
-		_, err := traced.AgentByUsername(t.Context(), "USER-777")
+		_, err := traced.AgentByUsername(t.Context(), "USER-777", network(1))
 		return err
 	})
 
@@ -146,7 +147,7 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 			}
 		}
 		for name, most := range map[string]int{
-			"the key of a hash": 12, "the agent of a username": 12, "the user key of a hash": 12, "the agent of a user key": 12,
+			"the key of a hash": 12, "the agent of a username": 16, "the user key of a hash": 12, "the agent of a user key": 12,
 			"the pair of an id": 12,
 			"a deep page":       buffers["the first page"] + 20, "an agent's deep page": buffers["an agent's first page"] + 10,
 			"the agents' deep page": buffers["the agents' first page"] + 10, "the accounts' deep page": buffers["the accounts' first page"] + 10,
@@ -185,13 +186,16 @@ func TestStatementsByIDReadOneRowOnTablesWithoutStatistics(t *testing.T) {
 	}
 
 	all, on := map[string][]statement{}, w.makeTargets(w.acme)
-	login := must(w.store.AgentByUsername(t.Context(), on.agent.Username))(t)
+	login := must(w.store.AgentByUsername(t.Context(), on.agent.Username, netip.Prefix{}))(t)
 	for name, read := range map[string]func() error{
-		"Customer":          func() error { _, err := traced.Customer(t.Context(), w.acme.ID); return err },
-		"Agent":             func() error { _, err := traced.Agent(t.Context(), on.agent.ID); return err },
-		"AccessKey":         func() error { _, err := traced.AccessKey(t.Context(), on.key.ID); return err },
-		"ServiceAccount":    func() error { _, err := traced.ServiceAccount(t.Context(), on.account.ID); return err },
-		"AgentByUsername":   func() error { _, err := traced.AgentByUsername(t.Context(), on.agent.Username); return err },
+		"Customer":       func() error { _, err := traced.Customer(t.Context(), w.acme.ID); return err },
+		"Agent":          func() error { _, err := traced.Agent(t.Context(), on.agent.ID); return err },
+		"AccessKey":      func() error { _, err := traced.AccessKey(t.Context(), on.key.ID); return err },
+		"ServiceAccount": func() error { _, err := traced.ServiceAccount(t.Context(), on.account.ID); return err },
+		"AgentByUsername": func() error {
+			_, err := traced.AgentByUsername(t.Context(), on.agent.Username, netip.Prefix{})
+			return err
+		},
 		"RenewPasswordHash": func() error { return traced.RenewPasswordHash(t.Context(), login, secret.New(passwordHash+"other")) },
 	} {
 		all[name] = sent(read)
@@ -331,6 +335,7 @@ func crowd(w *world) {
 		FROM c, (SELECT i, timestamptz '2026-01-01 00:00:00+00' + (i / 7) * interval '1 s' AS at FROM generate_series(1, 50000) i) k`,
 		w.acme.ID, w.globex.ID)
 	w.exec(`INSERT INTO accesskey_uses (accesskey_id, tm_last_used) SELECT id, tm_create + interval '1 hour' FROM accesskeys WHERE name NOT LIKE '%3'`)
+	w.exec(`INSERT INTO login_networks SELECT id, '10.0.1.0/24', now() FROM agents`)
 	w.exec(`VACUUM ANALYZE`)
 }
 
@@ -484,6 +489,11 @@ func literal(t *testing.T, arg any) string {
 			elements[i] = uuid.UUID(v[i].Bytes).String()
 		}
 		return `'{` + strings.Join(elements, ",") + `}'`
+	case netip.Prefix:
+		if !v.IsValid() {
+			return `NULL`
+		}
+		return literal(t, v.String())
 	case uuid.UUID, string, int, int32, int64, float64, bool:
 		return fmt.Sprintf(`'%v'`, v)
 	default:

@@ -44,6 +44,12 @@ func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	if got := must(s.AccessKey(t.Context(), key.ID))(t); got.TmLastUsed == nil || !got.TmLastUsed.Equal(now.Truncate(time.Microsecond)) {
 		t.Errorf("used at %v, want %v", got.TmLastUsed, now)
 	}
+	if err := s.RecordLogin(t.Context(), agent.ID, network(1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := must(s.AgentByUsername(t.Context(), "alice", network(1)))(t); !got.KnownNetwork {
+		t.Error("the network of a login is not known")
+	}
 	must(s.SetPermission(t.Context(), store.Operator(), agent, 16))(t)
 	must(s.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID))(t)
 	must(s.DeleteAgent(t.Context(), store.Operator(), agent))(t)

@@ -40,6 +40,7 @@ func goodRows(customer, account uuid.UUID) map[string]row {
 		"change_head":    {"single": 1, "position": 7, "entry": uuid.New()},
 		"instances":      {"id": uuid.New(), "seq": 1, "lease_ms": 2000, "position": 7, "entry": uuid.New()},
 		"accesskey_uses": {"accesskey_id": uuid.New(), "tm_last_used": time.Unix(1e9, 0)}, // of no key: it has no foreign key
+		"login_networks": {"agent_id": uuid.New(), "network": "192.0.2.0/24", "tm_login": time.Unix(1e9, 0)},
 	}
 }
 
@@ -52,6 +53,8 @@ func keyOf(table string) string {
 		return "single"
 	case "accesskey_uses":
 		return "accesskey_id"
+	case "login_networks":
+		return "agent_id"
 	default:
 		return "id"
 	}
@@ -189,6 +192,8 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"change_head", nil, row{"single": 2}, "change_head_single_check"},
 		{"instances", row{"id": id}, row{"id": id}, "instances_pkey"},
 		{"accesskey_uses", row{}, row{}, "accesskey_uses_pkey"},
+		{"login_networks", row{"agent_id": id}, row{"agent_id": id}, "login_networks_pkey"},
+		{"login_networks", row{"agent_id": id}, row{"agent_id": id, "network": "192.0.3.0/24"}, ""},
 	}
 	for _, algorithm := range auth.Algorithms() {
 		tests = append(tests, schemaCase{"service_account_keys", nil, row{"algorithm": string(algorithm)}, ""})
@@ -320,7 +325,7 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	}
 	if want := map[string]int{
 		"customers": 3, "agents": 4, "accesskeys": 4, "service_accounts": 3, "service_account_keys": 3, "signups": 2,
-		"instances": 1, "accesskey_uses": 1,
+		"instances": 1, "accesskey_uses": 1, "login_networks": 1,
 	}; !maps.Equal(times, want) {
 		t.Errorf("the tables have %v points in time, want %v", times, want)
 	}
@@ -402,6 +407,7 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 		"change_head":          `{"lease_ms": 0, "oldest_version": 4}`,
 		"instances":            `{}`,
 		"accesskey_uses":       `{}`,
+		"login_networks":       `{}`,
 	}
 	for table, values := range goodRows(w.acme.ID, account.ID) {
 		if err := insert(t, tx, table, values); err != nil {

@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -129,7 +130,7 @@ func TestRevisionOnADatabaseWithoutThisServersHeartbeatIsUnavailable(t *testing.
 	if i, err := s.Inspect(t.Context()); err != nil || i.Elsewhere {
 		t.Errorf("inspected as %+v, %v", i, err)
 	}
-	login := must(s.AgentByUsername(t.Context(), on.agent.Username))(t)
+	login := must(s.AgentByUsername(t.Context(), on.agent.Username, netip.Prefix{}))(t)
 	if err := s.RenewPasswordHash(t.Context(), login, secret.New(passwordHash+"renewed")); err != nil { // which waits for nobody
 		t.Errorf("control: with the heartbeat: %v", err)
 	}

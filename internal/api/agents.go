@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -67,9 +68,11 @@ func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	agent, err := s.store.CreateAgent(r.Context(), caller.Caller(), store.NewAgent{
-		CustomerID: customerID, Username: username, PasswordHash: hash, Name: orEmpty(name), Detail: orEmpty(detail),
-		Permission: int64(permission),
+	agent, err := s.naming(r, func() (store.Agent, error) {
+		return s.store.CreateAgent(r.Context(), caller.Caller(), store.NewAgent{
+			CustomerID: customerID, Username: username, PasswordHash: hash, Name: orEmpty(name), Detail: orEmpty(detail),
+			Permission: int64(permission),
+		})
 	})
 	if err != nil {
 		return agentError(err)
@@ -140,7 +143,14 @@ func (s *Server) updateAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	agent, err = s.store.UpdateAgent(r.Context(), principalOf(r).Caller(), agent, change)
+	update := func() (store.Agent, error) {
+		return s.store.UpdateAgent(r.Context(), principalOf(r).Caller(), agent, change)
+	}
+	if change.Username == nil || *change.Username == agent.Username {
+		agent, err = update()
+	} else {
+		agent, err = s.naming(r, update)
+	}
 	if err != nil {
 		return agentError(err)
 	}
@@ -278,6 +288,23 @@ func (s *Server) overpowerAgent(r *http.Request, id uuid.UUID) (store.Agent, err
 	agent, err := s.reachAgent(r, id, auth.WriteAgents)
 	if err == nil && !principalOf(r).MayGive(auth.Permission(agent.Permission)) {
 		err = permissionDenied()
+	}
+	return agent, err
+}
+
+// naming makes a write that gives an agent a username. A customer whose names were taken as often as there are tries of a username
+// has to wait, whatever the next one is.
+//
+// SECURITY: usernames are unique over all customers, so that a 409 tells of an agent of somebody else's. The try is taken beforehand:
+// of requests at once each would find that there is one left.
+func (s *Server) naming(r *http.Request, write func() (store.Agent, error)) (store.Agent, error) {
+	undo, wait := s.tries.Take("customer "+principalOf(r).CustomerID.String(), time.Now())
+	if wait > 0 {
+		return store.Agent{}, tooMany(byCustomer, "Too many usernames that this customer chose were taken.", wait)
+	}
+	agent, err := write()
+	if !errors.Is(err, store.ErrUsernameTaken) {
+		undo()
 	}
 	return agent, err
 }

@@ -52,6 +52,7 @@ type Server struct {
 	mailer        Mailer
 	log           *slog.Logger
 	minExpire     int64
+	tries         *auth.Tries // of customers to choose a username that was taken
 	metrics       *metrics
 	slow          slowClients
 	proxies       proxies
@@ -81,6 +82,7 @@ func unrouted(cfg Config) *Server {
 		mailer:        cfg.Mailer,
 		log:           cfg.Log,
 		minExpire:     cfg.MinExpire,
+		tries:         auth.NewTries(),
 		metrics:       newMetrics(cfg.Store, cfg.Replica, slow),
 	}
 }

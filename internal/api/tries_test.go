@@ -255,3 +255,76 @@ func TestLoginDoesNotFailForItsNetwork(t *testing.T) {
 	}
 	warned(2)
 }
+
+// rename gives an agent another username.
+func (h *harness) rename(agent store.Agent, bearer, username string) response {
+	h.t.Helper()
+	return h.put("/v1.0/agents/"+agent.ID.String(), bearer, map[string]any{"username": username})
+}
+
+// Promised: "admins of other customers can't learn usernames by 409 faster than that": of 20 names a minute a customer learns that they
+// are taken, by whichever of its credentials, making agents or renaming them, and then of none that it is free either.
+func TestTakenUsernamesAreToldToACustomerAsRarelyAsTries(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	taken := h.globex.admin.Username
+	create := func(bearer, username string) response {
+		t.Helper()
+		return h.post("/v1.0/agents", bearer, map[string]any{"username": username, "password": "p"})
+	}
+	for n := range 20 {
+		create(h.acme.adminJWT, fmt.Sprintf("free %d", n)).wants(200) // doesn't count
+		h.rename(h.acme.plain, h.acme.token, fmt.Sprintf("renamed %d", n)).wants(200)
+		switch n % 4 {
+		case 0:
+			create(h.acme.adminJWT, strings.ToUpper(taken)).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
+		case 1:
+			create(h.acme.token, taken).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
+		default:
+			h.rename(h.acme.plain, h.acme.adminJWT, taken).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
+		}
+	}
+	before := h.text(`SELECT count(*) FROM agents`)
+	for _, username := range []string{taken, "nobody has this"} {
+		create(h.acme.adminJWT, username).limitedBy("customer")
+		create(h.acme.token, username).limitedBy("customer")
+		h.rename(h.acme.plain, h.acme.adminJWT, username).limitedBy("customer")
+	}
+	if after := h.text(`SELECT count(*) FROM agents`); after != before {
+		t.Errorf("%s agents, there were %s", after, before)
+	}
+	// All else goes on: a fetched agent can be sent back, and other customers make agents.
+	plain := "/v1.0/agents/" + h.acme.plain.ID.String()
+	h.put(plain, h.acme.adminJWT, h.get(plain, h.acme.adminJWT).wants(200).json()).wants(200)
+	h.put(plain, h.acme.adminJWT, `{"name":"another"}`).wants(200)
+	create(h.globex.adminJWT, "globex's").wants(200)
+	create(h.globex.adminJWT, h.acme.admin.Username).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
+}
+
+// Nor does it learn more by asking for many at once.
+func TestTakenUsernamesAreNotToldFasterAtOnce(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	var group errgroup.Group
+	codes := make([]int, 60)
+	for n := range codes {
+		group.Go(func() error {
+			_, _, got, err := h.do(request{
+				method: http.MethodPut, path: "/v1.0/agents/" + h.acme.plain.ID.String(), body: map[string]any{"username": h.globex.admin.Username},
+				header: bearing(h.acme.adminJWT),
+			})
+			codes[n] = got.code
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	counts := map[int]int{}
+	for _, code := range codes {
+		counts[code]++
+	}
+	if counts[409] != 20 || counts[429] != 40 {
+		t.Errorf("answers: %v", counts)
+	}
+}

@@ -152,6 +152,7 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 		Authenticator:  a.authenticator,
 		Passwords:      a.passwords,
 		KeyPairs:       keyPairs,
+		CustomerTurns:  auth.NewCustomerTurns(slowWorkWait),
 		Mailer:         mailer,
 		Log:            log,
 		MinExpire:      cfg.accessKeyMinExpire,

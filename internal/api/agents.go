@@ -64,7 +64,7 @@ func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
 	if err := s.reachCustomer(r, caller, customerID); err != nil {
 		return err
 	}
-	hash, err := s.passwords.Hash(r.Context(), password)
+	hash, err := s.hash(r, password)
 	if err != nil {
 		return err
 	}
@@ -235,7 +235,7 @@ func (s *Server) setOwnPassword(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) setPassword(w http.ResponseWriter, r *http.Request, of store.Agent, password secret.Value) error {
-	hash, err := s.passwords.Hash(r.Context(), password)
+	hash, err := s.hash(r, password)
 	if err != nil {
 		return err
 	}
@@ -290,6 +290,16 @@ func (s *Server) overpowerAgent(r *http.Request, id uuid.UUID) (store.Agent, err
 		err = permissionDenied()
 	}
 	return agent, err
+}
+
+// hash hashes a password at the caller's turn.
+func (s *Server) hash(r *http.Request, password secret.Value) (secret.Value, error) {
+	release, err := s.turnOf(r)
+	if err != nil {
+		return secret.Value{}, err
+	}
+	defer release()
+	return s.passwords.Hash(r.Context(), password)
 }
 
 // naming makes a write that gives an agent a username. A customer whose names were taken as often as there are tries of a username

@@ -124,6 +124,7 @@ func (h *harness) serve(options ...func(*api.Config)) {
 		Authenticator: auth.NewAuthenticator(h.store, h.sessions, passwords, log),
 		Passwords:     passwords,
 		KeyPairs:      keyPairs,
+		CustomerTurns: auth.NewCustomerTurns(10 * time.Second),
 		Mailer:        mail.NewLog(slog.New(slog.DiscardHandler)),
 		Log:           log,
 		MinExpire:     1,

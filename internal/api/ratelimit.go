@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -8,6 +9,8 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
+
+	"accesskeys/internal/auth"
 )
 
 // Limit is a token bucket: RPS requests a second, and Burst at once. The zero value, or an RPS of 0, is no limit.
@@ -67,6 +70,18 @@ func (s *Server) rateLimit(limit Limit) func(http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 		})
 	}
+}
+
+// slowWorkRetry is the Retry-After where a customer has slow work done: about as long as it waited for its turn.
+const slowWorkRetry = time.Second
+
+// turnOf waits until the caller's customer may have slow work done, and returns what ends its turn.
+func (s *Server) turnOf(r *http.Request) (release func(), err error) {
+	release, err = s.customerTurns.Take(r.Context(), principalOf(r).CustomerID)
+	if errors.Is(err, auth.ErrBusy) {
+		err = tooMany(byCustomer, "Passwords and key pairs of this customer's are made one at a time.", slowWorkRetry)
+	}
+	return release, err
 }
 
 // clientNetwork is what counts as one client: an IPv4 address, or a /64 of IPv6, of which a single host has every

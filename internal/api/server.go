@@ -29,6 +29,7 @@ type Config struct {
 	Authenticator *auth.Authenticator
 	Passwords     *auth.Passwords
 	KeyPairs      *auth.KeyPairs
+	CustomerTurns *auth.CustomerTurns
 	Mailer        Mailer // nil: nobody signs up by themselves
 	Log           *slog.Logger
 	// MinExpire is the least expire of a new access key in seconds, at least 1.
@@ -49,6 +50,7 @@ type Server struct {
 	authenticator *auth.Authenticator
 	passwords     *auth.Passwords
 	keyPairs      *auth.KeyPairs
+	customerTurns *auth.CustomerTurns
 	mailer        Mailer
 	log           *slog.Logger
 	minExpire     int64
@@ -79,6 +81,7 @@ func unrouted(cfg Config) *Server {
 		authenticator: cfg.Authenticator,
 		passwords:     cfg.Passwords,
 		keyPairs:      cfg.KeyPairs,
+		customerTurns: cfg.CustomerTurns,
 		mailer:        cfg.Mailer,
 		log:           cfg.Log,
 		minExpire:     cfg.MinExpire,

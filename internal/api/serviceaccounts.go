@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
 
@@ -213,7 +214,7 @@ func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request)
 	if algorithm == "" {
 		algorithm = auth.RS256
 	}
-	private, public, err := s.keyPairs.New(r.Context(), algorithm)
+	private, public, err := s.newKeyPair(r, account, algorithm)
 	if err != nil {
 		return err
 	}
@@ -223,6 +224,23 @@ func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request)
 	}
 	writeJSON(w, http.StatusOK, credentialsJSON{AccountID: wireID(account.ID), KeyID: wireID(key.ID), PrivateKey: private.Reveal()})
 	return nil
+}
+
+// newKeyPair makes a pair at the caller's turn, for an account that has room for it. Whether it still has is decided where it is stored.
+func (s *Server) newKeyPair(r *http.Request, account store.ServiceAccount, algorithm auth.Algorithm) (secret.Value, auth.PublicKey, error) {
+	keys, err := s.store.ServiceAccountKeys(r.Context(), account.ID, store.Start(), store.MaxServiceAccountKeys)
+	if err == nil && len(keys) == store.MaxServiceAccountKeys {
+		err = serviceAccountError(store.ErrTooManyKeys)
+	}
+	if err != nil {
+		return secret.Value{}, auth.PublicKey{}, err
+	}
+	release, err := s.turnOf(r)
+	if err != nil {
+		return secret.Value{}, auth.PublicKey{}, err
+	}
+	defer release()
+	return s.keyPairs.New(r.Context(), algorithm)
 }
 
 // listServiceAccountKeys shows the public halves of an account's keys, newest first.

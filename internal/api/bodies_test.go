@@ -220,6 +220,34 @@ func TestBodyMayHaveExactly64KiB(t *testing.T) {
 	}
 }
 
+// A body that is compressed is no JSON, and what it holds can be told from no error: its coding is named instead.
+func TestEncodedBodyIsRefusedByName(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	key := "/v1.0/accesskeys/" + h.acme.key.ID.String()
+	for coding, refused := range map[string]bool{"gzip": true, "br": true, "GZIP": true, "identity, gzip": true, "x": true, "": false, "identity": false, " Identity ,": false} {
+		for path, method := range map[string]string{"/v1.0/accesskeys": http.MethodPost, key: http.MethodPut, "/auth/login": http.MethodPost, "/auth/introspect": http.MethodPost} {
+			header := http.Header{"Content-Encoding": {coding}}
+			if path != "/auth/login" {
+				header.Set("Authorization", "Bearer "+h.acme.adminJWT)
+			}
+			got := h.send(request{method: method, path: path, body: "{}", header: header})
+			if !refused {
+				if got.code == http.StatusUnsupportedMediaType {
+					t.Errorf("%s %s with %q: %s", method, path, coding, got.raw)
+				}
+				continue
+			}
+			got.refuses(http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE")
+			if got.header.Get("Accept-Encoding") != "identity" {
+				t.Errorf("%s %s with %q: %v", method, path, coding, got.header)
+			}
+		}
+		// Where there is no body to be read, there is no coding either.
+		h.send(request{method: http.MethodGet, path: key, header: http.Header{"Content-Encoding": {coding}, "Authorization": {"Bearer " + h.acme.adminJWT}}}).wants(200)
+	}
+}
+
 // Contract 4: PUT: "an absent field keeps its value; tm_update moves. The token and the expiry can't be changed. Unknown
 // fields are ignored, so that a fetched key can be sent back"; 7: "PUT without a field: keeps it".
 func TestPutChangesNameAndDetailAndNothingElse(t *testing.T) {

@@ -60,6 +60,12 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if ev.bodyRead {
 		return ev.body, nil
 	}
+	if encoded(r) {
+		w.Header().Set("Accept-Encoding", "identity")
+		return nil, &problem{
+			code: http.StatusUnsupportedMediaType, reason: reasonUnsupportedMediaType, message: "The body must be sent without a Content-Encoding.",
+		}
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err == nil && r.Context().Err() == nil {
 		ev.body, ev.bodyRead, ev.recorder.closes = body, true, false
@@ -75,6 +81,16 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		}
 	}
 	return nil, badRequest(reasonInvalidJSONBody, "The body could not be read to its end in time.")
+}
+
+// encoded reports whether the body is compressed or otherwise coded (RFC 9110, section 8.4).
+func encoded(r *http.Request) bool {
+	for coding := range strings.SplitSeq(strings.Join(r.Header.Values("Content-Encoding"), ","), ",") {
+		if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+			return true
+		}
+	}
+	return false
 }
 
 func parseObject(body []byte) (*object, error) {

@@ -43,6 +43,7 @@ const (
 	reasonInvalidArgument         = "INVALID_ARGUMENT"
 	reasonInvalidRequestParameter = "INVALID_REQUEST_PARAMETER"
 	reasonBodyTooLarge            = "BODY_TOO_LARGE"
+	reasonUnsupportedMediaType    = "UNSUPPORTED_MEDIA_TYPE"
 	reasonAccessKeyNotFound       = "ACCESSKEY_NOT_FOUND"
 	reasonCustomerNotFound        = "CUSTOMER_NOT_FOUND"
 	reasonAgentNotFound           = "AGENT_NOT_FOUND"
@@ -64,7 +65,7 @@ const (
 // statusName maps an HTTP status to the status of an error body.
 func statusName(code int) string {
 	switch code {
-	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge:
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType:
 		return "INVALID_ARGUMENT"
 	case http.StatusUnauthorized:
 		return "UNAUTHENTICATED"

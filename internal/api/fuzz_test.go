@@ -18,9 +18,9 @@ import (
 	"accesskeys/internal/store"
 )
 
-// timestampShape is what the contract takes for a timestamp: RFC 3339, or VoIPBIN's form.
+// timestampShape is what the contract takes for a timestamp: RFC 3339, also with a "+" that has become a space, or VoIPBIN's form.
 var timestampShape = regexp.MustCompile(
-	`\A(\d{4})-(\d\d)-(\d\d)(?:T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:Z|([+-])(\d\d):(\d\d))|[ ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?)\z`)
+	`\A(\d{4})-(\d\d)-(\d\d)(?:[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+ -])(\d\d):(\d\d))|[ ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?)\z`)
 
 // shapedTimestamp reads one with nothing but arithmetic, rounded up to microseconds. exists is false where there
 // is no such moment.
@@ -68,6 +68,7 @@ func FuzzPageToken(f *testing.F) {
 		"2026-06-17T6:06:14Z", "2026-06-17T06:06:14,5Z", "2026-06-17T06:06:14+24:00", "2026-06-17T06:06:14", "2026-06-17", "2026-06-17T24:00:00Z",
 		"2026-06-17T06:06:60Z", "2026-06-17T06:06:14.Z", "2026-06-17 06:06:14Z", "2026-06-17t06:06:14z", " 2026-06-17 06:06:14", "2026-06-17  06:06:14", "2026-06-17  6:06:14.9",
 		"2026-06-17 6:06:14", "2026-06-17T 6:06:14Z",
+		"2026-06-17t06:06:14 02:00", "2026-06-17 06:06:14 02:00", "2026-06-17T06:06:14.5 23:59", "2026-06-17T06:06:14 0200",
 	} {
 		f.Add(token, int64(1777340500503790), id[:])
 	}

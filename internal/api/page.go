@@ -30,8 +30,8 @@ func decodePage(r *http.Request) (page, error) {
 		return page{}, badRequest(reasonInvalidRequestParameter, "The query can't be decoded.")
 	}
 	var details []detail
-	if query.Has("page_size") {
-		size, ok := parsePageSize(query["page_size"])
+	if sizes := query["page_size"]; len(sizes) > 1 || len(sizes) == 1 && sizes[0] != "" {
+		size, ok := parsePageSize(sizes)
 		if !ok {
 			details = append(details, detail{Field: "page_size", Message: "must be a whole number"})
 		}
@@ -95,8 +95,13 @@ func parsePageToken(token string) (store.Cursor, bool) {
 	return store.Before(t), ok && storable(t)
 }
 
-// parseTimestamp reads RFC 3339, or VoIPBIN's form, which is UTC.
+// parseTimestamp reads RFC 3339, or VoIPBIN's form, which is UTC. Where the "+" of an offset was not escaped in the query it has become a
+// space.
 func parseTimestamp(s string) (time.Time, bool) {
+	s = strings.ToUpper(s) // RFC 3339, section 5.6: T and Z may be in lower case
+	if at := len(s) - len(" 00:00"); at >= len(time.DateTime) && s[at] == ' ' {
+		s = s[:at] + "+" + s[at+1:]
+	}
 	for _, layout := range []string{time.RFC3339, time.DateTime} { // both take fractional seconds too
 		t, err := time.Parse(layout, s)
 		if err != nil {

@@ -14,6 +14,9 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/term"
+	"golang.org/x/text/encoding"
+	utf "golang.org/x/text/encoding/unicode"
+	"golang.org/x/text/transform"
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
@@ -164,6 +167,8 @@ func createAgent(ctx context.Context, inv invocation) error {
 		return usagef("--customer is missing: it takes the id of the agent's customer")
 	case *username == "":
 		return usagef("--username is missing: it takes the name to log in with")
+	case store.CheckUsername(*username) != nil:
+		return usagef("--username: %w", store.ErrUsername)
 	case permission == auth.PermissionNone:
 		return usagef("--permission is missing: it takes admin, manager, agent or superadmin")
 	}
@@ -268,8 +273,8 @@ func (inv invocation) readPassword() (secret.Value, error) {
 	if line == "" {
 		return secret.Value{}, usagef("the password is missing: it is read from standard input, one line")
 	}
-	if strings.ContainsRune(line, 0) || !utf8.ValidString(line) {
-		return secret.Value{}, usagef("the password is not text: it must be UTF-8 without the character NUL")
+	if strings.ContainsAny(line, "\x00\uFFFD") || !utf8.ValidString(line) { // U+FFFD stands for what could not be decoded
+		return secret.Value{}, usagef("the password is not text: it must be UTF-8, or UTF-16 with a byte order mark, without the character NUL")
 	}
 	return secret.New(line), nil
 }
@@ -296,11 +301,21 @@ func (inv invocation) terminal() (descriptor int, is bool) {
 
 // readText reads one line from standard input.
 func (inv invocation) readText() (string, error) {
-	line, err := bufio.NewReader(inv.stdin).ReadString('\n')
+	text := bufio.NewReader(inv.stdin)
+	line, err := text.ReadString('\n')
+	if line != "" && strings.Contains("\xef\xfe\xff", line[:1]) { // a mark; in UTF-16 the line may end elsewhere
+		marked := transform.NewReader(io.MultiReader(strings.NewReader(line), text), unmarked())
+		line, err = bufio.NewReader(marked).ReadString('\n')
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
 	return strings.TrimRight(line, "\r\n"), nil
+}
+
+// unmarked takes text as programs on Windows write it too, with a byte order mark, in UTF-8 or UTF-16. Without a mark it changes nothing.
+func unmarked() transform.Transformer {
+	return utf.BOMOverride(encoding.Nop.NewDecoder())
 }
 
 func textFlag(flags *flag.FlagSet, name string, most int, about string) *string {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/text/transform"
+
 	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
 )
@@ -48,6 +50,9 @@ func readCredentials(path string) (auth.Credentials, error) {
 			err = failed.Err
 		}
 		return auth.Credentials{}, fmt.Errorf("the file can't be read: %w", err)
+	}
+	if plain, _, err := transform.Bytes(unmarked(), content); err == nil { // else it is no JSON
+		content = plain
 	}
 	var file struct {
 		AccountID  string `json:"account_id"`

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/text/encoding/unicode"
+
 	"accesskeys/internal/auth"
 	"accesskeys/internal/pgtest"
 )
@@ -124,6 +126,56 @@ func TestAudienceOfSignedTokensIsTheServersSetting(t *testing.T) {
 			if got := call(t, "GET", base+"/v1.0/me", token, ""); got.code != code {
 				t.Errorf("%v %s: status %d, want %d", test.env, test.flag, got.code, code)
 			}
+		}
+	}
+}
+
+// windowsTexts are the ways in which programs on Windows write a text: with a byte order mark, in UTF-8 or UTF-16.
+func windowsTexts(t *testing.T, text string) map[string]string {
+	t.Helper()
+	encoded := map[string]string{"UTF-8": "\ufeff" + text}
+	for name, order := range map[string]unicode.Endianness{"UTF-16LE": unicode.LittleEndian, "UTF-16BE": unicode.BigEndian} {
+		var err error
+		if encoded[name], err = unicode.UTF16(order, unicode.UseBOM).NewEncoder().String(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return encoded
+}
+
+// PowerShell and Notepad write credentials, passwords and answers with a byte order mark, or as UTF-16.
+func TestTextsOfWindowsAreRead(t *testing.T) {
+	t.Parallel()
+	database := pgtest.Migrated(t)
+	env := environment(database, nil)
+	base := launch(t, env, "serve").base()
+	_, good := newCredentials(t, base, testKey, "EdDSA")
+	content, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range windowsTexts(t, string(content)) {
+		file := filepath.Join(newFolder(t), "credentials.json")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		call(t, "GET", base+"/v1.0/me", signed(t, nil, "--credentials", file), "").wants(t, 200)
+		if err := os.WriteFile(file, []byte(text[:len(text)-3]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := cli(t, nil, "", "token", "sign", "--credentials", file); err == nil || strings.Contains(err.Error(), "PRIVATE") {
+			t.Errorf("%s, cut: %v", name, err)
+		}
+	}
+	customer := sql(t, database, `SELECT id::text FROM customers`)
+	for name, text := range windowsTexts(t, "p\u00e4ss \u0a0a word\r\nignored\r\n") {
+		printed(t, env, text, "agent", "create", "--customer", customer, "--username", name, "--permission", "agent")
+		login(t, base, name, "p\u00e4ss \u0a0a word").wants(t, 200)
+	}
+	for _, text := range []string{"p\x00a\x00s\x00s\x00\n\x00", "\xff\xfe\x00\xd8p\x00\n\x00", "\xe4\n"} { // no mark; half a pair; Latin-1
+		_, _, err := cli(t, env, text, "agent", "create", "--customer", customer, "--username", "none", "--permission", "agent")
+		if err == nil || !strings.Contains(err.Error(), "the password is not text") {
+			t.Errorf("%q: %v", text, err)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package api_test
 import (
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -288,4 +289,20 @@ func TestPasswordThatIsNotStoredIsNoSuccess(t *testing.T) {
 	h.put("/v1.0/me/password", h.acme.adminJWT, `{"old_password":"`+tenantPassword+`","password":"another password"}`).
 		refuses(http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE")
 	h.post("/auth/login", "", map[string]any{"username": h.acme.admin.Username, "password": tenantPassword}).wants(http.StatusOK)
+}
+
+// A password is the same one however a device composes its letters.
+func TestPasswordMayBeTypedOnAnotherDevice(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	for i, spellings := range [][2]string{{"caf\u00e9 noir", "cafe\u0301\u00a0noir"}, {"cafe\u0301\u2003noir", "caf\u00e9 noir"}} {
+		username := fmt.Sprintf("user%d", i)
+		h.post("/v1.0/agents", h.acme.adminJWT, map[string]any{"username": username, "password": spellings[0]}).wants(200)
+		for _, typed := range []string{spellings[1], spellings[0]} { // the other device first
+			h.post("/auth/login", "", map[string]any{"username": username, "password": typed}).wants(200)
+		}
+		for _, other := range []string{"cafe noir", "CAF\u00c9 NOIR", "caf\u00e9 noir ", "caf\u00e9noir"} {
+			h.post("/auth/login", "", map[string]any{"username": username, "password": other}).refuses(401, "INVALID_CREDENTIALS")
+		}
+	}
 }

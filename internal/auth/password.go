@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/bcrypt"
+	"golang.org/x/text/secure/precis"
 
 	"accesskeys/internal/secret"
 )
@@ -62,19 +63,28 @@ func NewPasswords(atOnce int, maxWait time.Duration) (*Passwords, error) {
 	return &Passwords{turns: turns, dummy: argonHash(rand.Text(), currentArgon)}, nil
 }
 
-// Hash returns the argon2id hash of a password in PHC form, or ErrBusy.
+// Hash returns the argon2id hash of a password in PHC form, or ErrBusy. Other spellings of the password, by RFC 8265, match it too.
 func (p *Passwords) Hash(ctx context.Context, password secret.Value) (secret.Value, error) {
 	release, err := p.turns.take(ctx)
 	if err != nil {
 		return secret.Value{}, err
 	}
 	defer release()
-	return argonHash(password.Reveal(), currentArgon), nil
+	return argonHash(prepared(password.Reveal()), currentArgon), nil
 }
 
-// check compares a password with a hash, argon2id or bcrypt; an empty hash takes the time of a real one and matches
-// nothing. Where it matches and the hash is not what Hash makes today, renewed is the password's new hash. It returns
-// ErrBusy where it did not get to it.
+// prepared is what is hashed of a password: its OpaqueString (RFC 8265, section 4.2), which doesn't depend on how a device composes
+// letters and which spaces it has. A password that has none, because of a control character for example, stays as it is.
+func prepared(password string) string {
+	if opaque, err := precis.OpaqueString.String(password); err == nil {
+		return opaque
+	}
+	return password
+}
+
+// check compares a password with a hash, argon2id or bcrypt: as it was typed, since older hashes are of that, and then prepared. An
+// empty hash takes the time of a real one and matches nothing. Where it matches and the hash is not what Hash makes today, renewed is
+// the password's new hash. It returns ErrBusy where it did not get to it.
 func (p *Passwords) check(ctx context.Context, password, hash secret.Value) (ok bool, renewed secret.Value, err error) {
 	release, err := p.turns.take(ctx)
 	if err != nil {
@@ -82,23 +92,32 @@ func (p *Passwords) check(ctx context.Context, password, hash secret.Value) (ok 
 	}
 	defer release()
 
-	var stale bool
+	typed, opaque := password.Reveal(), prepared(password.Reveal())
+	ok, stale := p.matches(typed, hash)
 	switch {
-	case hash.Empty():
-		_, _ = argonMatches(password.Reveal(), p.dummy.Reveal())
-		return false, secret.Value{}, nil
-	case strings.HasPrefix(hash.Reveal(), "$2"):
-		stale = true
-		ok = bcryptMatches(password.Reveal(), hash.Reveal())
-	default:
-		var params argonParams
-		params, ok = argonMatches(password.Reveal(), hash.Reveal())
-		stale = params != currentArgon
+	case ok:
+		stale = stale || typed != opaque
+	case typed != opaque:
+		ok, stale = p.matches(opaque, hash)
 	}
 	if ok && stale {
-		renewed = argonHash(password.Reveal(), currentArgon)
+		renewed = argonHash(opaque, currentArgon)
 	}
 	return ok, renewed, nil
+}
+
+// matches reports whether it is the hash of the password, and if so, whether it is of another kind than those made today.
+func (p *Passwords) matches(password string, hash secret.Value) (ok, stale bool) {
+	switch {
+	case hash.Empty():
+		_, _ = argonMatches(password, p.dummy.Reveal())
+		return false, false
+	case strings.HasPrefix(hash.Reveal(), "$2"):
+		return bcryptMatches(password, hash.Reveal()), true
+	default:
+		params, ok := argonMatches(password, hash.Reveal())
+		return ok, params != currentArgon
+	}
 }
 
 // argonHash returns $argon2id$v=19$m=…,t=…,p=…$salt$hash, base64 without padding.

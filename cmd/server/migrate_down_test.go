@@ -21,7 +21,7 @@ var holdings = map[string]string{
 }
 
 // newest is the newest version of the schema.
-const newest = "6"
+const newest = "7"
 
 // holding is a database with a row at version 4, the newest that is not taken back without a question. That the steps above it are is
 // tested on the way.
@@ -71,7 +71,7 @@ func TestMigrateDownLosesNothingUnlessItIsTold(t *testing.T) {
 func TestMigrateDownDoesNotAskAboutAnEmptySchema(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{"DATABASE_URL": pgtest.Migrated(t).Reveal()}
-	for _, want := range []string{"5\n", "4\n", "3\n", "2\n", "1\n", "0\n", "0\n"} {
+	for _, want := range []string{"6\n", "5\n", "4\n", "3\n", "2\n", "1\n", "0\n", "0\n"} {
 		if out, log, err := cli(t, env, "", "migrate", "down"); err != nil || out != want {
 			t.Fatalf("migrate down: %q, want %q: %v\n%s", out, want, err, log)
 		}

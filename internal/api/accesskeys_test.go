@@ -3,6 +3,7 @@ package api_test
 import (
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +44,7 @@ func TestOnlyAdminsAndKeysOfTheCustomerManageItsKeys(t *testing.T) {
 	h := newHarness(t)
 	agent := func(permission int64) string {
 		a, err := h.store.CreateAgent(t.Context(), store.Operator(), store.NewAgent{
-			CustomerID: h.acme.customer.ID, Username: time.Duration(permission).String(), PasswordHash: tenantHash(),
+			CustomerID: h.acme.customer.ID, Username: strconv.FormatInt(permission, 10), PasswordHash: tenantHash(),
 			Permission: permission,
 		})
 		if err != nil {

@@ -50,7 +50,7 @@ func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
 	}
 	caller := principalOf(r)
 	customerID := body.id("customer_id", caller.CustomerID)
-	username := body.requiredText("username", maxUsername)
+	username := newUsername(body)
 	password := secret.New(body.requiredText("password", maxPassword))
 	name := body.text("name", maxName)
 	detail := body.text("detail", maxDetail)
@@ -79,6 +79,15 @@ func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
 	}
 	writeJSON(w, http.StatusOK, wireAgent(agent))
 	return nil
+}
+
+func newUsername(body *object) string {
+	before := len(body.details)
+	username := body.requiredText("username", maxUsername)
+	if len(body.details) == before && store.CheckUsername(username) != nil {
+		body.wrong("username", "%v", store.ErrUsername)
+	}
+	return username
 }
 
 // listAgents shows the agents of the caller's customer, newest first; a ProjectSuperAdmin may name another customer.
@@ -325,6 +334,8 @@ func agentError(err error) error {
 		return notFound(reasonAgentNotFound, "agent")
 	case errors.Is(err, store.ErrUsernameTaken):
 		return conflict(reasonUsernameTaken, "ALREADY_EXISTS", "Another agent has this username.")
+	case errors.Is(err, store.ErrUsername):
+		return badRequest(reasonInvalidArgument, "The body has fields that are not valid.", detail{Field: "username", Message: store.ErrUsername.Error()})
 	case errors.Is(err, store.ErrLastAdmin):
 		return conflict(reasonLastAdmin, "FAILED_PRECONDITION", "A customer needs an admin, and this is its last one.")
 	default:

@@ -336,3 +336,37 @@ func TestOwnPasswordIsAsLimitedAsALogin(t *testing.T) {
 	h.put("/v1.0/me/password", h.acme.plainJWT, guess).refuses(429, "RATE_LIMIT_EXCEEDED")
 	h.get("/v1.0/me", h.acme.plainJWT).wants(200) // the rest of /v1.0 is not limited so
 }
+
+// Usernames are compared by RFC 8265: what people can't tell apart is one username, and what can be mistaken for another one is none.
+func TestUsernamesFollowRFC8265(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	body := func(username string) map[string]any { return map[string]any{"username": username, "password": "p"} }
+	made := h.post("/v1.0/agents", h.acme.adminJWT, body("Jos\u00e9")).wants(200).json()
+	agent := "/v1.0/agents/" + made["id"].(string)
+	for _, same := range []string{"Jose\u0301", "JOS\u00c9", "\uff2aos\u00e9"} {
+		h.post("/v1.0/agents", h.globex.adminJWT, body(same)).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
+		for _, typed := range []string{same, " " + same + "\n"} {
+			if got := h.post("/auth/login", "", body(typed)).wants(200).json()["username"]; got != "Jos\u00e9" {
+				t.Errorf("%q logs in as %v", typed, got)
+			}
+		}
+		if got := h.put(agent, h.acme.adminJWT, map[string]any{"username": same}).wants(200).json()["username"]; got != same {
+			t.Errorf("renamed to %v, want %q", got, same)
+		}
+		h.put(agent, h.acme.adminJWT, map[string]any{"username": "Jos\u00e9"}).wants(200)
+	}
+	for _, wrong := range []string{"Jos\u00e9 ", " Jos\u00e9", "Jos\u00e9\n", "Jo\u200bs\u00e9", "\u202eJos\u00e9", "\ufeffada", "a\tb", "\u2168"} {
+		refusedDetails(t, h.post("/v1.0/agents", h.acme.adminJWT, body(wrong)), "INVALID_ARGUMENT", "username")
+		refusedDetails(t, h.post("/v1.0/agents", h.acme.plainJWT, body(wrong)), "INVALID_ARGUMENT", "username") // the body comes before rights
+		refusedDetails(t, h.put(agent, h.acme.adminJWT, map[string]any{"username": wrong}), "INVALID_ARGUMENT", "username")
+	}
+	// One from before there was a rule stays, and can be sent back.
+	h.exec(`UPDATE agents SET username = 'Jo' || chr(8203) WHERE id = $1`, made["id"])
+	sent := h.get(agent, h.acme.adminJWT).wants(200).json()
+	sent["name"] = "changed"
+	if got := h.put(agent, h.acme.adminJWT, sent).wants(200).json(); got["name"] != "changed" || got["username"] != "Jo\u200b" {
+		t.Errorf("sent back, it is %v", got)
+	}
+	h.post("/auth/login", "", body("Jo\u200b")).wants(200)
+}

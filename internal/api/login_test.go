@@ -127,7 +127,7 @@ func TestUsernamesMatchInAnyCase(t *testing.T) {
 			t.Errorf("%s is agent %v, want %s", sent, me["id"], want.ID)
 		}
 	}
-	for _, other := range []string{"admin@acme.example ", " admin@acme.example", "admin@acme.exampl", "jurgen.æøå.жанна@acme.example", "%"} {
+	for _, other := range []string{"admin@acme.example.", "ad min@acme.example", "admin@acme.exampl", "jurgen.æøå.жанна@acme.example", "%"} {
 		h.login(other).refuses(401, "INVALID_CREDENTIALS")
 	}
 	_, err = h.store.CreateAgent(t.Context(), store.Operator(), store.NewAgent{

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -54,16 +56,20 @@ type AgentLogin struct {
 	KnownNetwork, FreshNetwork bool
 }
 
-// CreateAgent stores an agent under a fresh id. It returns ErrUsernameTaken, ErrNoCustomer and ErrChanged.
+// CreateAgent stores an agent under a fresh id. It returns ErrUsername, ErrUsernameTaken, ErrNoCustomer and ErrChanged.
 func (s *Store) CreateAgent(ctx context.Context, caller Caller, a NewAgent) (Agent, error) {
+	key, err := s.newUsernameKey(ctx, a.Username)
+	if err != nil {
+		return Agent{}, err
+	}
 	// The customer's lock keeps it from being deleted at the same moment, which would overlook the agent, and leave its
 	// username taken for ever.
 	agent, err := insertOne[Agent](ctx, s, caller, target{customerID: a.CustomerID}, "creating an agent", `
-		INSERT INTO agents (id, customer_id, username, password_hash, name, description, permission)
-		SELECT $1, $2, $3, $4, $5, $6, $7
+		INSERT INTO agents (id, customer_id, username, password_hash, name, description, permission, username_key, username_key_of)
+		SELECT $1, $2, $3, $4, $5, $6, $7, $8, $3
 		WHERE `+mayWrite+`
 		RETURNING `+agentColumns,
-		uuid.New(), a.CustomerID, a.Username, a.PasswordHash.Reveal(), a.Name, a.Detail, a.Permission)
+		uuid.New(), a.CustomerID, a.Username, a.PasswordHash.Reveal(), a.Name, a.Detail, a.Permission, key)
 	if errors.Is(err, ErrNotFound) {
 		return Agent{}, ErrNoCustomer
 	}
@@ -88,26 +94,52 @@ func scanAgent(row pgx.CollectableRow) (a AgentCredential, err error) {
 	return a, err
 }
 
-// AgentByUsername returns the live agent of a live customer who has this username in whatever case, else ErrNotFound.
-// It is not limited to one customer: usernames are unique over all. network is where the login comes from; the zero value is known
-// of nobody.
+// AgentByUsername returns the live agent of a live customer who has this username in whatever spelling, else ErrNotFound: the one whose
+// username has the same letters in whatever case, else the one whose username has the same key. Blanks around it count only where an
+// agent is called that. It is not limited to one customer: usernames are unique over all. network is where the login comes from; the
+// zero value is known of nobody.
 func (s *Store) AgentByUsername(ctx context.Context, username string, network netip.Prefix) (AgentLogin, error) {
 	const sql = `
 		SELECT a.id, a.customer_id, a.username, a.name, a.description, a.permission, a.tm_password, a.tm_create, a.tm_update,
 		       a.tm_delete, a.password_hash, now(),
-		       n.tm_login IS NOT NULL, coalesce(n.tm_login > now() - ` + freshNetwork + `, false)
-		FROM agents a JOIN customers c ON c.id = a.customer_id
+		       n.tm_login IS NOT NULL, coalesce(n.tm_login > now() - ` + freshNetwork + `, false),
+		       CASE lower(a.username) WHEN lower($1) THEN 2 WHEN lower($3) THEN 1 ELSE 0 END
+		FROM (
+			SELECT * FROM agents WHERE lower(username) COLLATE "C" = ANY (ARRAY[lower($1), lower($3)]) AND ` + live + `
+			UNION ALL
+			SELECT * FROM agents WHERE username_key COLLATE "C" = $4 AND username_key_of = username AND ` + live + `
+		) a
+		JOIN customers c ON c.id = a.customer_id
 		LEFT JOIN login_networks n ON n.agent_id = a.id AND n.network = $2::cidr AND n.tm_login > now() - ` + knownNetwork + `
-		WHERE lower(a.username) COLLATE "C" = lower($1)
-		  AND a.tm_delete = '9999-01-01 00:00:00+00'
-		  AND c.tm_delete >= '9999-01-01 00:00:00+00'`
-	var a AgentLogin
-	var hash string
-	err := s.pool().QueryRow(ctx, sql, username, network).Scan(
-		&a.ID, &a.CustomerID, &a.Username, &a.Name, &a.Detail, &a.Permission, &a.TmPassword, &a.TmCreate, &a.TmUpdate,
-		&a.TmDelete, &hash, &a.Now, &a.KnownNetwork, &a.FreshNetwork)
-	a.PasswordHash = secret.New(hash)
-	return a, s.failed("reading an agent by username", err)
+		WHERE c.tm_delete >= '9999-01-01 00:00:00+00'`
+	trimmed := strings.TrimSpace(username)
+	var key *string // nobody's
+	if k, err := usernameKey(trimmed); err == nil {
+		key = &k
+	}
+	type match struct {
+		agent AgentLogin
+		rank  int
+	}
+	rows, err := s.pool().Query(ctx, sql, username, network, trimmed, key)
+	if err != nil {
+		return AgentLogin{}, s.failed("reading an agent by username", err)
+	}
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m match, err error) {
+		a, hash := &m.agent, ""
+		err = row.Scan(
+			&a.ID, &a.CustomerID, &a.Username, &a.Name, &a.Detail, &a.Permission, &a.TmPassword, &a.TmCreate, &a.TmUpdate,
+			&a.TmDelete, &hash, &a.Now, &a.KnownNetwork, &a.FreshNetwork, &m.rank)
+		a.PasswordHash = secret.New(hash)
+		return m, err
+	})
+	if err == nil && len(found) == 0 {
+		err = pgx.ErrNoRows
+	}
+	if err != nil {
+		return AgentLogin{}, s.failed("reading an agent by username", err)
+	}
+	return slices.MaxFunc(found, func(a, b match) int { return a.rank - b.rank }).agent, nil
 }
 
 // RenewPasswordHash puts a better hash of the same password in the place of the one that was read, for an agent that logs in. It
@@ -169,14 +201,23 @@ type AgentChange struct {
 }
 
 // UpdateAgent changes a live agent, which is given as the caller was found to be allowed to change it, else returns ErrNotFound.
-// It returns ErrUsernameTaken and ErrChanged.
+// It returns ErrUsername, where the username is to be another one, ErrUsernameTaken and ErrChanged.
 func (s *Store) UpdateAgent(ctx context.Context, caller Caller, of Agent, change AgentChange) (Agent, error) {
+	var key string
+	if change.Username != nil && *change.Username != of.Username {
+		var err error
+		if key, err = s.newUsernameKey(ctx, *change.Username); err != nil {
+			return Agent{}, err
+		}
+	}
 	return reviseOne[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "updating an agent", `
 		UPDATE agents
-		SET username = coalesce($3, username), name = coalesce($4, name), description = coalesce($5, description), tm_update = now()
+		SET username = coalesce($3, username), name = coalesce($4, name), description = coalesce($5, description), tm_update = now(),
+		    username_key = coalesce(nullif($6, ''), username_key),
+		    username_key_of = CASE WHEN $6 = '' THEN username_key_of ELSE $3 END
 		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
 		RETURNING `+agentColumns,
-		of.ID, of.CustomerID, change.Username, change.Name, change.Detail)
+		of.ID, of.CustomerID, change.Username, change.Name, change.Detail, key)
 }
 
 // ErrLastAdmin means that a customer would be left without an admin.

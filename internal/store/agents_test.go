@@ -31,7 +31,7 @@ func TestAgentIsFoundByUsernameInAnyCase(t *testing.T) {
 			t.Errorf("%s is %+v, want %+v", username, got.Agent, want)
 		}
 	}
-	for _, username := range []string{"alice", "Alice@Example.com ", "%", "alice@example_com", ""} {
+	for _, username := range []string{"alice", "Alice@Example.com x", "%", "alice@example_com", ""} {
 		_, err := w.store.AgentByUsername(t.Context(), username, netip.Prefix{})
 		wantError(t, username, err, store.ErrNotFound)
 	}

@@ -51,7 +51,8 @@ type Bootstrapped struct {
 var ErrOtherCustomer = errors.New("it belongs to another customer")
 
 // Bootstrap makes sure that what b names exists. It may be called at every start and by many servers at once. It
-// returns ErrOtherCustomer where the username or the key is already another customer's, unless it was deleted there.
+// returns ErrOtherCustomer where the username or the key is already another customer's, unless it was deleted there, and ErrUsername
+// where an agent was to be created by a name that is none.
 func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) (Bootstrapped, error) {
 	var done Bootstrapped
 	// Who has waited for the lock must see what the one before it did.
@@ -67,7 +68,7 @@ func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) (Bootstrapped, error
 		}
 		return bootstrapAccessKey(ctx, tx, b, &done)
 	})
-	if errors.Is(err, ErrOtherCustomer) {
+	if errors.Is(err, ErrOtherCustomer) || errors.Is(err, ErrUsername) {
 		return Bootstrapped{}, err
 	}
 	return done, s.failed("bootstrapping", err)
@@ -97,26 +98,31 @@ func bootstrapAgent(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Bootstrap
 	if b.Username == "" {
 		return nil
 	}
+	key, keyErr := usernameKey(b.Username)
 	var owner uuid.UUID
 	var deleted bool
 	// A live agent of any customer counts, as does a deleted one of this customer's.
 	err := tx.QueryRow(ctx, `
 		SELECT id, customer_id, NOT (`+live+`)
 		FROM agents
-		WHERE lower(username) COLLATE "C" = lower($1) AND (`+live+` OR customer_id = $2)
+		WHERE (lower(username) COLLATE "C" = lower($1) OR username_key = $3 AND username_key_of = username)
+		      AND (`+live+` OR customer_id = $2)
 		ORDER BY NOT (`+live+`), tm_create, id
-		LIMIT 1`, b.Username, done.CustomerID).Scan(&done.AgentID, &owner, &deleted)
+		LIMIT 1`, b.Username, done.CustomerID, key).Scan(&done.AgentID, &owner, &deleted)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
+		if keyErr != nil {
+			return fmt.Errorf("creating the agent: %w", keyErr)
+		}
 		hash, err := b.PasswordHash(ctx)
 		if err != nil {
 			return err
 		}
 		done.AgentID, done.Agent = uuid.New(), Created
 		_, err = tx.Exec(ctx, `
-			INSERT INTO agents (id, customer_id, username, password_hash, permission)
-			VALUES ($1, $2, $3, $4, $5)`,
-			done.AgentID, done.CustomerID, b.Username, hash.Reveal(), b.Permission)
+			INSERT INTO agents (id, customer_id, username, password_hash, permission, username_key, username_key_of)
+			VALUES ($1, $2, $3, $4, $5, $6, $3)`,
+			done.AgentID, done.CustomerID, b.Username, hash.Reveal(), b.Permission, key)
 		return err
 	case err != nil:
 		return err

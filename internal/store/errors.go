@@ -18,7 +18,7 @@ var (
 	// ErrNoConnection means that the database has no connection to spare, or takes none while it starts: it is worth asking again.
 	// It is an ErrUnavailable.
 	ErrNoConnection = fmt.Errorf("%w: it takes no connection now", ErrUnavailable)
-	// ErrUsernameTaken means that a live agent has this username, in whatever case.
+	// ErrUsernameTaken means that a live agent has this username, in whatever spelling.
 	ErrUsernameTaken = errors.New("the username is taken")
 	// ErrTokenTaken means that there is a key with this token already, live or deleted.
 	ErrTokenTaken = errors.New("the access key exists already")
@@ -50,7 +50,7 @@ var internalTables = []string{"changes", "change_head", "instances"}
 // constraintError maps the constraints that a caller can run into to what they mean.
 func constraintError(name string) error {
 	switch name {
-	case "agents_live_username":
+	case "agents_live_username", "agents_live_username_key":
 		return ErrUsernameTaken
 	case "accesskeys_token_sha256_key":
 		return ErrTokenTaken

@@ -67,7 +67,8 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"too long a lifetime":       {func(r *trial) error { r.key.Expire = math.MaxInt64; return r.create(r.key) }, store.ErrRejected, nil},
 		"a bad prefix":              {func(r *trial) error { r.key.TokenPrefix = "vb_"; return r.create(r.key) }, store.ErrRejected, nil},
 		"a NUL in a key":            {func(r *trial) error { r.key.Detail = "a\x00b"; return r.create(r.key) }, store.ErrRejected, nil},
-		"a NUL in a username":       {func(r *trial) error { r.agent.Username = "a\x00b"; return r.createAgent() }, store.ErrRejected, nil},
+		"a NUL in an agent's name":  {func(r *trial) error { r.agent.Name = "a\x00b"; return r.createAgent() }, store.ErrRejected, nil},
+		"a NUL in a username":       {func(r *trial) error { r.agent.Username = "a\x00b"; return r.createAgent() }, store.ErrUsername, nil},
 		"broken UTF-8":              {func(r *trial) error { r.key.Name = "a\xffb"; return r.create(r.key) }, store.ErrRejected, nil},
 		"an agent's long name":      {func(r *trial) error { r.agent.Name = strings.Repeat("n", 256); return r.createAgent() }, store.ErrRejected, nil},
 		"a permission out of range": {func(r *trial) error { r.agent.Permission = 1 << 16; return r.createAgent() }, store.ErrRejected, nil},
@@ -127,7 +128,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 	}
 	all := []error{
 		store.ErrNotFound, store.ErrUnavailable, store.ErrUsernameTaken, store.ErrTokenTaken, store.ErrNoCustomer, store.ErrRejected,
-		store.ErrOtherCustomer, store.ErrNoAgent, store.ErrTooManyKeys, store.ErrLastAdmin,
+		store.ErrOtherCustomer, store.ErrNoAgent, store.ErrTooManyKeys, store.ErrLastAdmin, store.ErrUsername,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

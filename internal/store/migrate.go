@@ -91,7 +91,7 @@ func (m migrator) up(ctx context.Context) (int, error) {
 		if err := refuseEncoding(ctx, tx); err != nil {
 			return err
 		}
-		if current >= newest {
+		if current > newest {
 			return nil
 		}
 		if current == 0 {
@@ -99,9 +99,31 @@ func (m migrator) up(ctx context.Context) (int, error) {
 				return err
 			}
 		}
-		m.log.Info("migrating the database", "from", current, "to", newest)
-		return to.Up()
+		if current < newest {
+			m.log.Info("migrating the database", "from", current, "to", newest)
+			if err := to.Up(); err != nil {
+				return err
+			}
+		}
+		if newest < usernamesVersion {
+			return nil
+		}
+		return m.keyUsernames(ctx, tx)
 	})
+}
+
+// usernamesVersion is the version of the schema from which on agents have keys of their usernames.
+const usernamesVersion = 7
+
+// keyUsernames fills these keys in. Where another server gives a new agent one of them meanwhile, the next start does it.
+func (m migrator) keyUsernames(ctx context.Context, tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return keyUsernames(ctx, tx) })
+	err = translate("filling in the keys of usernames", err)
+	if errors.Is(err, ErrUsernameTaken) {
+		m.log.Warn("the keys of usernames are filled in at the next start", "error", err.Error())
+		return nil
+	}
+	return err
 }
 
 func (m migrator) down(ctx context.Context) (int, error) {

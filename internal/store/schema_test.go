@@ -112,6 +112,12 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		{"agents", row{"username": "Alice", "tm_delete": deleted}, row{"username": "alice"}, ""},
 		{"agents", row{"username": "Alice"}, row{"username": "alice", "tm_delete": deleted}, ""},
 		{"agents", row{"username": "a", "tm_delete": deleted}, row{"username": "a", "tm_delete": deleted}, ""},
+		{"agents", row{"username": "a", "username_key": "k", "username_key_of": "a"},
+			row{"username": "b", "username_key": "k", "username_key_of": "b"}, "agents_live_username_key"},
+		{"agents", row{"username": "a", "username_key": "k", "username_key_of": "b"},
+			row{"username": "b", "username_key": "k", "username_key_of": "b"}, ""},
+		{"agents", row{"username": "a", "username_key": "k", "username_key_of": "a", "tm_delete": deleted},
+			row{"username": "b", "username_key": "k", "username_key_of": "b"}, ""},
 
 		{"accesskeys", row{"id": id, "token_sha256": []byte(long(8))}, row{"id": id}, "accesskeys_pkey"},
 		{"accesskeys", nil, row{"name": long(256)}, "accesskeys_name_check"},
@@ -294,7 +300,8 @@ func TestKeyWithoutItsCustomerIsNone(t *testing.T) {
 }
 
 // Contract 1: "It is stored as such in Postgres too (timestamptz, not null)"; issue 3: "agent_id (null for
-// customer-wide)", and beside it only a change's subjects, null for more than can be named, and who made a key, null for nobody.
+// customer-wide)", and beside it only a change's subjects, null for more than can be named, and who made a key, null for nobody;
+// a username's key, which agents of older servers don't have.
 func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -308,7 +315,7 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	columns := must(pgx.CollectRows(rows, pgx.RowToStructByPos[column]))(t)
 	mayBeNull := map[string]bool{
 		"accesskeys.agent_id": true, "accesskeys.service_account_id": true, "accesskeys.created_by_type": true, "accesskeys.created_by_id": true,
-		"changes.subjects": true,
+		"changes.subjects": true, "agents.username_key": true, "agents.username_key_of": true,
 	}
 	times := map[string]int{}
 	for _, c := range columns {
@@ -397,7 +404,7 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 	const times = `- 'tm_create' - 'tm_update' - 'tm_delete' - 'tm_expire' - 'tm_password' - 'tm_heartbeat'`
 	defaults := map[string]string{
 		"customers": `{"email": "", "description": ""}`,
-		"agents":    `{"name": "", "permission": 0, "description": ""}`,
+		"agents":    `{"name": "", "permission": 0, "description": "", "username_key": null, "username_key_of": null}`,
 		"accesskeys": `{"name": "", "roles": ["customer_admin"], "agent_id": null, "description": "", "created_by_id": null, ` +
 			`"created_by_type": null, "service_account_id": null}`,
 		"service_accounts":     `{"name": "", "roles": [], "description": ""}`,

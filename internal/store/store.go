@@ -291,6 +291,7 @@ func quick(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true
 type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
 // underReadCommitted runs do in a transaction in which each statement sees what was committed before it, whatever the

@@ -184,7 +184,7 @@ func TestRolesAreAListOutOfTheModel(t *testing.T) {
 	h.get("/v1.0/service_accounts", h.acme.adminJWT).same(`{"result":[` + string(made.raw) + `],"next_page_token":null}`)
 }
 
-// Promised: "No role: only /v1.0/me, /v1.0/customer and the proxies' check"; and a role that is given or taken counts from
+// Without a role an account reads itself and its customer, the list of customers included, and passes the proxies' check; and a role that is given or taken counts from
 // the next request on, for tokens that were signed before.
 func TestRolesCountFromTheNextRequestOn(t *testing.T) {
 	t.Parallel()
@@ -210,6 +210,9 @@ func TestRolesCountFromTheNextRequestOn(t *testing.T) {
 			`"detail":"","permission":%d,"roles":%s,"tm_create":"%s","tm_update":"%s","tm_delete":"%s"}`,
 			a.id, h.acme.customer.ID, step.permission, step.roles, changed["tm_create"], changed["tm_update"], sentinel))
 		h.get("/v1.0/customer", token).same(customerBody(h.acme.customer))
+		h.get("/v1.0/customers", token).same(`{"result":[` + customerBody(h.acme.customer) + `],"next_page_token":null}`)
+		h.get("/v1.0/customers/"+h.acme.customer.ID.String(), token).same(customerBody(h.acme.customer))
+		h.get("/v1.0/customers/"+h.globex.customer.ID.String(), token).refuses(http.StatusForbidden, "PERMISSION_DENIED")
 		for name, path := range reads {
 			if slices.Contains(step.may, name) {
 				h.get(path, token).wants(http.StatusOK)

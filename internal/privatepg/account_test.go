@@ -106,6 +106,25 @@ func TestOrdinaryUserRunsItsOwnServer(t *testing.T) {
 	}
 }
 
+// Containers are run by a number that no name belongs to.
+func TestUserWithoutANameIsToldWhatToDo(t *testing.T) {
+	needsRoot(t)
+	t.Parallel()
+	const uid = 1000720000
+	dir := newFolder(t)
+	chown(t, dir, uid)
+	h := startHelper(t, settings{Dir: filepath.Join(dir, "pg")}, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid}})
+	if line, err := h.stdout.ReadString('\n'); err == nil {
+		t.Fatalf("it has started: %s", line)
+	}
+	_ = h.cmd.Wait() // it has failed, and has said everything
+	for _, want := range []string{"PostgreSQL does not run as uid 1000720000", "DATABASE_URL", "app:x:1000720000:0::/:/bin/sh", "a user that has one"} {
+		if !strings.Contains(h.stderr.String(), want) {
+			t.Errorf("%q is not said: %s", want, h.stderr)
+		}
+	}
+}
+
 func TestRootServesTheOwnerOfExistingData(t *testing.T) {
 	needsRoot(t)
 	t.Parallel()

@@ -76,7 +76,8 @@ type Server struct {
 }
 
 // Start returns a server that accepts connections, on existing data or on a new cluster. The context bounds the start
-// only. Errors: *InUseError when another process has the folder, ErrNoPostgres when there is nothing to run.
+// only. Errors: *InUseError when another process has the folder, ErrNoPostgres when there is nothing to run, *NoNameError when it
+// can't run as this user.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Getenv == nil {
 		return nil, errors.New("private PostgreSQL: Config.Getenv is missing")
@@ -85,13 +86,28 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if err := s.prepare(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("prepare a private PostgreSQL: %w", err), s.Close())
+	err := s.prepare(ctx)
+	if err != nil {
+		err = fmt.Errorf("prepare a private PostgreSQL: %w", err)
+	} else {
+		err = s.Start(ctx)
 	}
-	if err := s.Start(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
+	switch {
+	case err == nil:
+		return s, nil
+	case strings.Contains(err.Error(), "could not look up effective user ID"): // PostgreSQL's own words
+		err = &NoNameError{UID: s.home.uid}
 	}
-	return s, nil
+	return nil, errors.Join(err, s.Close())
+}
+
+// NoNameError says that PostgreSQL does not run because the user has no name, as in containers that are run by a number.
+type NoNameError struct{ UID int }
+
+// Error tells what to do.
+func (e *NoNameError) Error() string {
+	return fmt.Sprintf("PostgreSQL does not run as uid %d, which has no entry in /etc/passwd. Set DATABASE_URL (TEST_DATABASE_URL for tests) "+
+		"to use a server of yours, or add an entry such as app:x:%[1]d:0::/:/bin/sh, or run this as a user that has one", e.UID)
 }
 
 // prepare brings the folder to the point where the server can be started on it.

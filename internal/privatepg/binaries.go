@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -246,6 +247,10 @@ func (f finder) fetch(ctx context.Context, version embeddedpostgres.PostgresVers
 		Username("pg_refused")
 	if f.cfg.DownloadURL != "" {
 		config = config.BinaryRepositoryURL(strings.TrimRight(f.cfg.DownloadURL, "/"))
+	}
+	// The library tries a port on this name first, and calls any failure a port in use.
+	if _, err := net.DefaultResolver.LookupHost(ctx, "localhost"); err != nil {
+		return fmt.Errorf("the name localhost is not known (is there an /etc/hosts?): %w", err)
 	}
 	library := embeddedpostgres.NewDatabase(config)
 	startErr := library.Start()

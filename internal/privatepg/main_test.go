@@ -133,7 +133,7 @@ func startLogged(t *testing.T, s settings) (*Server, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience) // taking over alone may take 30 s
 	defer cancel()
 	server, err := Start(ctx, s.config(log.logger()))
 	if err != nil {
@@ -215,27 +215,30 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// running is a line of ps. Processes that have ended and only wait for init to notice do not count.
+// running is a process. Those that have ended and only wait for init to notice do not count.
 type running struct {
 	pid, pgid int
-	line      string
+	line      string // its number and its command line
 }
 
 func list() ([]running, error) {
-	output, err := exec.CommandContext(context.Background(), "ps", "-axww", "-o", "pid=,pgid=,stat=,args=").Output()
-	if err != nil {
-		return nil, err
-	}
+	paths, err := filepath.Glob("/proc/[0-9]*")
 	var all []running
-	for line := range strings.Lines(string(output)) {
+	for _, path := range paths {
+		stat, _ := os.ReadFile(filepath.Join(path, "stat"))
+		arguments, _ := os.ReadFile(filepath.Join(path, "cmdline"))
 		var r running
 		var state string
-		if _, err := fmt.Sscan(line, &r.pid, &r.pgid, &state); err == nil && !strings.HasPrefix(state, "Z") {
-			r.line = strings.TrimSpace(line)
-			all = append(all, r)
+		var parent int
+		// Its name, in parentheses, may hold anything.
+		if _, err := fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent, &r.pgid); err != nil || state == "Z" {
+			continue // gone
 		}
+		r.pid, err = strconv.Atoi(filepath.Base(path))
+		r.line = fmt.Sprint(r.pid, " ", strings.ReplaceAll(string(arguments), "\x00", " "))
+		all = append(all, r)
 	}
-	return all, nil
+	return all, err
 }
 
 // processesNaming lists processes with a folder in their arguments or as their working folder.

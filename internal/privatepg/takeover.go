@@ -28,37 +28,21 @@ const postmasterFile = "postmaster.pid"
 // the account: root may not look into the processes of others everywhere, not in a container for one, but everybody may
 // look into their own; and the account can do less harm.
 //
-// Where there is no /proc it goes by the command line that we gave the first process, whose children end when it does.
+// Where there is no /proc it finds none, and PostgreSQL itself refuses to start beside another one.
 const findServers = `
 cd -P -- "$1" || exit 1
 data=$PWD signal=$2
-found() {
-	echo "ours $1"
-	[ -z "$signal" ] || kill -s "$signal" "$1"
-}
-if [ -d "$3/self/cwd" ]; then
-	for proc in "$3"/[0-9]*; do
-		pid=${proc##*/}
-		read -r stat <"$proc/stat" || continue
-		case $stat in "$pid (postgres) Z"*) continue ;; "$pid (postgres) "*) ;; *) continue ;; esac
-		cd / # or a folder that was deleted would pass for the last one
-		if ! cd -P -- "$proc/cwd"; then
-			echo "unknown $pid"
-		elif [ "$PWD" = "$data" ]; then
-			found "$pid"
-		fi
-	done
-	exit 0
-fi
-list=$(ps -axww -o pid=,args=) || exit 1
-echo "$list" | while read -r pid command; do
-	program=${command%%" -D "*}
-	case $pid in *[!0-9]*) continue ;; esac
-	case $program in *` + supervisorName + `*) continue ;; postgres | postgres:* | */postgres) ;; *) continue ;; esac
-	case "$command " in
-	*" -D $data "*) found "$pid" ;;
-	*) echo "unknown $pid" ;;
-	esac
+for proc in /proc/[0-9]*; do
+	pid=${proc##*/}
+	read -r stat <"$proc/stat" || continue
+	case $stat in "$pid (postgres) Z"*) continue ;; "$pid (postgres) "*) ;; *) continue ;; esac
+	cd / # or a folder that was deleted would pass for the last one
+	if ! cd -P -- "$proc/cwd"; then
+		echo "unknown $pid"
+	elif [ "$PWD" = "$data" ]; then
+		echo "ours $pid"
+		[ -z "$signal" ] || kill -s "$signal" "$pid"
+	fi
 done
 exit 0
 `
@@ -69,12 +53,15 @@ type servers struct {
 }
 
 // servers looks for the processes that work in a data folder, and sends them a signal unless that is empty.
-func (a account) servers(ctx context.Context, data, signal, proc string) (servers, error) {
+func (a account) servers(ctx context.Context, data, signal string) (servers, error) {
 	var found servers
 	if _, err := os.Stat(data); errors.Is(err, fs.ErrNotExist) {
 		return found, nil
 	}
-	output, err := a.command(exec.CommandContext(ctx, "/bin/sh", "-c", findServers, "find", data, signal, proc)).Output()
+	output, err := a.command(exec.CommandContext(ctx, "/bin/sh", "-c", findServers, "find", data, signal)).Output()
+	if ctx.Err() != nil { // else it would be said that a signal has killed the shell
+		err = ctx.Err()
+	}
 	if err != nil {
 		return found, fmt.Errorf("look for a server that was left running: %w", err)
 	}
@@ -112,7 +99,7 @@ func (a account) takeOver(ctx context.Context, data string, log *slog.Logger) (f
 		}
 		// The file before the processes: whoever has written its number is visible by then.
 		left, _ := os.ReadFile(filepath.Join(data, postmasterFile)) // unreadable: PostgreSQL will say so
-		servers, err := a.servers(ctx, data, signal, "/proc")
+		servers, err := a.servers(ctx, data, signal)
 		if err != nil {
 			return found, err
 		}

@@ -20,8 +20,16 @@ RACE     := $(if $(CC_FOUND),-race -gcflags=golang.org/x/crypto/...=-race=false,
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z.][a-z.-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Said before minutes of building. The places are those of internal/privatepg.
+POSTGRES_PLACES := /usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql*/bin /usr/local/opt/postgresql*/bin \
+	/home/linuxbrew/.linuxbrew/opt/postgresql*/bin /var/lib/accesskeys-dev/binaries/*/bin ~/.cache/accesskeys/postgresql/*/bin
+.PHONY: find-postgres
+find-postgres:
+	@[ -n "$(DATABASE_URL)$(TEST_DATABASE_URL)" ] || command -v postgres >/dev/null || ls -d $(POSTGRES_PLACES) 2>/dev/null | grep -q . || \
+		echo "There is no PostgreSQL on this machine: it will be downloaded. To spare that: apt-get install postgresql (Debian)." >&2
+
 .PHONY: run
-run: build ## the server on a Postgres of its own, with demo credentials; Ctrl-C stops both
+run: find-postgres build ## the server on a Postgres of its own, with demo credentials; Ctrl-C stops both
 	@exec bin/server dev
 
 .PHONY: build
@@ -30,7 +38,7 @@ build: ## bin/server, a static binary
 	@CGO_ENABLED=0 $(GO) build $(GOBUILDFLAGS) -ldflags='-s -w' -o bin/server ./cmd/server
 
 .PHONY: test
-test: ## every test, on a real Postgres (TEST_DATABASE_URL, or one of its own)
+test: find-postgres ## every test, on a real Postgres (TEST_DATABASE_URL, or one of its own)
 ifeq ($(RACE),)
 	@echo "No C compiler was found: these tests run WITHOUT the race detector (apt-get install gcc libc6-dev)."
 endif
@@ -43,8 +51,9 @@ chaos: ## what was revoked is refused, whatever breaks: every scenario and every
 	CHAOS=long $(GO) test -count=1 -v -timeout 40m -run '^(TestRevokedIsRefusedEverywhere|TestWhatARestoreTookAwayIsForgotten)$$' ./internal/chaos
 
 .PHONY: e2e
-e2e: ## proxies, pgbouncer, failovers with Patroni, generated clients; installs what they need on Debian
+e2e: ## proxies, pgbouncer, failovers, other languages' clients and tools; installs what they need on Debian
 	@scripts/install caddy curl etcd etcdctl haproxy ip jq nginx node npm openssl patroni pgbouncer pgrep postgres unshare
+	$(GO) test -tags e2e -count=1 -run 'IndependentTools|DocumentedScript|DocumentOnServiceAccounts' ./internal/api ./cmd/server
 	$(GO) test -tags e2e -count=1 -v -timeout 30m ./internal/e2e
 
 .PHONY: fuzz

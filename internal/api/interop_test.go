@@ -1,3 +1,5 @@
+//go:build e2e
+
 package api_test
 
 import (
@@ -34,7 +36,7 @@ const signature = sign(digest, Buffer.from(input), { key, dsaEncoding: 'ieee-p13
 process.stdout.write(input + '.' + signature.toString('base64url'));
 `
 
-const missing = "%s is missing on this machine (Debian: apt-get install openssl jq nodejs): %v"
+const missing = "%s is missing on this machine (make e2e installs it on Debian): %v"
 
 // runTool runs a program of this machine's. A missing one is a failure: the promise would be shown by nothing.
 func runTool(t *testing.T, stdin string, args ...string) (string, error) {

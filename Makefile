@@ -48,13 +48,13 @@ endif
 
 .PHONY: chaos
 chaos: ## what was revoked is refused, whatever breaks: every scenario and every control, 10 minutes or more
-	CHAOS=long $(GO) test -count=1 -v -timeout 40m -run '^(TestRevokedIsRefusedEverywhere|TestWhatARestoreTookAwayIsForgotten)$$' ./internal/chaos
+	CHAOS=long $(GO) test -count=1 -v -timeout 40m -run '^(TestRevokedIsRefusedEverywhere|TestWhatARestoreTookAwayIsForgotten)$$' ./test/chaos
 
 .PHONY: e2e
 e2e: ## proxies, pgbouncer, failovers, other languages' clients and tools; installs what they need on Debian
 	@scripts/install caddy curl etcd etcdctl haproxy ip jq nginx node npm openssl patroni pgbouncer pgrep postgres unshare
 	$(GO) test -tags e2e -count=1 -run 'IndependentTools|DocumentedScript|DocumentOnServiceAccounts' ./internal/api ./cmd/server
-	$(GO) test -tags e2e -count=1 -v -timeout 30m ./internal/e2e
+	$(GO) test -tags e2e -count=1 -v -timeout 30m ./test/e2e
 
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME each (60s)
@@ -65,15 +65,15 @@ fuzz: ## every fuzz target, FUZZTIME each (60s)
 
 .PHONY: bench
 bench: build ## what the check costs, beside our router without it and a bare handler; BENCH_KEYS keys (a million)
-	$(GO) test -tags bench -run '^$$' -bench 'Goals|Requests|Footprint' -benchtime $(BENCHTIME) -timeout 60m ./internal/bench
+	$(GO) test -tags bench -run '^$$' -bench 'Goals|Requests|Footprint' -benchtime $(BENCHTIME) -timeout 60m ./test/bench
 
 .PHONY: bench-depth
 bench-depth: build ## a page nine million keys down a list of BENCH_DEPTH_KEYS (ten million; 10 GB of disk)
-	BENCH_DEPTH_KEYS=$${BENCH_DEPTH_KEYS:-10000000} $(GO) test -tags bench -run '^$$' -bench Depth -benchtime $(BENCHTIME) -timeout 60m ./internal/bench
+	BENCH_DEPTH_KEYS=$${BENCH_DEPTH_KEYS:-10000000} $(GO) test -tags bench -run '^$$' -bench Depth -benchtime $(BENCHTIME) -timeout 60m ./test/bench
 
 .PHONY: bench-replicas
 bench-replicas: build ## what 1, 10, 30 and 100 replicas cost their database (4 GB of memory)
-	$(GO) test -tags bench -run '^$$' -bench Replicas -benchtime 1x -timeout 30m ./internal/bench
+	$(GO) test -tags bench -run '^$$' -bench Replicas -benchtime 1x -timeout 30m ./test/bench
 
 .PHONY: fmt
 fmt: ## format the code

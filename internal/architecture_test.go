@@ -40,14 +40,14 @@ var allowed = map[string][]string{
 	"internal/secret":      {},
 	"internal/pgtest":      {"internal/privatepg", "internal/secret", "internal/store", "migrations"},
 	"internal/mailtest":    {},
-	"internal/bench":       {}, // nothing but benchmarks
-	"internal/chaos":       {}, // nothing but a test
-	"internal/e2e":         {}, // nothing but tests
+	"test/bench":       {}, // nothing but benchmarks
+	"test/chaos":       {}, // nothing but a test
+	"test/e2e":         {}, // nothing but tests
 	"internal/servertest":  {},
 }
 
 // testSupport are the rooms that no program contains.
-var testSupport = []string{"internal/pgtest", "internal/mailtest", "internal/bench", "internal/chaos", "internal/e2e", "internal/servertest"}
+var testSupport = []string{"internal/pgtest", "internal/mailtest", "test/bench", "test/chaos", "test/e2e", "internal/servertest"}
 
 // pkg is what go list tells of a package.
 type pkg struct {

@@ -124,9 +124,9 @@ func migrateTo(ctx context.Context, inv invocation, words string, do func(contex
 
 func createCustomer(ctx context.Context, inv invocation) error {
 	flags, given := inv.flagSet("customer create")
-	name := textFlag(flags, "name", maxName, "the customer's name (required)")
-	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
-	email := textFlag(flags, "email", maxName, "its address")
+	name := textFlag(flags, "name", store.MaxName, "the customer's name (required)")
+	detail := textFlag(flags, "detail", store.MaxDetail, "what there is to say of it")
+	email := textFlag(flags, "email", store.MaxName, "its address")
 	s, _, err := inv.openStore(ctx, flags, given)
 	if err != nil {
 		return err
@@ -145,9 +145,9 @@ func createCustomer(ctx context.Context, inv invocation) error {
 func createAgent(ctx context.Context, inv invocation) error {
 	flags, given := inv.flagSet("agent create")
 	customer := idFlag(flags, "customer", "the id of the agent's customer (required)")
-	username := textFlag(flags, "username", maxName, "the name to log in with (required)")
-	name := textFlag(flags, "name", maxName, "the person's name")
-	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
+	username := textFlag(flags, "username", store.MaxName, "the name to log in with (required)")
+	name := textFlag(flags, "name", store.MaxName, "the person's name")
+	detail := textFlag(flags, "detail", store.MaxDetail, "what there is to say of it")
 	permission := auth.PermissionNone
 	// A superadmin, who sees all customers, is made here or nowhere.
 	flags.Func("permission", "admin, manager, agent or superadmin (required)", func(v string) error {
@@ -203,9 +203,9 @@ func createAgent(ctx context.Context, inv invocation) error {
 func createAccessKey(ctx context.Context, inv invocation) error {
 	flags, given := inv.flagSet("accesskey create")
 	customer := idFlag(flags, "customer", "the id of the key's customer (required)")
-	name := textFlag(flags, "name", maxName, "what the key is for")
-	detail := textFlag(flags, "detail", maxDetail, "what there is to say of it")
-	expire := flags.Int64("expire", defaultExpire, "seconds until it expires")
+	name := textFlag(flags, "name", store.MaxName, "what the key is for")
+	detail := textFlag(flags, "detail", store.MaxDetail, "what there is to say of it")
+	expire := flags.Int64("expire", store.DefaultExpire, "seconds until it expires")
 	s, cfg, err := inv.openStore(ctx, flags, given)
 	if err != nil {
 		return err
@@ -214,8 +214,8 @@ func createAccessKey(ctx context.Context, inv invocation) error {
 	switch {
 	case *customer == uuid.Nil:
 		return usagef("--customer is missing: it takes the id of the key's customer")
-	case *expire < cfg.accessKeyMinExpire || *expire > maxAccessExpire:
-		return usagef("--expire: it takes a whole number of seconds from %d to %d", cfg.accessKeyMinExpire, int64(maxAccessExpire))
+	case *expire < cfg.accessKeyMinExpire || *expire > store.MaxExpire:
+		return usagef("--expire: it takes a whole number of seconds from %d to %d", cfg.accessKeyMinExpire, int64(store.MaxExpire))
 	}
 	if err := customerExists(ctx, s, *customer); err != nil {
 		return err

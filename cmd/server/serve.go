@@ -318,9 +318,6 @@ func (a *app) warnOfFailover(ctx context.Context) error {
 	return nil
 }
 
-// defaultExpire is a key's expire where nobody chose one, in seconds: a year, as in the API.
-const defaultExpire = 365 * 86400
-
 // bootstrap makes sure that what the BOOTSTRAP settings name exists.
 func (a *app) bootstrap(ctx context.Context, b bootstrapSettings) (store.Bootstrapped, error) {
 	wanted := store.Bootstrap{
@@ -332,7 +329,7 @@ func (a *app) bootstrap(ctx context.Context, b bootstrapSettings) (store.Bootstr
 	if !b.accessKey.Empty() {
 		wanted.AccessKey = &store.NewAccessKey{
 			Name: "bootstrap", TokenHash: b.accessKey.Hash(), TokenPrefix: b.accessKey.Prefix(),
-			Expire: cmp.Or(b.expire, defaultExpire),
+			Expire: cmp.Or(b.expire, store.DefaultExpire),
 		}
 	}
 	done, err := a.store.Bootstrap(ctx, wanted)

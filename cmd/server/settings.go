@@ -22,6 +22,7 @@ import (
 	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
 // settings are what the environment and the flags say, checked.
@@ -41,8 +42,8 @@ type settings struct {
 	cacheBytes         uint64
 	logLevel           slog.Level
 	logFormat          string
-	authLimit          api.Limit
-	v1Limit            api.Limit
+	authLimit          web.Limit
+	v1Limit            web.Limit
 	trustedProxies     []netip.Prefix
 	signup             bool
 	signupLog          bool // a sign-up's code goes to the log where there is no smtpURL
@@ -72,10 +73,6 @@ type setting struct {
 func (s setting) flagName() string { return strings.ReplaceAll(strings.ToLower(s.name), "_", "-") }
 
 const (
-	maxName         = 255  // characters, as in the API
-	maxDetail       = 4096 // characters
-	maxAccessExpire = 100 * 365 * 86400
-
 	maxShutdownDelay = time.Minute
 )
 
@@ -314,12 +311,12 @@ func distinct(v string) int {
 
 func setAudience(s *settings, v string) error {
 	s.audience = v
-	return checkText(v, maxName)
+	return checkText(v, store.MaxName)
 }
 
 func setMinExpire(s *settings, v string) error {
 	n, err := strconv.ParseInt(v, 10, 64)
-	if err != nil || n < 1 || n > maxAccessExpire {
+	if err != nil || n < 1 || n > store.MaxExpire {
 		return errNotValid
 	}
 	s.accessKeyMinExpire = n
@@ -394,7 +391,7 @@ func setLogFormat(s *settings, v string) error {
 	return nil
 }
 
-func setRPS(l *api.Limit, v string) error {
+func setRPS(l *web.Limit, v string) error {
 	rps, err := strconv.ParseFloat(v, 64)
 	if err != nil || !(rps >= 0 && rps <= 1e9) { // the negation also catches NaN
 		return errNotValid
@@ -403,7 +400,7 @@ func setRPS(l *api.Limit, v string) error {
 	return nil
 }
 
-func setBurst(l *api.Limit, v string) error {
+func setBurst(l *web.Limit, v string) error {
 	burst, err := strconv.ParseInt(v, 10, 32)
 	if err != nil || burst < 1 {
 		return errNotValid
@@ -461,12 +458,12 @@ func setSMTPFrom(s *settings, v string) error {
 
 func setBootstrapCustomer(s *settings, v string) error {
 	s.bootstrap.customer = v
-	return checkText(v, maxName)
+	return checkText(v, store.MaxName)
 }
 
 func setBootstrapUsername(s *settings, v string) error {
 	s.bootstrap.username = v
-	return checkText(v, maxName)
+	return checkText(v, store.MaxName)
 }
 
 func setBootstrapPassword(s *settings, v string) error {

@@ -8,31 +8,26 @@ import (
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/store"
-)
-
-// An access key's expire in seconds (contract, section 4). A year has 365 days here.
-const (
-	defaultExpire = 365 * 86400
-	maxExpire     = 100 * defaultExpire
+	"accesskeys/internal/web"
 )
 
 // accessKeyJSON is an access key on the wire, its fields in the contract's order.
 type accessKeyJSON struct {
-	ID         wireID `json:"id"`
-	CustomerID wireID `json:"customer_id"`
+	ID         web.ID `json:"id"`
+	CustomerID web.ID `json:"customer_id"`
 	// AgentID is null for a customer-wide key.
-	AgentID *wireID `json:"agent_id"`
+	AgentID *web.ID `json:"agent_id"`
 	Name    string  `json:"name"`
 	Detail  string  `json:"detail"`
 	// Token is set in the answer to POST alone.
-	Token       string    `json:"token,omitzero"`
-	TokenPrefix string    `json:"token_prefix"`
-	TmExpire    timestamp `json:"tm_expire"`
-	TmCreate    timestamp `json:"tm_create"`
-	TmUpdate    timestamp `json:"tm_update"`
-	TmDelete    timestamp `json:"tm_delete"`
+	Token       string        `json:"token,omitzero"`
+	TokenPrefix string        `json:"token_prefix"`
+	TmExpire    web.Timestamp `json:"tm_expire"`
+	TmCreate    web.Timestamp `json:"tm_create"`
+	TmUpdate    web.Timestamp `json:"tm_update"`
+	TmDelete    web.Timestamp `json:"tm_delete"`
 	// TmLastUsed is null for never.
-	TmLastUsed *timestamp `json:"tm_last_used"`
+	TmLastUsed *web.Timestamp `json:"tm_last_used"`
 	// CreatedBy is null for keys of before it was noted, and for those that nobody with a credential made.
 	CreatedBy *creatorJSON `json:"created_by"`
 }
@@ -40,26 +35,26 @@ type accessKeyJSON struct {
 // creatorJSON is who made something.
 type creatorJSON struct {
 	Type auth.PrincipalType `json:"type"`
-	ID   wireID             `json:"id"`
+	ID   web.ID             `json:"id"`
 }
 
 func wireAccessKey(k store.AccessKey) accessKeyJSON {
 	var createdBy *creatorJSON
 	if k.CreatedByType != nil && k.CreatedByID != nil {
-		createdBy = &creatorJSON{Type: auth.PrincipalType(*k.CreatedByType), ID: wireID(*k.CreatedByID)}
+		createdBy = &creatorJSON{Type: auth.PrincipalType(*k.CreatedByType), ID: web.ID(*k.CreatedByID)}
 	}
 	return accessKeyJSON{
-		ID:          wireID(k.ID),
-		CustomerID:  wireID(k.CustomerID),
-		AgentID:     (*wireID)(k.AgentID),
+		ID:          web.ID(k.ID),
+		CustomerID:  web.ID(k.CustomerID),
+		AgentID:     (*web.ID)(k.AgentID),
 		Name:        k.Name,
 		Detail:      k.Detail,
 		TokenPrefix: k.TokenPrefix,
-		TmExpire:    timestamp(k.TmExpire),
-		TmCreate:    timestamp(k.TmCreate),
-		TmUpdate:    timestamp(k.TmUpdate),
-		TmDelete:    timestamp(k.TmDelete),
-		TmLastUsed:  (*timestamp)(k.TmLastUsed),
+		TmExpire:    web.Timestamp(k.TmExpire),
+		TmCreate:    web.Timestamp(k.TmCreate),
+		TmUpdate:    web.Timestamp(k.TmUpdate),
+		TmDelete:    web.Timestamp(k.TmDelete),
+		TmLastUsed:  (*web.Timestamp)(k.TmLastUsed),
 		CreatedBy:   createdBy,
 	}
 }
@@ -71,22 +66,18 @@ func wireCreatedAccessKey(k store.AccessKey, token auth.AccessToken) accessKeyJS
 	return wire
 }
 
-func accessKeyCursor(k store.AccessKey) store.Cursor {
-	return store.Cursor{TmCreate: k.TmCreate, ID: k.ID}
-}
-
 // createAccessKey makes a key: for the caller's customer, or bound to an agent. Its answer is the only one that ever
 // shows the token.
 func (s *Server) createAccessKey(w http.ResponseWriter, r *http.Request) error {
-	body, err := decodeObject(w, r)
+	body, err := web.DecodeObject(w, r)
 	if err != nil {
 		return err
 	}
-	name := body.text("name", maxName)
-	detail := body.text("detail", maxDetail)
-	agentID := body.optionalID("agent_id")
-	expire := body.wholeNumber("expire", s.minExpire, maxExpire, max(defaultExpire, s.minExpire))
-	if err := body.err(); err != nil {
+	name := body.Text("name", store.MaxName)
+	detail := body.Text("detail", store.MaxDetail)
+	agentID := body.OptionalID("agent_id")
+	expire := body.WholeNumber("expire", s.minExpire, store.MaxExpire, max(store.DefaultExpire, s.minExpire))
+	if err := body.Err(); err != nil {
 		return err
 	}
 	caller := principalOf(r)
@@ -109,7 +100,7 @@ func (s *Server) createAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return accessKeyError(err)
 	}
-	writeJSON(w, http.StatusOK, wireCreatedAccessKey(key, token))
+	web.WriteJSON(w, http.StatusOK, wireCreatedAccessKey(key, token))
 	return nil
 }
 
@@ -139,11 +130,11 @@ func (s *Server) mayBindTo(r *http.Request, caller auth.Principal, agentID *uuid
 
 // listAccessKeys shows the keys of the caller's customer, or those bound to one agent, newest first.
 func (s *Server) listAccessKeys(w http.ResponseWriter, r *http.Request) error {
-	p, err := decodePage(r)
+	p, err := web.DecodePage(r)
 	if err != nil {
 		return err
 	}
-	agentID, err := queryID(r, "agent_id", uuid.Nil)
+	agentID, err := web.QueryID(r, "agent_id", uuid.Nil)
 	if err != nil {
 		return err
 	}
@@ -160,20 +151,20 @@ func (s *Server) listAccessKeys(w http.ResponseWriter, r *http.Request) error {
 	}
 	var rows []store.AccessKey
 	if !ofAgent {
-		rows, err = s.store.AccessKeys(r.Context(), caller.CustomerID, p.after, p.size+1)
+		rows, err = s.store.AccessKeys(r.Context(), caller.CustomerID, store.Cursor(p.After), p.Limit())
 	} else {
-		rows, err = s.store.AccessKeysOfAgent(r.Context(), agentID, p.after, p.size+1)
+		rows, err = s.store.AccessKeysOfAgent(r.Context(), agentID, store.Cursor(p.After), p.Limit())
 	}
 	if err != nil {
 		return err
 	}
-	writeList(w, r, paged(rows, p, wireAccessKey, accessKeyCursor))
+	web.WriteList(w, r, web.Paged(rows, p, wireAccessKey))
 	return nil
 }
 
 // getAccessKey shows one key.
 func (s *Server) getAccessKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
@@ -181,22 +172,22 @@ func (s *Server) getAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, wireAccessKey(key))
+	web.WriteJSON(w, http.StatusOK, wireAccessKey(key))
 	return nil
 }
 
 // updateAccessKey changes a key's name and detail. Other fields are ignored, so that a fetched key can be sent back.
 func (s *Server) updateAccessKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	body, err := decodeObject(w, r)
+	body, err := web.DecodeObject(w, r)
 	if err != nil {
 		return err
 	}
-	change := store.AccessKeyChange{Name: body.text("name", maxName), Detail: body.text("detail", maxDetail)}
-	if err := body.err(); err != nil {
+	change := store.AccessKeyChange{Name: body.Text("name", store.MaxName), Detail: body.Text("detail", store.MaxDetail)}
+	if err := body.Err(); err != nil {
 		return err
 	}
 	key, err := s.reachAccessKey(r, id, auth.WriteAccessKeys)
@@ -207,13 +198,13 @@ func (s *Server) updateAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return accessKeyError(err)
 	}
-	writeJSON(w, http.StatusOK, wireAccessKey(key))
+	web.WriteJSON(w, http.StatusOK, wireAccessKey(key))
 	return nil
 }
 
 // deleteAccessKey ends a key, for good and at once.
 func (s *Server) deleteAccessKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
@@ -225,7 +216,7 @@ func (s *Server) deleteAccessKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return accessKeyError(err)
 	}
-	writeJSON(w, http.StatusOK, wireAccessKey(key))
+	web.WriteJSON(w, http.StatusOK, wireAccessKey(key))
 	return nil
 }
 
@@ -251,7 +242,7 @@ func (s *Server) reachAccessKey(r *http.Request, id uuid.UUID, rights auth.Right
 
 func accessKeyError(err error) error {
 	if errors.Is(err, store.ErrNotFound) {
-		return notFound(reasonAccessKeyNotFound, "access key")
+		return web.NotFound(reasonAccessKeyNotFound, "access key")
 	}
 	return customerError(err)
 }

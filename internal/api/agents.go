@@ -10,52 +10,49 @@ import (
 	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
 type agentJSON struct {
-	ID         wireID          `json:"id"`
-	CustomerID wireID          `json:"customer_id"`
+	ID         web.ID          `json:"id"`
+	CustomerID web.ID          `json:"customer_id"`
 	Username   string          `json:"username"`
 	Name       string          `json:"name"`
 	Detail     string          `json:"detail"`
 	Permission auth.Permission `json:"permission"`
-	TmCreate   timestamp       `json:"tm_create"`
-	TmUpdate   timestamp       `json:"tm_update"`
-	TmDelete   timestamp       `json:"tm_delete"`
+	TmCreate   web.Timestamp   `json:"tm_create"`
+	TmUpdate   web.Timestamp   `json:"tm_update"`
+	TmDelete   web.Timestamp   `json:"tm_delete"`
 }
 
 func wireAgent(a store.Agent) agentJSON {
 	return agentJSON{
-		ID:         wireID(a.ID),
-		CustomerID: wireID(a.CustomerID),
+		ID:         web.ID(a.ID),
+		CustomerID: web.ID(a.CustomerID),
 		Username:   a.Username,
 		Name:       a.Name,
 		Detail:     a.Detail,
 		Permission: auth.Permission(a.Permission),
-		TmCreate:   timestamp(a.TmCreate),
-		TmUpdate:   timestamp(a.TmUpdate),
-		TmDelete:   timestamp(a.TmDelete),
+		TmCreate:   web.Timestamp(a.TmCreate),
+		TmUpdate:   web.Timestamp(a.TmUpdate),
+		TmDelete:   web.Timestamp(a.TmDelete),
 	}
-}
-
-func agentCursor(a store.Agent) store.Cursor {
-	return store.Cursor{TmCreate: a.TmCreate, ID: a.ID}
 }
 
 // createAgent makes an agent of the caller's customer; a ProjectSuperAdmin may name another customer.
 func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
-	body, err := decodeRequiredObject(w, r)
+	body, err := web.DecodeRequiredObject(w, r)
 	if err != nil {
 		return err
 	}
 	caller := principalOf(r)
-	customerID := body.id("customer_id", caller.CustomerID)
+	customerID := body.ID("customer_id", caller.CustomerID)
 	username := newUsername(body)
-	password := secret.New(body.requiredText("password", maxPassword))
-	name := body.text("name", maxName)
-	detail := body.text("detail", maxDetail)
-	permission := auth.Permission(body.wholeNumber("permission", 0, int64(auth.PermissionAll), int64(auth.PermissionNone)))
-	if err := body.err(); err != nil {
+	password := secret.New(body.RequiredText("password", maxPassword))
+	name := body.Text("name", store.MaxName)
+	detail := body.Text("detail", store.MaxDetail)
+	permission := auth.Permission(body.WholeNumber("permission", 0, int64(auth.PermissionAll), int64(auth.PermissionNone)))
+	if err := body.Err(); err != nil {
 		return err
 	}
 	if !caller.May(auth.WriteAgents) || !caller.MayGive(permission) {
@@ -77,27 +74,26 @@ func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return agentError(err)
 	}
-	writeJSON(w, http.StatusOK, wireAgent(agent))
+	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
 	return nil
 }
 
-func newUsername(body *object) string {
-	before := len(body.details)
-	username := body.requiredText("username", maxUsername)
-	if len(body.details) == before && store.CheckUsername(username) != nil {
-		body.wrong("username", "%v", store.ErrUsername)
+func newUsername(body *web.Object) string {
+	username := body.RequiredText("username", store.MaxUsername)
+	if !body.IsWrong("username") && store.CheckUsername(username) != nil {
+		body.Wrong("username", "%v", store.ErrUsername)
 	}
 	return username
 }
 
 // listAgents shows the agents of the caller's customer, newest first; a ProjectSuperAdmin may name another customer.
 func (s *Server) listAgents(w http.ResponseWriter, r *http.Request) error {
-	p, err := decodePage(r)
+	p, err := web.DecodePage(r)
 	if err != nil {
 		return err
 	}
 	caller := principalOf(r)
-	customerID, err := queryID(r, "customer_id", caller.CustomerID)
+	customerID, err := web.QueryID(r, "customer_id", caller.CustomerID)
 	if err != nil {
 		return err
 	}
@@ -107,17 +103,17 @@ func (s *Server) listAgents(w http.ResponseWriter, r *http.Request) error {
 	if err := s.reachCustomer(r, caller, customerID); err != nil {
 		return err
 	}
-	rows, err := s.store.Agents(r.Context(), customerID, p.after, p.size+1)
+	rows, err := s.store.Agents(r.Context(), customerID, store.Cursor(p.After), p.Limit())
 	if err != nil {
 		return err
 	}
-	writeList(w, r, paged(rows, p, wireAgent, agentCursor))
+	web.WriteList(w, r, web.Paged(rows, p, wireAgent))
 	return nil
 }
 
 // getAgent shows one agent.
 func (s *Server) getAgent(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
@@ -125,27 +121,27 @@ func (s *Server) getAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, wireAgent(agent))
+	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
 	return nil
 }
 
 // updateAgent changes an agent's username, name and detail. Other fields are ignored, so that a fetched agent can be
 // sent back.
 func (s *Server) updateAgent(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	body, err := decodeObject(w, r)
+	body, err := web.DecodeObject(w, r)
 	if err != nil {
 		return err
 	}
 	change := store.AgentChange{
-		Username: body.textNotEmpty("username", maxUsername),
-		Name:     body.text("name", maxName),
-		Detail:   body.text("detail", maxDetail),
+		Username: body.TextNotEmpty("username", store.MaxUsername),
+		Name:     body.Text("name", store.MaxName),
+		Detail:   body.Text("detail", store.MaxDetail),
 	}
-	if err := body.err(); err != nil {
+	if err := body.Err(); err != nil {
 		return err
 	}
 	agent, err := s.overpowerAgent(r, id)
@@ -163,22 +159,22 @@ func (s *Server) updateAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return agentError(err)
 	}
-	writeJSON(w, http.StatusOK, wireAgent(agent))
+	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
 	return nil
 }
 
 // setAgentPermission changes what an agent may do. Neither what it has nor what it gets may exceed the caller's own.
 func (s *Server) setAgentPermission(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	body, err := decodeRequiredObject(w, r)
+	body, err := web.DecodeRequiredObject(w, r)
 	if err != nil {
 		return err
 	}
-	permission := auth.Permission(body.requiredWholeNumber("permission", 0, int64(auth.PermissionAll)))
-	if err := body.err(); err != nil {
+	permission := auth.Permission(body.RequiredWholeNumber("permission", 0, int64(auth.PermissionAll)))
+	if err := body.Err(); err != nil {
 		return err
 	}
 	if !principalOf(r).MayGive(permission) {
@@ -192,22 +188,22 @@ func (s *Server) setAgentPermission(w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return agentError(err)
 	}
-	writeJSON(w, http.StatusOK, wireAgent(agent))
+	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
 	return nil
 }
 
 // setAgentPassword gives an agent another password, which ends its login tokens.
 func (s *Server) setAgentPassword(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	body, err := decodeRequiredObject(w, r)
+	body, err := web.DecodeRequiredObject(w, r)
 	if err != nil {
 		return err
 	}
-	password := secret.New(body.requiredText("password", maxPassword))
-	if err := body.err(); err != nil {
+	password := secret.New(body.RequiredText("password", maxPassword))
+	if err := body.Err(); err != nil {
 		return err
 	}
 	agent, err := s.overpowerAgent(r, id)
@@ -220,22 +216,22 @@ func (s *Server) setAgentPassword(w http.ResponseWriter, r *http.Request) error 
 // setOwnPassword gives the caller another password, for the old one. A key that is bound to an agent does not do: it may
 // be in a configuration file, and must not lock its owner out.
 func (s *Server) setOwnPassword(w http.ResponseWriter, r *http.Request) error {
-	body, err := decodeRequiredObject(w, r)
+	body, err := web.DecodeRequiredObject(w, r)
 	if err != nil {
 		return err
 	}
-	old := secret.New(body.requiredText("old_password", maxPassword))
-	password := secret.New(body.requiredText("password", maxPassword))
-	if err := body.err(); err != nil {
+	old := secret.New(body.RequiredText("old_password", maxPassword))
+	password := secret.New(body.RequiredText("password", maxPassword))
+	if err := body.Err(); err != nil {
 		return err
 	}
 	caller := principalOf(r)
 	if caller.Type != auth.TypeAgent {
 		return permissionDenied()
 	}
-	known, _, err := s.authenticator.Login(r.Context(), caller.Username, old, eventOf(r).client)
+	known, _, err := s.authenticator.Login(r.Context(), caller.Username, old, eventOf(r).Client)
 	if errors.Is(err, auth.ErrInvalidCredential) || err == nil && known.ID != caller.ID {
-		return badRequest(reasonWrongPassword, "The old password is not right.", detail{Field: "old_password", Message: "is not right"})
+		return web.BadRequest(reasonWrongPassword, "The old password is not right.", web.Detail{Field: "old_password", Message: "is not right"})
 	}
 	if err != nil {
 		return err
@@ -252,13 +248,13 @@ func (s *Server) setPassword(w http.ResponseWriter, r *http.Request, of store.Ag
 	if err != nil {
 		return agentError(err)
 	}
-	writeJSON(w, http.StatusOK, wireAgent(agent))
+	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
 	return nil
 }
 
 // deleteAgent ends an agent, its tokens and the keys that are bound to it.
 func (s *Server) deleteAgent(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
@@ -270,7 +266,7 @@ func (s *Server) deleteAgent(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return agentError(err)
 	}
-	writeJSON(w, http.StatusOK, wireAgent(agent))
+	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
 	return nil
 }
 
@@ -319,7 +315,7 @@ func (s *Server) hash(r *http.Request, password secret.Value) (secret.Value, err
 func (s *Server) naming(r *http.Request, write func() (store.Agent, error)) (store.Agent, error) {
 	undo, wait := s.tries.Take("customer "+principalOf(r).CustomerID.String(), time.Now())
 	if wait > 0 {
-		return store.Agent{}, tooMany(byCustomer, "Too many usernames that this customer chose were taken.", wait)
+		return store.Agent{}, web.TooMany(web.ByCustomer, "Too many usernames that this customer chose were taken.", wait)
 	}
 	agent, err := write()
 	if !errors.Is(err, store.ErrUsernameTaken) {
@@ -331,13 +327,13 @@ func (s *Server) naming(r *http.Request, write func() (store.Agent, error)) (sto
 func agentError(err error) error {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		return notFound(reasonAgentNotFound, "agent")
+		return web.NotFound(reasonAgentNotFound, "agent")
 	case errors.Is(err, store.ErrUsernameTaken):
-		return conflict(reasonUsernameTaken, "ALREADY_EXISTS", "Another agent has this username.")
+		return web.Conflict(reasonUsernameTaken, "ALREADY_EXISTS", "Another agent has this username.")
 	case errors.Is(err, store.ErrUsername):
-		return badRequest(reasonInvalidArgument, "The body has fields that are not valid.", detail{Field: "username", Message: store.ErrUsername.Error()})
+		return web.BadRequest(web.ReasonInvalidArgument, "The body has fields that are not valid.", web.Detail{Field: "username", Message: store.ErrUsername.Error()})
 	case errors.Is(err, store.ErrLastAdmin):
-		return conflict(reasonLastAdmin, "FAILED_PRECONDITION", "A customer needs an admin, and this is its last one.")
+		return web.Conflict(reasonLastAdmin, "FAILED_PRECONDITION", "A customer needs an admin, and this is its last one.")
 	default:
 		return customerError(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
 // agentBody is an agent on the wire, byte for byte.
@@ -328,7 +329,7 @@ func TestAgentChangesItsOwnPasswordForTheOldOne(t *testing.T) {
 // It checks a password, so it can be tried as often as a login, and no oftener.
 func TestOwnPasswordIsAsLimitedAsALogin(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) { c.AuthLimit = api.Limit{RPS: 0.001, Burst: 2} })
+	h := newHarness(t, func(c *api.Config) { c.AuthLimit = web.Limit{RPS: 0.001, Burst: 2} })
 	guess := map[string]any{"old_password": "a guess", "password": "another"}
 	for range 2 {
 		h.put("/v1.0/me/password", h.acme.plainJWT, guess).refuses(400, "WRONG_PASSWORD")

@@ -8,32 +8,29 @@ import (
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
 type customerJSON struct {
-	ID       wireID    `json:"id"`
-	Name     string    `json:"name"`
-	Detail   string    `json:"detail"`
-	Email    string    `json:"email"`
-	TmCreate timestamp `json:"tm_create"`
-	TmUpdate timestamp `json:"tm_update"`
-	TmDelete timestamp `json:"tm_delete"`
+	ID       web.ID        `json:"id"`
+	Name     string        `json:"name"`
+	Detail   string        `json:"detail"`
+	Email    string        `json:"email"`
+	TmCreate web.Timestamp `json:"tm_create"`
+	TmUpdate web.Timestamp `json:"tm_update"`
+	TmDelete web.Timestamp `json:"tm_delete"`
 }
 
 func wireCustomer(c store.Customer) customerJSON {
 	return customerJSON{
-		ID:       wireID(c.ID),
+		ID:       web.ID(c.ID),
 		Name:     c.Name,
 		Detail:   c.Detail,
 		Email:    c.Email,
-		TmCreate: timestamp(c.TmCreate),
-		TmUpdate: timestamp(c.TmUpdate),
-		TmDelete: timestamp(c.TmDelete),
+		TmCreate: web.Timestamp(c.TmCreate),
+		TmUpdate: web.Timestamp(c.TmUpdate),
+		TmDelete: web.Timestamp(c.TmDelete),
 	}
-}
-
-func customerCursor(c store.Customer) store.Cursor {
-	return store.Cursor{TmCreate: c.TmCreate, ID: c.ID}
 }
 
 // customer shows the caller's customer (contract, section 5).
@@ -42,13 +39,13 @@ func (s *Server) customer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return customerError(err)
 	}
-	writeJSON(w, http.StatusOK, wireCustomer(c))
+	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
 	return nil
 }
 
 // listCustomers shows the customers that the caller may see: all, or its own (contract, section 5).
 func (s *Server) listCustomers(w http.ResponseWriter, r *http.Request) error {
-	p, err := decodePage(r)
+	p, err := web.DecodePage(r)
 	if err != nil {
 		return err
 	}
@@ -57,24 +54,24 @@ func (s *Server) listCustomers(w http.ResponseWriter, r *http.Request) error {
 	if caller.May(auth.AllCustomers) {
 		only = nil
 	}
-	rows, err := s.store.Customers(r.Context(), only, p.after, p.size+1)
+	rows, err := s.store.Customers(r.Context(), only, store.Cursor(p.After), p.Limit())
 	if err != nil {
 		return err
 	}
-	writeList(w, r, paged(rows, p, wireCustomer, customerCursor))
+	web.WriteList(w, r, web.Paged(rows, p, wireCustomer))
 	return nil
 }
 
 // createCustomer makes a customer, which has nobody in it yet.
 func (s *Server) createCustomer(w http.ResponseWriter, r *http.Request) error {
-	body, err := decodeRequiredObject(w, r)
+	body, err := web.DecodeRequiredObject(w, r)
 	if err != nil {
 		return err
 	}
-	name := body.requiredText("name", maxName)
-	detail := body.text("detail", maxDetail)
-	email := body.text("email", maxName)
-	if err := body.err(); err != nil {
+	name := body.RequiredText("name", store.MaxName)
+	detail := body.Text("detail", store.MaxDetail)
+	email := body.Text("email", store.MaxName)
+	if err := body.Err(); err != nil {
 		return err
 	}
 	if !principalOf(r).May(auth.AllCustomers) {
@@ -84,13 +81,13 @@ func (s *Server) createCustomer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, wireCustomer(c))
+	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
 	return nil
 }
 
 // getCustomer shows a customer: the caller's own, or for a ProjectSuperAdmin any.
 func (s *Server) getCustomer(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
@@ -101,26 +98,26 @@ func (s *Server) getCustomer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return customerError(err)
 	}
-	writeJSON(w, http.StatusOK, wireCustomer(c))
+	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
 	return nil
 }
 
 // updateCustomer changes a customer's name, detail and email.
 func (s *Server) updateCustomer(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	body, err := decodeObject(w, r)
+	body, err := web.DecodeObject(w, r)
 	if err != nil {
 		return err
 	}
 	change := store.CustomerChange{
-		Name:   body.textNotEmpty("name", maxName),
-		Detail: body.text("detail", maxDetail),
-		Email:  body.text("email", maxName),
+		Name:   body.TextNotEmpty("name", store.MaxName),
+		Detail: body.Text("detail", store.MaxDetail),
+		Email:  body.Text("email", store.MaxName),
 	}
-	if err := body.err(); err != nil {
+	if err := body.Err(); err != nil {
 		return err
 	}
 	if !principalOf(r).May(auth.AllCustomers) {
@@ -130,13 +127,13 @@ func (s *Server) updateCustomer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return customerError(err)
 	}
-	writeJSON(w, http.StatusOK, wireCustomer(c))
+	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
 	return nil
 }
 
 // deleteCustomer ends a customer and every credential of its.
 func (s *Server) deleteCustomer(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
@@ -147,7 +144,7 @@ func (s *Server) deleteCustomer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return customerError(err)
 	}
-	writeJSON(w, http.StatusOK, wireCustomer(c))
+	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
 	return nil
 }
 
@@ -165,7 +162,7 @@ func (s *Server) reachCustomer(r *http.Request, caller auth.Principal, id uuid.U
 
 func customerError(err error) error {
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrNoCustomer) {
-		return notFound(reasonCustomerNotFound, "customer")
+		return web.NotFound(reasonCustomerNotFound, "customer")
 	}
 	return err
 }

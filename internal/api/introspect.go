@@ -7,6 +7,7 @@ import (
 	"net/url"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/web"
 )
 
 // introspectionJSON is what RFC 7662, section 2.2, has of a token, and what else there is to know of its holder. Of one that is
@@ -14,13 +15,13 @@ import (
 type introspectionJSON struct {
 	Active     bool               `json:"active"`
 	TokenType  string             `json:"token_type,omitzero"`
-	Subject    wireID             `json:"sub,omitzero"`
+	Subject    web.ID             `json:"sub,omitzero"`
 	Username   string             `json:"username,omitzero"` // of an agent
 	IssuedAt   int64              `json:"iat,omitzero"`
 	ExpiresAt  int64              `json:"exp,omitzero"`
 	Type       auth.PrincipalType `json:"type,omitzero"`
-	CustomerID wireID             `json:"customer_id,omitzero"`
-	AgentID    wireID             `json:"agent_id,omitzero"`
+	CustomerID web.ID             `json:"customer_id,omitzero"`
+	AgentID    web.ID             `json:"agent_id,omitzero"`
 	Permission *auth.Permission   `json:"permission,omitzero"`
 	Roles      []string           `json:"roles,omitzero"` // of a service account
 }
@@ -38,11 +39,11 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) error {
 	credential, err := auth.ParseCredential(token)
 	var holder auth.Principal
 	if err == nil {
-		holder, err = s.verifier.Verify(r.Context(), credential, eventOf(r).client)
+		holder, err = s.verifier.Verify(r.Context(), credential, eventOf(r).Client)
 	}
 	switch {
 	case errors.Is(err, auth.ErrInvalidCredential), err == nil && !caller.MayReach(holder.CustomerID):
-		writeJSON(w, http.StatusOK, introspectionJSON{})
+		web.WriteJSON(w, http.StatusOK, introspectionJSON{})
 		return nil
 	case err != nil:
 		return err
@@ -50,30 +51,30 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) error {
 	answer := introspectionJSON{
 		Active:     true,
 		TokenType:  "Bearer",
-		Subject:    wireID(holder.ID),
+		Subject:    web.ID(holder.ID),
 		Username:   holder.Username,
 		IssuedAt:   holder.Issued.Unix(),
 		ExpiresAt:  holder.Expires.Unix(),
 		Type:       holder.Type,
-		CustomerID: wireID(holder.CustomerID),
-		AgentID:    wireID(holder.AgentID),
+		CustomerID: web.ID(holder.CustomerID),
+		AgentID:    web.ID(holder.AgentID),
 		Permission: &holder.Permission,
 	}
 	if holder.Type == auth.TypeServiceAccount {
 		answer.Roles = holder.Roles
 	}
-	writeJSON(w, http.StatusOK, answer)
+	web.WriteJSON(w, http.StatusOK, answer)
 	return nil
 }
 
 // introspected reads the token that is asked about out of a form (RFC 7662, section 2.1).
 func introspected(w http.ResponseWriter, r *http.Request) (string, error) {
-	body, err := readBody(w, r)
+	body, err := web.ReadBody(w, r)
 	if err != nil {
 		return "", err
 	}
 	invalid := func(message string) error {
-		return badRequest(reasonInvalidArgument, "The body is not the form that it should be.", detail{Field: "token", Message: message})
+		return web.BadRequest(web.ReasonInvalidArgument, "The body is not the form that it should be.", web.Detail{Field: "token", Message: message})
 	}
 	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/x-www-form-urlencoded" {
 		return "", invalid("comes in a form: Content-Type: application/x-www-form-urlencoded")

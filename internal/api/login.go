@@ -4,30 +4,30 @@ import (
 	"net/http"
 
 	"accesskeys/internal/secret"
+	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
-const (
-	maxUsername = 255 // characters
-	maxPassword = maxBody
-)
+// maxPassword is bounded by the body alone.
+const maxPassword = web.MaxBody
 
 // login gives an agent a token for its password (contract, section 2).
 func (s *Server) login(w http.ResponseWriter, r *http.Request) error {
-	body, err := decodeRequiredObject(w, r)
+	body, err := web.DecodeRequiredObject(w, r)
 	if err != nil {
 		return err
 	}
-	username := body.requiredText("username", maxUsername)
-	password := secret.New(body.requiredText("password", maxPassword))
-	if err := body.err(); err != nil {
+	username := body.RequiredText("username", store.MaxUsername)
+	password := secret.New(body.RequiredText("password", maxPassword))
+	if err := body.Err(); err != nil {
 		return err
 	}
-	agent, token, err := s.authenticator.Login(r.Context(), username, password, eventOf(r).client)
+	agent, token, err := s.authenticator.Login(r.Context(), username, password, eventOf(r).Client)
 	if err != nil {
 		s.metrics.observeLoginRefusal(err)
 		return err
 	}
-	writeJSON(w, http.StatusOK, struct {
+	web.WriteJSON(w, http.StatusOK, struct {
 		Username string `json:"username"`
 		Token    string `json:"token"`
 	}{agent.Username, token.Reveal()})

@@ -6,45 +6,46 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/web"
 )
 
 type principalJSON struct {
-	ID         wireID             `json:"id"`
-	CustomerID wireID             `json:"customer_id"`
+	ID         web.ID             `json:"id"`
+	CustomerID web.ID             `json:"customer_id"`
 	Type       auth.PrincipalType `json:"type"`
-	AgentID    *wireID            `json:"agent_id,omitzero"` // of a key that is bound to an agent
+	AgentID    *web.ID            `json:"agent_id,omitzero"` // of a key that is bound to an agent
 	Username   string             `json:"username"`
 	Name       string             `json:"name"`
 	Detail     string             `json:"detail"`
 	Permission auth.Permission    `json:"permission"`
 	Roles      []string           `json:"roles,omitzero"` // of a service account
-	TmCreate   timestamp          `json:"tm_create"`
-	TmUpdate   timestamp          `json:"tm_update"`
-	TmDelete   timestamp          `json:"tm_delete"`
+	TmCreate   web.Timestamp      `json:"tm_create"`
+	TmUpdate   web.Timestamp      `json:"tm_update"`
+	TmDelete   web.Timestamp      `json:"tm_delete"`
 }
 
 // me shows the caller (contract, section 5).
 func (s *Server) me(w http.ResponseWriter, r *http.Request) error {
 	p := principalOf(r)
 	me := principalJSON{
-		ID:         wireID(p.ID),
-		CustomerID: wireID(p.CustomerID),
+		ID:         web.ID(p.ID),
+		CustomerID: web.ID(p.CustomerID),
 		Type:       p.Type,
 		Username:   p.Username,
 		Name:       p.Name,
 		Detail:     p.Detail,
 		Permission: p.Permission,
-		TmCreate:   timestamp(p.TmCreate),
-		TmUpdate:   timestamp(p.TmUpdate),
-		TmDelete:   timestamp(p.TmDelete),
+		TmCreate:   web.Timestamp(p.TmCreate),
+		TmUpdate:   web.Timestamp(p.TmUpdate),
+		TmDelete:   web.Timestamp(p.TmDelete),
 	}
 	if p.Type == auth.TypeAccessKey && p.AgentID != uuid.Nil {
-		id := wireID(p.AgentID)
+		id := web.ID(p.AgentID)
 		me.AgentID = &id
 	}
 	if p.Type == auth.TypeServiceAccount {
 		me.Roles = p.Roles
 	}
-	writeJSON(w, http.StatusOK, me)
+	web.WriteJSON(w, http.StatusOK, me)
 	return nil
 }

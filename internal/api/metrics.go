@@ -3,9 +3,6 @@ package api
 import (
 	"errors"
 	"net/http"
-	"strconv"
-	"sync"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -16,26 +13,16 @@ import (
 	"accesskeys/internal/store"
 )
 
-// metrics are the figures behind /metrics. Labels come from fixed sets only, never from what a client sends.
+// metrics are the figures behind /metrics, beside those of package web. Labels come from fixed sets only, never from what a client sends.
 type metrics struct {
 	registry      *prometheus.Registry
-	requests      *prometheus.CounterVec
-	durations     *prometheus.HistogramVec
 	credentials   *prometheus.CounterVec
 	loginRefusals *prometheus.CounterVec
-	found         sync.Map // of requestLabels to requestMetrics
 }
 
-func newMetrics(s *store.Store, r *replica.Replica, slow slowClients) *metrics {
+func newMetrics(s *store.Store, r *replica.Replica) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "accesskeys_http_requests_total", Help: "Requests answered.",
-		}, []string{"method", "route", "status"}),
-		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "accesskeys_http_request_duration_seconds", Help: "Time from a request's header to the end of its answer.",
-			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
-		}, []string{"method", "route"}),
 		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "accesskeys_credential_checks_total", Help: "Credentials checked, under /v1.0 and for proxies, by kind and result.",
 		}, []string{"kind", "result"}),
@@ -43,10 +30,7 @@ func newMetrics(s *store.Store, r *replica.Replica, slow slowClients) *metrics {
 			Name: "accesskeys_login_refusals_total", Help: "Logins that gave no token, by reason.",
 		}, []string{"reason"}),
 	}
-	m.registry.MustRegister(m.requests, m.durations, m.credentials, m.loginRefusals, poolCollector{s}, replicaCollector{r},
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "accesskeys_slow_clients_cut_off_total", Help: "Clients that were cut off because they did not read or send in time.",
-		}, slow.cutOff),
+	m.registry.MustRegister(m.credentials, m.loginRefusals, poolCollector{s}, replicaCollector{r},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -54,32 +38,6 @@ func newMetrics(s *store.Store, r *replica.Replica, slow slowClients) *metrics {
 // handler shows the figures. Where they can't be gathered it panics, so that observe answers as for any other defect.
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.PanicOnError})
-}
-
-// requestLabels are those of a request's metrics. There are as many as routes, methods and statuses.
-type requestLabels struct {
-	method, route string
-	code          int
-}
-
-// requestMetrics are a request's metrics, found once for its labels.
-type requestMetrics struct {
-	count    prometheus.Counter
-	duration prometheus.Observer
-}
-
-func (m *metrics) observeRequest(method, route string, code int, took time.Duration) {
-	labels := requestLabels{method, route, code}
-	found, ok := m.found.Load(labels)
-	if !ok {
-		found, _ = m.found.LoadOrStore(labels, requestMetrics{
-			count:    m.requests.WithLabelValues(method, route, strconv.Itoa(code)),
-			duration: m.durations.WithLabelValues(method, route),
-		})
-	}
-	of := found.(requestMetrics)
-	of.count.Inc()
-	of.duration.Observe(took.Seconds())
 }
 
 func (m *metrics) observeCredential(kind auth.CredentialKind, err error) {
@@ -99,7 +57,7 @@ func (m *metrics) observeCredential(kind auth.CredentialKind, err error) {
 }
 
 func (m *metrics) observeLoginRefusal(err error) {
-	m.loginRefusals.WithLabelValues(problemOf(err).reason).Inc()
+	m.loginRefusals.WithLabelValues(problemOf(err).Reason).Inc()
 }
 
 // poolCollector reads the pool's figures when they are asked for.

@@ -12,6 +12,7 @@ import (
 
 	document "accesskeys/api"
 	"accesskeys/internal/replica"
+	"accesskeys/internal/web"
 )
 
 type messageJSON struct {
@@ -20,24 +21,21 @@ type messageJSON struct {
 
 // ping answers as VoIPBIN's does.
 func (*Server) ping(w http.ResponseWriter, _ *http.Request) error {
-	writeJSON(w, http.StatusOK, messageJSON{"pong"})
+	web.WriteJSON(w, http.StatusOK, messageJSON{"pong"})
 	return nil
 }
 
 // healthz says that the process lives; it asks nobody else, so that a database in trouble gets no server restarted.
 func (*Server) healthz(w http.ResponseWriter, _ *http.Request) error {
-	writeJSON(w, http.StatusOK, messageJSON{"ok"})
+	web.WriteJSON(w, http.StatusOK, messageJSON{"ok"})
 	return nil
 }
 
 // readyz says whether the server can serve: the database is reachable and migrated and lets it check credentials, and the
 // server is not on its way out.
 func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
-	if s.draining.Load() {
-		return &problem{
-			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable, message: "The server is shutting down.",
-			retryAfter: unavailableRetry,
-		}
+	if s.kit.Draining() {
+		return web.Unavailable("The server is shutting down.")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
@@ -46,9 +44,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	}
 	err := s.replica.Ready(ctx)
 	if trouble, ok := errors.AsType[*replica.TroubleError](err); ok {
-		return &problem{
-			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable, message: trouble.Error(), retryAfter: unavailableRetry,
-		}
+		return web.Unavailable(trouble.Error())
 	}
 	if err != nil {
 		return err
@@ -59,12 +55,12 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 		message = fmt.Sprintf("ready, but nothing can be revoked until the transaction of pid %d (%q, since %s) ends", h.PID, h.Application,
 			h.Since.UTC().Format(time.RFC3339))
 	}
-	writeJSON(w, http.StatusOK, messageJSON{message})
+	web.WriteJSON(w, http.StatusOK, messageJSON{message})
 	return nil
 }
 
 func (*Server) openapiYAML(w http.ResponseWriter, _ *http.Request) error {
-	writeBody(w, http.StatusOK, "application/yaml", document.OpenAPI)
+	web.WriteBody(w, http.StatusOK, "application/yaml", document.OpenAPI)
 	return nil
 }
 
@@ -73,12 +69,12 @@ func (*Server) openapiJSON(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeBody(w, http.StatusOK, "application/json", body)
+	web.WriteBody(w, http.StatusOK, "application/json", body)
 	return nil
 }
 
 // documentJSON converts the document at the first request for it: most servers never get one.
 var documentJSON = sync.OnceValues(func() ([]byte, error) {
 	body, err := yaml.YAMLToJSON(document.OpenAPI)
-	return append(body, newline...), err
+	return append(body, '\n'), err
 })

@@ -11,10 +11,11 @@ import (
 	"time"
 
 	"accesskeys/internal/api"
+	"accesskeys/internal/web"
 )
 
 // slow lets two requests through and then, for the length of a test, none.
-var slow = api.Limit{RPS: 0.001, Burst: 2}
+var slow = web.Limit{RPS: 0.001, Burst: 2}
 
 // Contract 5: "429 RATE_LIMIT_EXCEEDED with Retry-After and details: [{"limited_by": "ip"}]"; 6: RATE_LIMIT_AUTH_* is on
 // /auth/*, RATE_LIMIT_V1_* on /v1.0/*, and each has its own count.
@@ -53,7 +54,7 @@ func TestRequestsBeyondTheLimitAreToldWhenToComeBack(t *testing.T) {
 // Contract 6: "0 is off".
 func TestWithoutALimitNothingIsLimited(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) { c.AuthLimit, c.V1Limit = api.Limit{Burst: 1}, api.Limit{} })
+	h := newHarness(t, func(c *api.Config) { c.AuthLimit, c.V1Limit = web.Limit{Burst: 1}, web.Limit{} })
 	for range 30 {
 		h.post("/auth/login", "", "{").refuses(400, "INVALID_JSON_BODY")
 		h.get("/v1.0/me", h.acme.token).wants(200)
@@ -63,7 +64,7 @@ func TestWithoutALimitNothingIsLimited(t *testing.T) {
 // Contract 5: Retry-After tells the truth: a client that was refused is let in again, and refusals cost it nothing.
 func TestLimitedClientIsLetInAgain(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) { c.V1Limit = api.Limit{RPS: 2, Burst: 1} })
+	h := newHarness(t, func(c *api.Config) { c.V1Limit = web.Limit{RPS: 2, Burst: 1} })
 	h.get("/v1.0/me", h.acme.token).wants(200)
 	refused := 0
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {

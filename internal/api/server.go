@@ -5,21 +5,16 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/replica"
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
-const (
-	// requestTimeout bounds what a request may wait for the database and for its turn to check a password, so that even
-	// a silent network ends in a 503 within 5 s (contract, section 5).
-	requestTimeout = 4 * time.Second
-	// readyTimeout bounds the check behind /readyz.
-	readyTimeout = 2 * time.Second
-)
+// readyTimeout bounds the check behind /readyz.
+const readyTimeout = 2 * time.Second
 
 // Config is what a Server is made of.
 type Config struct {
@@ -38,8 +33,8 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 	// AuthLimit and V1Limit bound the requests of one client address to /auth and to /v1.0, with which the routes count that check
 	// a credential for somebody else; the zero value is no limit.
-	AuthLimit Limit
-	V1Limit   Limit
+	AuthLimit web.Limit
+	V1Limit   web.Limit
 }
 
 // Server answers requests. It is an http.Handler, safe for concurrent use.
@@ -56,10 +51,8 @@ type Server struct {
 	minExpire     int64
 	tries         *auth.Tries // of customers to choose a username that was taken
 	metrics       *metrics
-	slow          slowClients
-	proxies       proxies
+	kit           *web.Kit
 	router        http.Handler
-	draining      atomic.Bool
 }
 
 // New makes a Server.
@@ -71,10 +64,13 @@ func New(cfg Config) *Server {
 
 // unrouted is a Server without its router.
 func unrouted(cfg Config) *Server {
-	slow := newSlowClients()
+	metrics := newMetrics(cfg.Store, cfg.Replica)
 	return &Server{
-		slow:          slow,
-		proxies:       proxies{trusted: cfg.TrustedProxies},
+		kit: web.NewKit(web.Config{
+			Log: cfg.Log, TrustedProxies: cfg.TrustedProxies, NewEvent: newEvent, ProblemOf: problemOf, Cause: auth.Cause,
+			Tokens:   web.Tokens{Prefixes: []string{auth.TokenPrefix, auth.SignupTokenPrefix}, Random: auth.TokenLength - len(auth.TokenPrefix)},
+			Registry: metrics.registry,
+		}),
 		store:         cfg.Store,
 		replica:       cfg.Replica,
 		verifier:      cfg.Verifier,
@@ -86,7 +82,7 @@ func unrouted(cfg Config) *Server {
 		log:           cfg.Log,
 		minExpire:     cfg.MinExpire,
 		tries:         auth.NewTries(),
-		metrics:       newMetrics(cfg.Store, cfg.Replica, slow),
+		metrics:       metrics,
 	}
 }
 
@@ -95,4 +91,4 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.Se
 
 // Drain makes the server leave: /readyz answers 503 and every answer asks its client to close the connection, so that
 // load balancers and clients go elsewhere before the listener closes.
-func (s *Server) Drain() { s.draining.Store(true) }
+func (s *Server) Drain() { s.kit.Drain() }

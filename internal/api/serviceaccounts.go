@@ -11,80 +11,73 @@ import (
 	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
 type serviceAccountJSON struct {
-	ID         wireID    `json:"id"`
-	CustomerID wireID    `json:"customer_id"`
-	Name       string    `json:"name"`
-	Detail     string    `json:"detail"`
-	Roles      []string  `json:"roles"`
-	TmCreate   timestamp `json:"tm_create"`
-	TmUpdate   timestamp `json:"tm_update"`
-	TmDelete   timestamp `json:"tm_delete"`
+	ID         web.ID        `json:"id"`
+	CustomerID web.ID        `json:"customer_id"`
+	Name       string        `json:"name"`
+	Detail     string        `json:"detail"`
+	Roles      []string      `json:"roles"`
+	TmCreate   web.Timestamp `json:"tm_create"`
+	TmUpdate   web.Timestamp `json:"tm_update"`
+	TmDelete   web.Timestamp `json:"tm_delete"`
 }
 
 func wireServiceAccount(a store.ServiceAccount) serviceAccountJSON {
 	return serviceAccountJSON{
-		ID:         wireID(a.ID),
-		CustomerID: wireID(a.CustomerID),
+		ID:         web.ID(a.ID),
+		CustomerID: web.ID(a.CustomerID),
 		Name:       a.Name,
 		Detail:     a.Detail,
 		Roles:      a.Roles,
-		TmCreate:   timestamp(a.TmCreate),
-		TmUpdate:   timestamp(a.TmUpdate),
-		TmDelete:   timestamp(a.TmDelete),
+		TmCreate:   web.Timestamp(a.TmCreate),
+		TmUpdate:   web.Timestamp(a.TmUpdate),
+		TmDelete:   web.Timestamp(a.TmDelete),
 	}
-}
-
-func serviceAccountCursor(a store.ServiceAccount) store.Cursor {
-	return store.Cursor{TmCreate: a.TmCreate, ID: a.ID}
 }
 
 // serviceAccountKeyJSON is the public half of a key pair.
 type serviceAccountKeyJSON struct {
-	ID        wireID         `json:"id"`
-	AccountID wireID         `json:"account_id"`
+	ID        web.ID         `json:"id"`
+	AccountID web.ID         `json:"account_id"`
 	Algorithm auth.Algorithm `json:"algorithm"`
 	PublicKey string         `json:"public_key"`
-	TmCreate  timestamp      `json:"tm_create"`
-	TmUpdate  timestamp      `json:"tm_update"`
-	TmDelete  timestamp      `json:"tm_delete"`
+	TmCreate  web.Timestamp  `json:"tm_create"`
+	TmUpdate  web.Timestamp  `json:"tm_update"`
+	TmDelete  web.Timestamp  `json:"tm_delete"`
 }
 
 func wireServiceAccountKey(k store.ServiceAccountKey) serviceAccountKeyJSON {
 	return serviceAccountKeyJSON{
-		ID:        wireID(k.ID),
-		AccountID: wireID(k.AccountID),
+		ID:        web.ID(k.ID),
+		AccountID: web.ID(k.AccountID),
 		Algorithm: auth.Algorithm(k.Algorithm),
 		PublicKey: auth.PublicKey{DER: k.PublicKey}.PEM(),
-		TmCreate:  timestamp(k.TmCreate),
-		TmUpdate:  timestamp(k.TmUpdate),
-		TmDelete:  timestamp(k.TmDelete),
+		TmCreate:  web.Timestamp(k.TmCreate),
+		TmUpdate:  web.Timestamp(k.TmUpdate),
+		TmDelete:  web.Timestamp(k.TmDelete),
 	}
-}
-
-func serviceAccountKeyCursor(k store.ServiceAccountKey) store.Cursor {
-	return store.Cursor{TmCreate: k.TmCreate, ID: k.ID}
 }
 
 // credentialsJSON is the file that the owner of a new key pair gets, once. Voximplant's users know it.
 type credentialsJSON struct {
-	AccountID  wireID `json:"account_id"`
-	KeyID      wireID `json:"key_id"`
+	AccountID  web.ID `json:"account_id"`
+	KeyID      web.ID `json:"key_id"`
 	PrivateKey string `json:"private_key"`
 }
 
 // createServiceAccount makes an account of the caller's customer.
 func (s *Server) createServiceAccount(w http.ResponseWriter, r *http.Request) error {
-	body, err := decodeObject(w, r)
+	body, err := web.DecodeObject(w, r)
 	if err != nil {
 		return err
 	}
-	name := body.text("name", maxName)
-	detail := body.text("detail", maxDetail)
-	roles := body.roles("roles")
-	if err := body.err(); err != nil {
+	name := body.Text("name", store.MaxName)
+	detail := body.Text("detail", store.MaxDetail)
+	roles := rolesOf(body, "roles")
+	if err := body.Err(); err != nil {
 		return err
 	}
 	caller := principalOf(r)
@@ -99,13 +92,13 @@ func (s *Server) createServiceAccount(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return serviceAccountError(err)
 	}
-	writeJSON(w, http.StatusOK, wireServiceAccount(created))
+	web.WriteJSON(w, http.StatusOK, wireServiceAccount(created))
 	return nil
 }
 
 // listServiceAccounts shows the accounts of the caller's customer, newest first.
 func (s *Server) listServiceAccounts(w http.ResponseWriter, r *http.Request) error {
-	p, err := decodePage(r)
+	p, err := web.DecodePage(r)
 	if err != nil {
 		return err
 	}
@@ -113,17 +106,17 @@ func (s *Server) listServiceAccounts(w http.ResponseWriter, r *http.Request) err
 	if !caller.May(auth.ReadServiceAccounts) {
 		return permissionDenied()
 	}
-	rows, err := s.store.ServiceAccounts(r.Context(), caller.CustomerID, p.after, p.size+1)
+	rows, err := s.store.ServiceAccounts(r.Context(), caller.CustomerID, store.Cursor(p.After), p.Limit())
 	if err != nil {
 		return err
 	}
-	writeList(w, r, paged(rows, p, wireServiceAccount, serviceAccountCursor))
+	web.WriteList(w, r, web.Paged(rows, p, wireServiceAccount))
 	return nil
 }
 
 // getServiceAccount shows one account.
 func (s *Server) getServiceAccount(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
@@ -131,26 +124,26 @@ func (s *Server) getServiceAccount(w http.ResponseWriter, r *http.Request) error
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, wireServiceAccount(account))
+	web.WriteJSON(w, http.StatusOK, wireServiceAccount(account))
 	return nil
 }
 
 // updateServiceAccount changes an account's name, detail and roles, which count from its next request on.
 func (s *Server) updateServiceAccount(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	body, err := decodeObject(w, r)
+	body, err := web.DecodeObject(w, r)
 	if err != nil {
 		return err
 	}
 	change := store.ServiceAccountChange{
-		Name:   body.text("name", maxName),
-		Detail: body.text("detail", maxDetail),
-		Roles:  body.roles("roles"),
+		Name:   body.Text("name", store.MaxName),
+		Detail: body.Text("detail", store.MaxDetail),
+		Roles:  rolesOf(body, "roles"),
 	}
-	if err := body.err(); err != nil {
+	if err := body.Err(); err != nil {
 		return err
 	}
 	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
@@ -161,13 +154,13 @@ func (s *Server) updateServiceAccount(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return serviceAccountError(err)
 	}
-	writeJSON(w, http.StatusOK, wireServiceAccount(account))
+	web.WriteJSON(w, http.StatusOK, wireServiceAccount(account))
 	return nil
 }
 
 // deleteServiceAccount ends an account and all its tokens.
 func (s *Server) deleteServiceAccount(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
@@ -179,24 +172,24 @@ func (s *Server) deleteServiceAccount(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return serviceAccountError(err)
 	}
-	writeJSON(w, http.StatusOK, wireServiceAccount(account))
+	web.WriteJSON(w, http.StatusOK, wireServiceAccount(account))
 	return nil
 }
 
 // createServiceAccountKey adds a key to an account. With a public_key the caller keeps the private half, and is shown the
 // key; without, a pair is made and the answer is the file that holds the private half, which is stored nowhere.
 func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	body, err := decodeObject(w, r)
+	body, err := web.DecodeObject(w, r)
 	if err != nil {
 		return err
 	}
-	algorithm := body.algorithm("algorithm")
-	brought := body.publicKey("public_key", algorithm)
-	if err := body.err(); err != nil {
+	algorithm := algorithmOf(body, "algorithm")
+	brought := publicKeyOf(body, "public_key", algorithm)
+	if err := body.Err(); err != nil {
 		return err
 	}
 	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
@@ -208,7 +201,7 @@ func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request)
 		if err != nil {
 			return serviceAccountError(err)
 		}
-		writeJSON(w, http.StatusOK, wireServiceAccountKey(key))
+		web.WriteJSON(w, http.StatusOK, wireServiceAccountKey(key))
 		return nil
 	}
 	if algorithm == "" {
@@ -222,7 +215,7 @@ func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request)
 	if err != nil {
 		return serviceAccountError(err)
 	}
-	writeJSON(w, http.StatusOK, credentialsJSON{AccountID: wireID(account.ID), KeyID: wireID(key.ID), PrivateKey: private.Reveal()})
+	web.WriteJSON(w, http.StatusOK, credentialsJSON{AccountID: web.ID(account.ID), KeyID: web.ID(key.ID), PrivateKey: private.Reveal()})
 	return nil
 }
 
@@ -245,11 +238,11 @@ func (s *Server) newKeyPair(r *http.Request, account store.ServiceAccount, algor
 
 // listServiceAccountKeys shows the public halves of an account's keys, newest first.
 func (s *Server) listServiceAccountKeys(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	p, err := decodePage(r)
+	p, err := web.DecodePage(r)
 	if err != nil {
 		return err
 	}
@@ -257,21 +250,21 @@ func (s *Server) listServiceAccountKeys(w http.ResponseWriter, r *http.Request) 
 	if err != nil {
 		return err
 	}
-	rows, err := s.store.ServiceAccountKeys(r.Context(), account.ID, p.after, p.size+1)
+	rows, err := s.store.ServiceAccountKeys(r.Context(), account.ID, store.Cursor(p.After), p.Limit())
 	if err != nil {
 		return err
 	}
-	writeList(w, r, paged(rows, p, wireServiceAccountKey, serviceAccountKeyCursor))
+	web.WriteList(w, r, web.Paged(rows, p, wireServiceAccountKey))
 	return nil
 }
 
 // deleteServiceAccountKey ends a key and the tokens that it signed.
 func (s *Server) deleteServiceAccountKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
+	id, err := web.PathID(r)
 	if err != nil {
 		return err
 	}
-	keyID, err := pathUUID(r, "key_id")
+	keyID, err := web.PathUUID(r, "key_id")
 	if err != nil {
 		return err
 	}
@@ -281,12 +274,12 @@ func (s *Server) deleteServiceAccountKey(w http.ResponseWriter, r *http.Request)
 	}
 	key, err := s.store.DeleteServiceAccountKey(r.Context(), principalOf(r).Caller(), account, keyID)
 	if errors.Is(err, store.ErrNotFound) {
-		return notFound(reasonServiceAccountKeyNotFound, "key of this service account")
+		return web.NotFound(reasonServiceAccountKeyNotFound, "key of this service account")
 	}
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, wireServiceAccountKey(key))
+	web.WriteJSON(w, http.StatusOK, wireServiceAccountKey(key))
 	return nil
 }
 
@@ -310,17 +303,17 @@ func (s *Server) reachServiceAccount(r *http.Request, id uuid.UUID, rights auth.
 func serviceAccountError(err error) error {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		return notFound(reasonServiceAccountNotFound, "service account")
+		return web.NotFound(reasonServiceAccountNotFound, "service account")
 	case errors.Is(err, store.ErrTooManyKeys):
-		return conflict(reasonTooManyKeys, "FAILED_PRECONDITION", "The service account has 10 keys; delete one first.")
+		return web.Conflict(reasonTooManyKeys, "FAILED_PRECONDITION", "The service account has 10 keys; delete one first.")
 	default:
 		return customerError(err)
 	}
 }
 
-// roles reads a list of roles, each named once; nil where the field is absent.
-func (o *object) roles(field string) *[]string {
-	raw, present := o.fields[field]
+// rolesOf reads a list of roles, each named once; nil where the field is absent.
+func rolesOf(o *web.Object, field string) *[]string {
+	raw, present := o.Raw(field)
 	if !present {
 		return nil
 	}
@@ -330,37 +323,35 @@ func (o *object) roles(field string) *[]string {
 		fit = fit && slices.Contains(auth.Roles(), auth.Role(role)) && !slices.Contains(roles[:i], role)
 	}
 	if !fit {
-		o.wrong(field, "must be a list out of %v, each at most once", auth.Roles())
+		o.Wrong(field, "must be a list out of %v, each at most once", auth.Roles())
 	}
 	return &roles
 }
 
-// algorithm reads the name of an algorithm, "" where the field is absent.
-func (o *object) algorithm(field string) auth.Algorithm {
-	before := len(o.details)
-	name := o.text(field, maxName)
+// algorithmOf reads the name of an algorithm, "" where the field is absent.
+func algorithmOf(o *web.Object, field string) auth.Algorithm {
+	name := o.Text(field, store.MaxName)
 	if name == nil {
 		return ""
 	}
-	if len(o.details) == before && !slices.Contains(auth.Algorithms(), auth.Algorithm(*name)) {
-		o.wrong(field, "must be one of %v", auth.Algorithms())
+	if !o.IsWrong(field) && !slices.Contains(auth.Algorithms(), auth.Algorithm(*name)) {
+		o.Wrong(field, "must be one of %v", auth.Algorithms())
 	}
 	return auth.Algorithm(*name)
 }
 
-// publicKey reads a public key in PEM, nil where the field is absent. It must be of the algorithm, where one is named.
-func (o *object) publicKey(field string, algorithm auth.Algorithm) *auth.PublicKey {
-	before := len(o.details)
-	text := o.text(field, maxDetail)
-	if text == nil || len(o.details) > before {
+// publicKeyOf reads a public key in PEM, nil where the field is absent. It must be of the algorithm, where one is named.
+func publicKeyOf(o *web.Object, field string, algorithm auth.Algorithm) *auth.PublicKey {
+	text := o.Text(field, store.MaxDetail)
+	if text == nil || o.IsWrong(field) {
 		return nil
 	}
 	key, err := auth.ParsePublicKey(*text)
 	switch {
 	case err != nil:
-		o.wrong(field, "must be RSA of 2048 to 4096 bits with exponent 65537, P-256 or Ed25519, as a PEM block PUBLIC KEY")
+		o.Wrong(field, "must be RSA of 2048 to 4096 bits with exponent 65537, P-256 or Ed25519, as a PEM block PUBLIC KEY")
 	case algorithm != "" && algorithm != key.Algorithm:
-		o.wrong(field, "is not a key for %s", algorithm)
+		o.Wrong(field, "is not a key for %s", algorithm)
 	}
 	return &key
 }

@@ -10,6 +10,7 @@ import (
 	"accesskeys/internal/mail"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
 // Mailer tells the owner of an address about a sign-up with it. It returns mail.ErrUnavailable and mail.ErrRefused.
@@ -30,15 +31,15 @@ const (
 // SECURITY: nothing in the answer, nor its time, depends on whether a customer has the address: one mail is sent either
 // way, and what is asked of the database is the same.
 func (s *Server) signup(w http.ResponseWriter, r *http.Request) error {
-	body, err := decodeRequiredObject(w, r)
+	body, err := web.DecodeRequiredObject(w, r)
 	if err != nil {
 		return err
 	}
-	email := body.email("email")
-	body.mustBeTrue("accepted_tos")
-	name := body.textNotEmpty("name", maxName)
-	detail := body.text("detail", maxDetail)
-	if err := body.err(); err != nil {
+	email := emailOf(body, "email")
+	mustBeTrue(body, "accepted_tos")
+	name := body.TextNotEmpty("name", store.MaxName)
+	detail := body.Text("detail", store.MaxDetail)
+	if err := body.Err(); err != nil {
 		return err
 	}
 	if name == nil {
@@ -56,7 +57,7 @@ func (s *Server) signup(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	writeJSON(w, http.StatusOK, struct {
+	web.WriteJSON(w, http.StatusOK, struct {
 		TempToken string `json:"temp_token"`
 	}{secrets.TempToken.Reveal()})
 	return nil
@@ -90,47 +91,46 @@ func (s *Server) mailSignup(ctx context.Context, signup store.Signup, email stri
 
 // completeSignup makes a customer, and its first key, of a sign-up whose code came back.
 func (s *Server) completeSignup(w http.ResponseWriter, r *http.Request) error {
-	body, err := decodeRequiredObject(w, r)
+	body, err := web.DecodeRequiredObject(w, r)
 	if err != nil {
 		return err
 	}
 	secrets := auth.Signup{
-		TempToken: secret.New(body.requiredText("temp_token", maxSignupSecret)),
-		Code:      secret.New(body.requiredText("code", maxSignupSecret)),
+		TempToken: secret.New(body.RequiredText("temp_token", maxSignupSecret)),
+		Code:      secret.New(body.RequiredText("code", maxSignupSecret)),
 	}
-	if err := body.err(); err != nil {
+	if err := body.Err(); err != nil {
 		return err
 	}
 	token := auth.NewAccessToken()
 	customer, key, err := s.store.CompleteSignup(r.Context(), secrets.TempTokenHash(), secrets.CodeHash(), store.NewAccessKey{
-		Name: "Default", TokenHash: token.Hash(), TokenPrefix: token.Prefix(), Expire: max(defaultExpire, s.minExpire),
+		Name: "Default", TokenHash: token.Hash(), TokenPrefix: token.Prefix(), Expire: max(store.DefaultExpire, s.minExpire),
 	})
 	switch {
 	case errors.Is(err, store.ErrNoSignup):
-		return badRequest(reasonInvalidSignup, "The temp token or the code is not valid, or no longer.")
+		return web.BadRequest(reasonInvalidSignup, "The temp token or the code is not valid, or no longer.")
 	case err != nil:
 		return err
 	}
-	writeJSON(w, http.StatusOK, struct {
-		CustomerID wireID        `json:"customer_id"`
+	web.WriteJSON(w, http.StatusOK, struct {
+		CustomerID web.ID        `json:"customer_id"`
 		AccessKey  accessKeyJSON `json:"accesskey"`
-	}{wireID(customer.ID), wireCreatedAccessKey(key, token)})
+	}{web.ID(customer.ID), wireCreatedAccessKey(key, token)})
 	return nil
 }
 
-// email reads an address that must be there.
-func (o *object) email(field string) string {
-	before := len(o.details)
-	s := o.requiredText(field, maxName)
-	if len(o.details) == before && !mail.IsAddress(s) {
-		o.wrong(field, "must be an email address such as ada@example.com")
+// emailOf reads an address that must be there.
+func emailOf(o *web.Object, field string) string {
+	s := o.RequiredText(field, store.MaxName)
+	if !o.IsWrong(field) && !mail.IsAddress(s) {
+		o.Wrong(field, "must be an email address such as ada@example.com")
 	}
 	return s
 }
 
 // mustBeTrue checks a field that can only be true.
-func (o *object) mustBeTrue(field string) {
-	if string(o.fields[field]) != "true" {
-		o.wrong(field, "must be true")
+func mustBeTrue(o *web.Object, field string) {
+	if raw, _ := o.Raw(field); string(raw) != "true" {
+		o.Wrong(field, "must be true")
 	}
 }

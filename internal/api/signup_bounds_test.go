@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"accesskeys/internal/api"
+	"accesskeys/internal/web"
 )
 
 // No stranger floods a mailbox: while three sign-ups of an address live there are no more mails to it, in whatever case it
@@ -170,7 +171,7 @@ func TestSignupRoutesAreUnknownWhereNobodyMaySignUp(t *testing.T) {
 // Signing up counts against the same limit as logging in.
 func TestSigningUpIsLimitedByAddress(t *testing.T) {
 	t.Parallel()
-	s := newSignups(t, func(cfg *api.Config) { cfg.AuthLimit = api.Limit{RPS: 0.001, Burst: 3} })
+	s := newSignups(t, func(cfg *api.Config) { cfg.AuthLimit = web.Limit{RPS: 0.001, Burst: 3} })
 	s.ask("a@b.example").wants(http.StatusOK)
 	s.send(completion("su_x", "123456")).refuses(http.StatusBadRequest, "INVALID_SIGNUP")
 	s.post("/auth/login", "", map[string]any{"username": "x", "password": "y"}).refuses(http.StatusUnauthorized, "INVALID_CREDENTIALS")

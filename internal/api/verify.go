@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/web"
 )
 
 // verifyPath is where a proxy asks whether a request may pass.
@@ -20,28 +21,26 @@ func isVerify(r *http.Request) bool {
 	return found && (rest == "" || rest[0] == '/')
 }
 
-// proxyStatuses says which statuses a request may be answered with. nginx's auth_request knows 401 and 403, and makes a
-// 500 of everything else that is not a success.
-type proxyStatuses int
+// The statuses that errors of the check are answered with, in place of their own. nginx's auth_request knows 401 and 403, and makes
+// a 500 of everything else that is not a success. What is neither a 401 nor to be told apart is a 403: a request that nobody could check
+// doesn't pass, and its credential was not refused.
 
-const (
-	anyStatus proxyStatuses = iota // of every other route
-	strictStatuses
-	relaxedStatuses // also 429 and 503
-)
+func strictStatuses(code int) int {
+	if code == http.StatusUnauthorized {
+		return code
+	}
+	return http.StatusForbidden
+}
 
-// narrow is the status to answer with in place of code, that of an error. What is neither a 401 nor to be told apart is a 403:
-// a request that nobody could check doesn't pass, and its credential was not refused.
-func (p proxyStatuses) narrow(code int) int {
+// relaxedStatuses are also 429 and 503.
+func relaxedStatuses(code int) int {
 	switch {
-	case p == anyStatus, code == http.StatusUnauthorized:
+	case code == http.StatusTooManyRequests:
 		return code
-	case p == relaxedStatuses && code == http.StatusTooManyRequests:
-		return code
-	case p == relaxedStatuses && code >= http.StatusInternalServerError:
+	case code >= http.StatusInternalServerError:
 		return http.StatusServiceUnavailable
 	default:
-		return http.StatusForbidden
+		return strictStatuses(code)
 	}
 }
 
@@ -60,10 +59,10 @@ func originalQueries(r *http.Request) (queries []string) {
 	return queries
 }
 
-// verifyOptions are what a proxy's configuration asks for. The zero value is that of all other routes.
+// verifyOptions are what a proxy's configuration asks for.
 type verifyOptions struct {
 	permission auth.Permission // PermissionNone: any caller will do
-	statuses   proxyStatuses
+	statuses   func(code int) int
 	in         carriers
 	err        error // what is wrong with them
 }
@@ -100,7 +99,8 @@ func forProxy(next http.Handler) http.Handler {
 		if err != nil {
 			options = verifyOptions{statuses: strictStatuses, in: inHeader | inQuery, err: err}
 		}
-		eventOf(r).verify = options
+		ev := eventOf(r)
+		ev.verify, ev.MapStatus = options, options.statuses
 		next.ServeHTTP(w, r)
 	})
 }
@@ -148,7 +148,7 @@ func optionsOf(r *http.Request) (verifyOptions, error) {
 }
 
 func badOption(name, message string) error {
-	return badRequest(reasonInvalidRequestParameter, "The check is not configured as it should be.", detail{Field: name, Message: message})
+	return web.BadRequest(web.ReasonInvalidRequestParameter, "The check is not configured as it should be.", web.Detail{Field: name, Message: message})
 }
 
 // verify tells a proxy whether a request may pass, and who sent it. The credential is that of the check itself or that of
@@ -196,7 +196,7 @@ func setIdentity(header http.Header, p auth.Principal) {
 	}
 	values := [len(identityHeaders)]string{
 		string(p.Type), p.ID.String(), p.CustomerID.String(), agent,
-		strconv.FormatInt(int64(p.Permission), 10), p.Expires.UTC().Format(timestampLayout),
+		strconv.FormatInt(int64(p.Permission), 10), p.Expires.UTC().Format(web.TimestampLayout),
 	}
 	for i, name := range identityHeaders {
 		header[name] = values[i : i+1 : i+1]

@@ -19,6 +19,7 @@ import (
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
 	"accesskeys/internal/store"
+	"accesskeys/internal/web"
 )
 
 // identityHeaders are the six that tell a proxy who is calling.
@@ -556,7 +557,7 @@ func TestOptionThatIsNotKnownOpensNothing(t *testing.T) {
 // that its proxy leaves alone.
 func TestClientNeitherDropsNorRelaxesWhatTheProxyAsksFor(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) { c.V1Limit = api.Limit{RPS: 0.001, Burst: 200} })
+	h := newHarness(t, func(c *api.Config) { c.V1Limit = web.Limit{RPS: 0.001, Burst: 200} })
 	originals := []string{
 		"permission=admin", "permission=admin&strict=1", "permission=admin&", "permission=agent", "permission=", "permission=admin&permission=agent",
 		"permission", "strict=0", "strict=0&permission=agent", "permision=admin", "x=%zz", "x;permission=agent", "", "%70ermission=admin",
@@ -671,7 +672,7 @@ func TestPanicLetsNobodyThrough(t *testing.T) {
 // RATE_LIMIT_V1 counts /v1.0, the check and introspection together; RATE_LIMIT_AUTH counts logins, and neither of these.
 func TestChecksAreLimitedWithV1AndNotAsLoginsAre(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) { c.V1Limit, c.AuthLimit = api.Limit{RPS: 0.001, Burst: 5}, slow })
+	h := newHarness(t, func(c *api.Config) { c.V1Limit, c.AuthLimit = web.Limit{RPS: 0.001, Burst: 5}, slow })
 	introspection := introspecting(h.acme.adminJWT, h.acme.token)
 	h.get(verifyPath, h.acme.token).wants(http.StatusOK)
 	h.get(verifyPath+"/a", "").stops(401, "AUTHENTICATION_REQUIRED") // counts too

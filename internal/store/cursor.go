@@ -19,3 +19,18 @@ func Start() Cursor { return Cursor{TmCreate: Never(), ID: uuid.Max} }
 
 // Before is the cursor that the rows created before t come after.
 func Before(t time.Time) Cursor { return Cursor{TmCreate: t, ID: uuid.Nil} }
+
+// Cursor is the access key's place in lists.
+func (k AccessKey) Cursor() Cursor { return Cursor{TmCreate: k.TmCreate, ID: k.ID} }
+
+// Cursor is the agent's place in lists.
+func (a Agent) Cursor() Cursor { return Cursor{TmCreate: a.TmCreate, ID: a.ID} }
+
+// Cursor is the customer's place in lists.
+func (c Customer) Cursor() Cursor { return Cursor{TmCreate: c.TmCreate, ID: c.ID} }
+
+// Cursor is the service account's place in lists.
+func (a ServiceAccount) Cursor() Cursor { return Cursor{TmCreate: a.TmCreate, ID: a.ID} }
+
+// Cursor is the key's place in lists.
+func (k ServiceAccountKey) Cursor() Cursor { return Cursor{TmCreate: k.TmCreate, ID: k.ID} }

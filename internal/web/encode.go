@@ -1,4 +1,4 @@
-package api
+package web
 
 import (
 	"bytes"
@@ -16,11 +16,11 @@ import (
 
 // The types below write themselves into the encoder's own buffer: a list of a hundred keys has six hundred of them.
 
-// wireID is a UUID as the contract writes it.
-type wireID uuid.UUID
+// ID is a UUID as the contract writes it.
+type ID uuid.UUID
 
 // MarshalJSONTo implements json.MarshalerTo.
-func (id wireID) MarshalJSONTo(enc *jsontext.Encoder) error {
+func (id ID) MarshalJSONTo(enc *jsontext.Encoder) error {
 	text := append(enc.AvailableBuffer(), '"')
 	for i, part := range [...][]byte{id[0:4], id[4:6], id[6:8], id[8:10], id[10:16]} {
 		if i > 0 {
@@ -31,19 +31,20 @@ func (id wireID) MarshalJSONTo(enc *jsontext.Encoder) error {
 	return enc.WriteValue(append(text, '"'))
 }
 
-// timestamp is a point in time as the contract writes it: UTC, six fractional digits, Z.
-type timestamp time.Time
+// Timestamp is a point in time as the contract writes it: UTC, six fractional digits, Z.
+type Timestamp time.Time
 
-const timestampLayout = "2006-01-02T15:04:05.000000Z"
+// TimestampLayout is its layout for package time.
+const TimestampLayout = "2006-01-02T15:04:05.000000Z"
 
 // MarshalJSONTo implements json.MarshalerTo.
-func (t timestamp) MarshalJSONTo(enc *jsontext.Encoder) error {
+func (t Timestamp) MarshalJSONTo(enc *jsontext.Encoder) error {
 	text := append(enc.AvailableBuffer(), '"')
-	return enc.WriteValue(append(time.Time(t).UTC().AppendFormat(text, timestampLayout), '"'))
+	return enc.WriteValue(append(time.Time(t).UTC().AppendFormat(text, TimestampLayout), '"'))
 }
 
-// list is a page of results.
-type list[T any] struct {
+// List is a page of results.
+type List[T any] struct {
 	Result        []T     `json:"result"`
 	NextPageToken *string `json:"next_page_token"`
 }
@@ -54,23 +55,23 @@ var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 // maxPooledBody is the size up to which a buffer is used again.
 const maxPooledBody = 64 << 10
 
-// writeJSON encodes to a buffer first, so that an error there can still become a 500. The encoder is given a pointer, because it
+// WriteJSON encodes to a buffer first, so that an error there can still become a 500. The encoder is given a pointer, because it
 // would copy what it can't address.
-func writeJSON[T any](w http.ResponseWriter, code int, v T) {
+func WriteJSON[T any](w http.ResponseWriter, code int, v T) {
 	body := bodies.Get().(*bytes.Buffer)
 	body.Reset()
 	encode(body, &v)
-	writeBody(w, code, "application/json", body.Bytes())
+	WriteBody(w, code, "application/json", body.Bytes())
 	if body.Cap() <= maxPooledBody {
 		bodies.Put(body)
 	}
 }
 
-// writeList is writeJSON for what may be large: it takes no more memory than the list has, and ever less while the client reads it.
-func writeList[T any](w http.ResponseWriter, r *http.Request, l list[T]) {
+// WriteList is WriteJSON for what may be large: it takes no more memory than the list has, and ever less while the client reads it.
+func WriteList[T any](w http.ResponseWriter, r *http.Request, l List[T]) {
 	var body chunks
 	encode(&body, &l)
-	share := &eventOf(r).recorder.share().answer
+	share := &EventOf(r).recorder.share().answer
 	share.Keep(body.memory())
 	setBody(w, http.StatusOK, "application/json", body.length)
 	for len(body.filled) > 0 {
@@ -97,7 +98,8 @@ func encode(to io.Writer, v any) {
 
 var newline = []byte{'\n'}
 
-func writeBody(w http.ResponseWriter, code int, contentType string, body []byte) {
+// WriteBody answers with a body.
+func WriteBody(w http.ResponseWriter, code int, contentType string, body []byte) {
 	setBody(w, code, contentType, len(body))
 	_, _ = w.Write(body) // a client that has left is no error of ours
 }

@@ -1,7 +1,6 @@
-package api
+package web
 
 import (
-	"errors"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -9,8 +8,6 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
-
-	"accesskeys/internal/auth"
 )
 
 // Limit is a token bucket: RPS requests a second, and Burst at once. The zero value, or an RPS of 0, is no limit.
@@ -55,8 +52,8 @@ func (l *limiter) wait(client netip.Prefix, now time.Time) time.Duration {
 	return 0
 }
 
-// rateLimit refuses what a client's address sends beyond the limit (contract, section 5).
-func (s *Server) rateLimit(limit Limit) func(http.Handler) http.Handler {
+// RateLimit refuses what a client's address sends beyond the limit (contract, section 5).
+func (k *Kit) RateLimit(limit Limit) func(http.Handler) http.Handler {
 	if limit.RPS <= 0 {
 		return func(next http.Handler) http.Handler { return next }
 	}
@@ -64,7 +61,7 @@ func (s *Server) rateLimit(limit Limit) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if wait := l.wait(clientNetwork(r), time.Now()); wait > 0 {
-				s.fail(w, r, tooMany(byIP, "Too many requests from this address.", wait))
+				k.Fail(w, r, TooMany(ByIP, "Too many requests from this address.", wait))
 				return
 			}
 			next.ServeHTTP(w, r)
@@ -72,22 +69,10 @@ func (s *Server) rateLimit(limit Limit) func(http.Handler) http.Handler {
 	}
 }
 
-// slowWorkRetry is the Retry-After where a customer has slow work done: about as long as it waited for its turn.
-const slowWorkRetry = time.Second
-
-// turnOf waits until the caller's customer may have slow work done, and returns what ends its turn.
-func (s *Server) turnOf(r *http.Request) (release func(), err error) {
-	release, err = s.customerTurns.Take(r.Context(), principalOf(r).CustomerID)
-	if errors.Is(err, auth.ErrBusy) {
-		err = tooMany(byCustomer, "Passwords and key pairs of this customer's are made one at a time.", slowWorkRetry)
-	}
-	return release, err
-}
-
 // clientNetwork is what counts as one client: an IPv4 address, or a /64 of IPv6, of which a single host has every
 // address.
 func clientNetwork(r *http.Request) netip.Prefix {
-	addr := eventOf(r).client
+	addr := EventOf(r).Client
 	bits := 64
 	if addr.Is4() {
 		bits = 32

@@ -1,4 +1,4 @@
-package api
+package web
 
 import (
 	"encoding/base64"
@@ -10,46 +10,56 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
-	"accesskeys/internal/store"
 )
 
 const maxPageSize = 100
 
-// page is which part of a list is asked for.
-type page struct {
-	after store.Cursor
-	size  int
+// Cursor is a place in a list that is ordered by tm_create, then id, both descending.
+type Cursor struct {
+	TmCreate time.Time
+	ID       uuid.UUID
 }
 
-// decodePage reads page_size and page_token (contract, section 4), and takes the memory of such a page.
-func decodePage(r *http.Request) (page, error) {
-	p := page{after: store.Start(), size: maxPageSize}
+// start is the cursor that every item comes after: the time that means "not yet" in a tm_delete.
+var start = Cursor{TmCreate: time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), ID: uuid.Max}
+
+// Page is which part of a list is asked for: up to Size items that come after a cursor.
+type Page struct {
+	After Cursor
+	Size  int
+}
+
+// Limit is how many rows to read: the one beyond the page tells that there is more.
+func (p Page) Limit() int { return p.Size + 1 }
+
+// DecodePage reads page_size and page_token (contract, section 4), and takes the memory of such a page.
+func DecodePage(r *http.Request) (Page, error) {
+	p := Page{After: start, Size: maxPageSize}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return page{}, badRequest(reasonInvalidRequestParameter, "The query can't be decoded.")
+		return Page{}, BadRequest(ReasonInvalidRequestParameter, "The query can't be decoded.")
 	}
-	var details []detail
+	var details []Detail
 	if sizes := query["page_size"]; len(sizes) > 1 || len(sizes) == 1 && sizes[0] != "" {
 		size, ok := parsePageSize(sizes)
 		if !ok {
-			details = append(details, detail{Field: "page_size", Message: "must be a whole number"})
+			details = append(details, Detail{Field: "page_size", Message: "must be a whole number"})
 		}
-		p.size = size
+		p.Size = size
 	}
 	if tokens := query["page_token"]; len(tokens) > 1 || len(tokens) == 1 && tokens[0] != "" {
 		after, ok := parsePageToken(tokens[0])
 		if !ok || len(tokens) > 1 {
-			details = append(details, detail{
+			details = append(details, Detail{
 				Field: "page_token", Message: "must be the next_page_token of a page before, or a timestamp",
 			})
 		}
-		p.after = after
+		p.After = after
 	}
 	if details != nil {
-		return page{}, badRequest(reasonInvalidRequestParameter, "The query has parameters that are not valid.", details...)
+		return Page{}, BadRequest(ReasonInvalidRequestParameter, "The query has parameters that are not valid.", details...)
 	}
-	return p, take(r, int64(p.size+1)*itemMemory)
+	return p, Take(r, int64(p.Limit())*itemMemory)
 }
 
 // parsePageSize takes any whole number, however large; outside of 1 to 100 it means 100.
@@ -73,7 +83,7 @@ const pageTokenLength = 8 + 16
 
 // pageToken writes the cursor after which the next page starts. It is no secret and needs no signature: it says only
 // where in the caller's own list to go on.
-func pageToken(c store.Cursor) string {
+func pageToken(c Cursor) string {
 	raw := make([]byte, 0, pageTokenLength)
 	raw = binary.BigEndian.AppendUint64(raw, uint64(c.TmCreate.UnixMicro()))
 	raw = append(raw, c.ID[:]...)
@@ -81,18 +91,18 @@ func pageToken(c store.Cursor) string {
 }
 
 // parsePageToken reads what pageToken wrote, or a bare timestamp, which means "created before".
-func parsePageToken(token string) (store.Cursor, bool) {
+func parsePageToken(token string) (Cursor, bool) {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	if err == nil && len(raw) == pageTokenLength {
 		micros := int64(binary.BigEndian.Uint64(raw)) //nolint:gosec // pageToken wrote the same 64 bits of an int64; what is out of range is refused below
-		c := store.Cursor{TmCreate: time.UnixMicro(micros).UTC(), ID: uuid.UUID(raw[8:])}
+		c := Cursor{TmCreate: time.UnixMicro(micros).UTC(), ID: uuid.UUID(raw[8:])}
 		// The decoder skips line breaks; a token has one spelling.
 		return c, storable(c.TmCreate) && pageToken(c) == token
 	}
 	t, ok := parseTimestamp(token)
 	// Rounded up to the database's microseconds: what is before t stays before it.
 	t = t.Add(time.Microsecond - 1).Truncate(time.Microsecond)
-	return store.Before(t), ok && storable(t)
+	return Cursor{TmCreate: t}, ok && storable(t)
 }
 
 // parseTimestamp reads RFC 3339, or VoIPBIN's form, which is UTC. Where the "+" of an offset was not escaped in the query it has become a
@@ -132,12 +142,15 @@ func storable(t time.Time) bool {
 	return year >= 1 && year <= 9999
 }
 
-// paged turns the rows of a query for one more than the page's size into a page: the extra row tells that there is more.
-func paged[Row, Item any](rows []Row, p page, item func(Row) Item, cursor func(Row) store.Cursor) list[Item] {
-	var l list[Item]
-	if len(rows) > p.size {
-		rows = rows[:p.size]
-		next := pageToken(cursor(rows[p.size-1]))
+// Paged turns up to p.Limit() rows into a page's answer.
+func Paged[Row interface{ Cursor() C }, C ~struct {
+	TmCreate time.Time
+	ID       uuid.UUID
+}, Item any](rows []Row, p Page, item func(Row) Item) List[Item] {
+	var l List[Item]
+	if len(rows) > p.Size {
+		rows = rows[:p.Size]
+		next := pageToken(Cursor(rows[p.Size-1].Cursor()))
 		l.NextPageToken = &next
 	}
 	l.Result = make([]Item, 0, len(rows))

@@ -1,4 +1,4 @@
-package api
+package web
 
 import (
 	"net/http"
@@ -24,9 +24,9 @@ func (p *proxies) trusts(addr netip.Addr) bool {
 // the peer's where that is not trusted, or tells nothing.
 //
 // SECURITY: what stands before an address that no trusted proxy has written, or before one that can't be read, is the client's own claim.
-func (s *Server) clientAddr(r *http.Request) netip.Addr {
+func (k *Kit) clientAddr(r *http.Request) netip.Addr {
 	peer := peerAddr(r)
-	if len(s.proxies.trusted) == 0 || !s.proxies.trusts(peer) {
+	if len(k.proxies.trusted) == 0 || !k.proxies.trusts(peer) {
 		return peer
 	}
 	for _, line := range slices.Backward(r.Header["X-Forwarded-For"]) {
@@ -37,9 +37,9 @@ func (s *Server) clientAddr(r *http.Request) netip.Addr {
 			addr, ok := forwardedAddr(entry)
 			switch {
 			case !ok:
-				s.warnOfUnreadable(peer)
+				k.warnOfUnreadable(peer)
 				return peer
-			case !s.proxies.trusts(addr):
+			case !k.proxies.trusts(addr):
 				return addr
 			}
 		}
@@ -81,11 +81,11 @@ func forwardedAddr(entry string) (netip.Addr, bool) {
 // warnOfUnreadable says, once a minute at most, that clients of a proxy can't be told apart.
 //
 // SECURITY: the header is not shown: it can hold anything.
-func (s *Server) warnOfUnreadable(peer netip.Addr) {
+func (k *Kit) warnOfUnreadable(peer netip.Addr) {
 	const pause = 60
-	now, last := time.Now().Unix(), s.proxies.warned.Load()
-	if now-last >= pause && s.proxies.warned.CompareAndSwap(last, now) {
-		s.log.Warn("a trusted proxy sends an X-Forwarded-For that can't be read; such clients are counted as one, by the proxy's address",
+	now, last := time.Now().Unix(), k.proxies.warned.Load()
+	if now-last >= pause && k.proxies.warned.CompareAndSwap(last, now) {
+		k.log.Warn("a trusted proxy sends an X-Forwarded-For that can't be read; such clients are counted as one, by the proxy's address",
 			"proxy", peer.String())
 	}
 }

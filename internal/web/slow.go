@@ -1,4 +1,4 @@
-package api
+package web
 
 import (
 	"io"
@@ -12,9 +12,10 @@ import (
 // What requests may hold while their clients are slow, in bytes.
 const (
 	// An HTTP/1.1 connection has one request at a time, and costs about as much without one: there only large answers count.
-	answerMemory  = 10 << 20 // for each core
-	itemMemory    = 40_000   // an item's of a list at most: its text in 4 bytes a character, or 6 in JSON
-	metricsMemory = 1 << 20
+	answerMemory = 10 << 20 // for each core
+	itemMemory   = 40_000   // an item's of a list at most: its text in 4 bytes a character, or 6 in JSON
+	// MetricsMemory is an answer's of /metrics.
+	MetricsMemory = 1 << 20
 	// An HTTP/2 connection has a hundred, so that each of them counts.
 	streamsMemory = 4 << 20  // for each core
 	streamMemory  = 32 << 10 // one's, beside its header
@@ -30,6 +31,11 @@ type slowClients struct {
 func newSlowClients() slowClients {
 	cores := int64(runtime.GOMAXPROCS(0))
 	return slowClients{slowclient.NewBudget(cores * answerMemory), slowclient.NewBudget(cores * streamsMemory)}
+}
+
+// Answers is the memory of answers under way, and its size in bytes.
+func (k *Kit) Answers() (*slowclient.Budget, int64) {
+	return k.slow.answers, int64(runtime.GOMAXPROCS(0)) * answerMemory
 }
 
 func (s slowClients) cutOff() float64 { return float64(s.answers.CutOff() + s.streams.CutOff()) }
@@ -56,33 +62,29 @@ func (rec *recorder) endShares() {
 	}
 }
 
-// take waits for memory of the answer. The request has it until its client has read the answer. SECURITY: after a wait the credential is
+// Take waits for memory of the answer. The request has it until its client has read the answer. SECURITY: after a wait the credential is
 // checked again: it may have been revoked meanwhile.
-func take(r *http.Request, bytes int64) error {
-	ev := eventOf(r)
-	var owner any = ev.client
-	if ev.principal != nil {
-		owner = ev.principal.CustomerID
-	}
-	waited, err := ev.recorder.share().answer.Take(r.Context(), owner, bytes)
+func Take(r *http.Request, bytes int64) error {
+	ev := EventOf(r)
+	waited, err := ev.recorder.share().answer.Take(r.Context(), ev.Caller.Account(), bytes)
 	if err != nil {
-		return &problem{
-			code: http.StatusServiceUnavailable, reason: reasonServiceUnavailable,
-			message: "Too many answers are under way to clients that read slowly; try again shortly.", retryAfter: unavailableRetry,
+		return &Problem{
+			Code: http.StatusServiceUnavailable, Reason: ReasonServiceUnavailable,
+			Message: "Too many answers are under way to clients that read slowly; try again shortly.", RetryAfter: UnavailableRetry,
 		}
 	}
 	if waited {
-		return identifyAgain(r)
+		return ev.Caller.Recheck(r)
 	}
 	return nil
 }
 
-// takes is take as a middleware.
-func (s *Server) takes(bytes int64) func(http.Handler) http.Handler {
+// Takes is Take as a middleware.
+func (k *Kit) Takes(bytes int64) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if err := take(r, bytes); err != nil {
-				s.fail(w, r, err)
+			if err := Take(r, bytes); err != nil {
+				k.Fail(w, r, err)
 				return
 			}
 			next.ServeHTTP(w, r)
@@ -90,15 +92,15 @@ func (s *Server) takes(bytes int64) func(http.Handler) http.Handler {
 	}
 }
 
-// stream counts HTTP/2 requests. Their answers are sent to the end within it, not when the handler has returned.
-func (*Server) stream(next http.Handler) http.Handler {
+// Stream counts HTTP/2 requests. Their answers are sent to the end within it, not when the handler has returned.
+func (*Kit) Stream(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor < 2 {
 			next.ServeHTTP(w, r)
 			return
 		}
-		rec := &eventOf(r).recorder
-		if _, err := rec.share().stream.Take(r.Context(), eventOf(r).client, streamMemory+headerBytes(r.Header)); err != nil {
+		rec := &EventOf(r).recorder
+		if _, err := rec.share().stream.Take(r.Context(), EventOf(r).Client, streamMemory+headerBytes(r.Header)); err != nil {
 			rec.code = http.StatusServiceUnavailable // for the log: an answer could wait for its client too
 			panic(http.ErrAbortHandler)
 		}

@@ -1,9 +1,10 @@
-package api
+package web
 
 import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -14,8 +15,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
-
-	"accesskeys/internal/store"
 )
 
 // timestampShape is what the contract takes for a timestamp: RFC 3339, also with a "+" that has become a space, or VoIPBIN's form.
@@ -60,7 +59,7 @@ func shapedTimestamp(s string) (t time.Time, shaped, exists bool) {
 // else: 400". What is accepted is one or the other, in its one meaning, and every cursor survives the way out and in.
 func FuzzPageToken(f *testing.F) {
 	id := uuid.MustParse("5f1f8f7e-9b3d-4c60-8465-b69e9f28b6db")
-	good := pageToken(store.Cursor{TmCreate: time.Date(2026, 4, 28, 1, 41, 40, 503790000, time.UTC), ID: id})
+	good := pageToken(Cursor{TmCreate: time.Date(2026, 4, 28, 1, 41, 40, 503790000, time.UTC), ID: id})
 	for _, token := range []string{
 		good, good + "=", good + "\n", good[1:], good[:len(good)-1] + "B", strings.Repeat("_", 32), strings.Repeat("A", 32), "", "x",
 		"2026-06-17 06:06:14.948432", "2026-06-17T06:06:14Z", "2026-06-17T06:06:14.948432123+09:00", "2026-06-17T06:06:14-23:59",
@@ -77,7 +76,7 @@ func FuzzPageToken(f *testing.F) {
 	f.Add("", int64(-1<<63), []byte{1})
 	f.Add("", int64(1<<63-1), []byte{})
 	f.Fuzz(func(t *testing.T, token string, micros int64, rawID []byte) {
-		cursor := store.Cursor{TmCreate: time.UnixMicro(micros).UTC()}
+		cursor := Cursor{TmCreate: time.UnixMicro(micros).UTC()}
 		copy(cursor.ID[:], rawID)
 		written := pageToken(cursor)
 		got, ok := parsePageToken(written)
@@ -97,7 +96,17 @@ func FuzzPageToken(f *testing.F) {
 	})
 }
 
-// jsonFacts is what encoding/json, which is another library than decodeObject's, says of a text.
+// nobody is a Caller that no credential is known of.
+type nobody struct{}
+
+func (nobody) Account() any                           { return nil }
+func (nobody) Recheck(*http.Request) error            { return nil }
+func (nobody) LogAttrs(attrs []slog.Attr) []slog.Attr { return attrs }
+
+// mostSeconds is a hundred years.
+const mostSeconds = 100 * 365 * 86400
+
+// jsonFacts is what encoding/json, which is another library than DecodeObject's, says of a text.
 type jsonFacts struct {
 	valid, repeats bool
 	depth          int
@@ -171,27 +180,27 @@ func FuzzDecodeBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		facts := factsOf(body)
 		empty := len(bytes.Trim(body, " \t\r\n")) == 0
-		ev := &event{}
+		ev := &Event{Caller: nobody{}}
 		ev.parent, ev.deadline = t.Context(), time.Now().Add(time.Hour)
 		defer ev.end()
-		o, err := decodeObject(httptest.NewRecorder(), httptest.NewRequestWithContext(ev, http.MethodPost, "/", bytes.NewReader(body)))
+		o, err := DecodeObject(httptest.NewRecorder(), httptest.NewRequestWithContext(ev, http.MethodPost, "/", bytes.NewReader(body)))
 		if err != nil {
-			var p *problem
-			if !errors.As(err, &p) || (p.code == http.StatusRequestEntityTooLarge) != (len(body) > maxBody) || p.code/100 != 4 {
+			var p *Problem
+			if !errors.As(err, &p) || (p.Code == http.StatusRequestEntityTooLarge) != (len(body) > MaxBody) || p.Code/100 != 4 {
 				t.Fatalf("refused with %v", err)
 			}
 			surrogate := bytes.Contains(bytes.ToLower(body), []byte(`\ud`)) // of which the pairs are good
-			if p.code == http.StatusBadRequest && (empty || facts.fields != nil && !facts.repeats && utf8.Valid(body) && !surrogate && facts.depth < 9000) {
+			if p.Code == http.StatusBadRequest && (empty || facts.fields != nil && !facts.repeats && utf8.Valid(body) && !surrogate && facts.depth < 9000) {
 				t.Fatalf("refused %q", body)
 			}
 			return
 		}
-		if len(body) > maxBody || !utf8.Valid(body) || !empty && (facts.fields == nil || facts.repeats) {
+		if len(body) > MaxBody || !utf8.Valid(body) || !empty && (facts.fields == nil || facts.repeats) {
 			t.Fatalf("accepted %q", body)
 		}
-		for field, most := range map[string]int{"name": maxName, "detail": maxDetail} {
-			got := o.text(field, most)
-			ok := o.err() == nil
+		for field, most := range map[string]int{"name": 255, "detail": 4096} {
+			got := o.Text(field, most)
+			ok := o.Err() == nil
 			o.details = nil
 			value, there := facts.fields[field]
 			want, isText := value.(string)
@@ -205,8 +214,8 @@ func FuzzDecodeBody(f *testing.F) {
 				t.Fatalf("%s of %q is %v, %t, want %q, %t", field, body, got, ok, want, fits)
 			}
 		}
-		got := o.wholeNumber("expire", 1, maxExpire, 77)
-		ok := o.err() == nil
+		got := o.WholeNumber("expire", 1, mostSeconds, 77)
+		ok := o.Err() == nil
 		value, there := facts.fields["expire"]
 		number, isNumber := value.(json.Number)
 		want, numberErr := number.Int64()
@@ -215,8 +224,8 @@ func FuzzDecodeBody(f *testing.F) {
 			if got != 77 || !ok {
 				t.Fatalf("expire of %q is %d, %t, want the default", body, got, ok)
 			}
-		case ok && (!isNumber || numberErr != nil || got != want || got < 1 || got > maxExpire),
-			!ok && isNumber && numberErr == nil && want >= 1 && want <= maxExpire:
+		case ok && (!isNumber || numberErr != nil || got != want || got < 1 || got > mostSeconds),
+			!ok && isNumber && numberErr == nil && want >= 1 && want <= mostSeconds:
 			t.Fatalf("expire of %q is %d, %t, want %v", body, got, ok, value)
 		}
 	})

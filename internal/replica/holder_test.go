@@ -23,8 +23,10 @@ func TestHolderOfTheLogIsTold(t *testing.T) {
 	}
 	release()
 	for _, r := range []*runner{r, off} {
-		until(t, "it is over", func() bool { return r.Holder() == nil && r.Stats().HeadHeld == 0 })
 		const held, over = "a transaction holds the head of the log of changes", "nobody holds the head of the log of changes any more"
+		until(t, "it is over", func() bool {
+			return r.Holder() == nil && r.Stats().HeadHeld == 0 && strings.Contains(r.log.String(), over)
+		})
 		if log := r.log.String(); strings.Count(log, held) != 1 || strings.Count(log, over) != 1 || strings.Contains(log, "s3cret") {
 			t.Errorf("the log is\n%s", log)
 		}

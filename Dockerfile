@@ -3,7 +3,10 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN make build
+# docker build --build-arg VERSION=$(git describe --tags --always): the image has no history to ask.
+ARG VERSION=""
+ARG COMMIT=""
+RUN make build VERSION="$VERSION" COMMIT="$COMMIT"
 
 # Nothing but the binary, and the certificates that TLS connections to Postgres and to a mail server are checked against.
 FROM scratch

@@ -21,13 +21,14 @@ import (
 
 const module = "accesskeys/"
 
-// allowed are the rooms, and which others each may import. A new room, or a new door, is a decision to be made here.
+// allowed are the packages, and which others each may import. A new package, or a new import, is a decision to be made here.
 var allowed = map[string][]string{
 	"api":        {},
 	"migrations": {},
-	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/replica", "internal/certificate", "internal/web"},
+	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/replica", "internal/certificate", "internal/web", "internal/buildinfo"},
 
-	"internal/api":         {"internal/auth", "internal/mail", "internal/replica", "internal/rules", "internal/store", "internal/secret", "internal/web", "api"},
+	"internal/api":         {"internal/auth", "internal/mail", "internal/replica", "internal/rules", "internal/store", "internal/secret", "internal/web", "internal/buildinfo", "api"},
+	"internal/buildinfo":   {},
 	"internal/web":         {"internal/secret", "internal/slowclient"},
 	"internal/slowclient":  {},
 	"internal/auth":        {"internal/replica", "internal/store", "internal/secret"},
@@ -47,7 +48,7 @@ var allowed = map[string][]string{
 	"internal/servertest":  {},
 }
 
-// testSupport are the rooms that no program contains.
+// testSupport are the packages that no program contains.
 var testSupport = []string{"internal/pgtest", "internal/mailtest", "test/bench", "test/chaos", "test/e2e", "internal/servertest"}
 
 // pkg is what go list tells of a package.
@@ -58,7 +59,7 @@ type pkg struct {
 	Imports    []string // of files that are no tests
 }
 
-// Style, Rooms: "Imports go down only"; "Small rooms of their own"; "No models, util, common, pkg, helpers".
+// Imports go down only, and no package is a catch-all.
 func TestImportsGoDownOnly(t *testing.T) {
 	t.Parallel()
 	packages := list(t, "./...")
@@ -69,9 +70,9 @@ func TestImportsGoDownOnly(t *testing.T) {
 	for _, p := range packages {
 		seen[strings.TrimPrefix(p.ImportPath, module)] = true
 	}
-	for room := range allowed {
-		if !seen[room] {
-			t.Errorf("there is no %s any more: take it out of this test", room)
+	for name := range allowed {
+		if !seen[name] {
+			t.Errorf("there is no %s any more: take it out of this test", name)
 		}
 	}
 }
@@ -84,7 +85,7 @@ func TestForbiddenImportsAreFound(t *testing.T) {
 		want     string
 	}{
 		"upwards":                         {"internal/store", module + "internal/auth", "internal/store imports internal/auth"},
-		"past a room":                     {"internal/auth", module + "migrations", "internal/auth imports migrations"},
+		"past a layer":                    {"internal/auth", module + "migrations", "internal/auth imports migrations"},
 		"sideways":                        {"internal/secret", module + "internal/privatepg", "internal/secret imports internal/privatepg"},
 		"test support":                    {"cmd/server", module + "internal/pgtest", "cmd/server imports internal/pgtest"},
 		"the driver":                      {"internal/api", "github.com/jackc/pgx/v5/pgconn", "internal/api imports the database's driver"},
@@ -92,8 +93,8 @@ func TestForbiddenImportsAreFound(t *testing.T) {
 		"the testing package":             {"internal/api", "testing", "internal/api imports testing"},
 		"HTTP in the store":               {"internal/store", "net/http", "internal/store imports net/http"},
 		"HTTP's test server in a program": {"cmd/server", "net/http/httptest", "cmd/server imports net/http/httptest"},
-		"a room that nobody knows":        {"internal/extra", "fmt", "internal/extra is not a room"},
-		"a drawer":                        {"internal/store/util", "fmt", "internal/store/util is a drawer, not a room"},
+		"a package that nobody knows":     {"internal/extra", "fmt", "internal/extra is not in the list of packages"},
+		"a catch-all":                     {"internal/store/util", "fmt", "internal/store/util is a catch-all, not a package"},
 		"nothing":                         {"internal/api", module + "internal/auth", ""},
 		"nothing, by the driver's owner":  {"internal/store", "github.com/jackc/pgx/v5", ""},
 		"nothing, by test support":        {"internal/pgtest", "testing", ""},
@@ -107,29 +108,29 @@ func TestForbiddenImportsAreFound(t *testing.T) {
 
 func importViolations(packages []pkg) (violations []string) {
 	for _, p := range packages {
-		room := strings.TrimPrefix(p.ImportPath, module)
-		doors, known := allowed[room]
+		from := strings.TrimPrefix(p.ImportPath, module)
+		imports, known := allowed[from]
 		switch {
 		case len(p.GoFiles) == 0:
 			continue // tests only
-		case slices.Contains([]string{"models", "util", "utils", "common", "helpers", "pkg", "misc"}, path.Base(room)):
-			violations = append(violations, room+" is a drawer, not a room")
+		case slices.Contains([]string{"models", "util", "utils", "common", "helpers", "pkg", "misc"}, path.Base(from)):
+			violations = append(violations, from+" is a catch-all, not a package")
 			continue
 		case !known:
-			violations = append(violations, room+" is not a room")
+			violations = append(violations, from+" is not in the list of packages")
 			continue
 		}
 		for _, imported := range p.Imports {
 			ours, isOurs := strings.CutPrefix(imported, module)
 			forTests := imported == "testing" || strings.HasPrefix(imported, "testing/") || imported == "net/http/httptest"
 			switch {
-			case isOurs && !slices.Contains(doors, ours):
-				violations = append(violations, room+" imports "+ours)
-			case strings.HasPrefix(imported, "github.com/jackc/pgx") && room != "internal/store" && !slices.Contains(testSupport, room):
-				violations = append(violations, room+" imports the database's driver")
-			case forTests && !slices.Contains(testSupport, room),
-				imported == "net/http" && !slices.Contains([]string{"cmd/server", "internal/api", "internal/web", "internal/slowclient"}, room):
-				violations = append(violations, room+" imports "+imported)
+			case isOurs && !slices.Contains(imports, ours):
+				violations = append(violations, from+" imports "+ours)
+			case strings.HasPrefix(imported, "github.com/jackc/pgx") && from != "internal/store" && !slices.Contains(testSupport, from):
+				violations = append(violations, from+" imports the database's driver")
+			case forTests && !slices.Contains(testSupport, from),
+				imported == "net/http" && !slices.Contains([]string{"cmd/server", "internal/api", "internal/web", "internal/slowclient"}, from):
+				violations = append(violations, from+" imports "+imported)
 			}
 		}
 	}
@@ -141,12 +142,12 @@ func TestOnlyMainReadsTheEnvironment(t *testing.T) {
 	t.Parallel()
 	reads := map[string]int{}
 	for _, p := range list(t, "./...") {
-		room := strings.TrimPrefix(p.ImportPath, module)
+		from := strings.TrimPrefix(p.ImportPath, module)
 		for _, name := range p.GoFiles {
 			for _, use := range environmentUses(t, filepath.Join(p.Dir, name), nil) {
-				reads[room]++
-				if room != "cmd/server" && !slices.Contains(testSupport, room) {
-					t.Errorf("%s/%s uses %s", room, name, use)
+				reads[from]++
+				if from != "cmd/server" && !slices.Contains(testSupport, from) {
+					t.Errorf("%s/%s uses %s", from, name, use)
 				}
 			}
 		}

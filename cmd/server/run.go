@@ -57,6 +57,8 @@ func commands() []command {
 			"token sign", "--credentials FILE [--expire SECONDS] [--audience NAME]",
 			"sign a token with a service account's private key and print it as an Authorization header", signToken,
 		},
+		{"health", "[--url URL]", "ask a server whether it is ready; exit code 0 if so", health},
+		{"version", "", "print the version, the commit and the Go release", printVersion},
 	}
 }
 

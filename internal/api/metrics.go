@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/buildinfo"
 	"accesskeys/internal/replica"
 	"accesskeys/internal/store"
 )
@@ -30,7 +31,11 @@ func newMetrics(s *store.Store, r *replica.Replica) *metrics {
 			Name: "accesskeys_login_refusals_total", Help: "Logins that gave no token, by reason.",
 		}, []string{"reason"}),
 	}
-	m.registry.MustRegister(m.credentials, m.loginRefusals, poolCollector{s}, replicaCollector{r},
+	build := buildinfo.Read()
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "accesskeys_build_info", Help: "Always 1; the labels say what was built.",
+		ConstLabels: prometheus.Labels{"version": build.Version, "commit": build.Commit, "go_version": build.Go},
+	}, func() float64 { return 1 }), m.credentials, m.loginRefusals, poolCollector{s}, replicaCollector{r},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"accesskeys/internal/pgtest"
+)
+
+// `server health` says whether the server of the same settings is ready, by its exit code and in one line.
+func TestHealthAsksTheServerOfTheSameSettings(t *testing.T) {
+	t.Parallel()
+	_, tls := newPair(t, 1).folder(t)
+	for name, extra := range map[string]map[string]string{"HTTP": nil, "HTTPS": tls} {
+		database := pgtest.Migrated(t)
+		p := launch(t, environment(database, extra), "serve")
+		addr := strings.TrimPrefix(listening(t, p.stderr, p.ended), "http://")
+		env := map[string]string{"LISTEN_ADDR": addr, "HTTP_PROXY": "http://127.0.0.1:1", "DATABASE_URL": "nonsense"}
+		for setting, value := range extra {
+			env[setting] = value
+		}
+		eventually(t, name+": it is ready", func() bool {
+			out, log, err := cli(t, env, "", "health")
+			return err == nil && out == "ready\n" && log == ""
+		})
+		_, port, _ := strings.Cut(addr, ":")
+		env["LISTEN_ADDR"] = ":" + port // everywhere, and so here
+		if out, _, err := cli(t, env, "", "health"); err != nil || out != "ready\n" {
+			t.Errorf("%s on :%s: %q, %v", name, port, out, err)
+		}
+		if err := p.end(); err != nil {
+			t.Error(err)
+		}
+		if out, _, err := cli(t, env, "", "health"); err == nil || out != "" || !strings.HasPrefix(err.Error(), "not ready: ") {
+			t.Errorf("%s, when it has ended: %q, %v", name, out, err)
+		}
+	}
+}
+
+func TestHealthTellsWhyAServerIsNotReady(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		handler http.HandlerFunc
+		want    string
+	}{
+		"not ready": {func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(503)
+			fmt.Fprint(w, `{"error":{"message":"why"}}`)
+		}, `503 Service Unavailable: "why"`},
+		"another server": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404); fmt.Fprint(w, `<html>`) }, `404 Not Found: "no reason was given"`},
+		"elsewhere":      {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ping", http.StatusFound) }, `302 Found: "no reason was given"`},
+	} {
+		other := httptest.NewServer(test.handler)
+		t.Cleanup(other.Close)
+		p := spawn(t, nil, "", "health", "--url", other.URL)
+		if code := p.code(); code != 1 || p.stdout.String() != "" || p.stderr.String() != "server: not ready: "+test.want+"\n" {
+			t.Errorf("%s: exit code %d, %q, %q", name, code, p.stdout, p.stderr)
+		}
+	}
+	release := make(chan struct{})
+	hanging := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	t.Cleanup(hanging.Close)
+	t.Cleanup(func() { close(release) })
+	began := time.Now()
+	_, _, err := cli(t, nil, "", "health", "--url", hanging.URL)
+	if took := time.Since(began); err == nil || took < healthTimeout || took > patience {
+		t.Errorf("a server that hangs: after %v %v", took, err)
+	}
+	for _, url := range []string{"", "127.0.0.1:8080", "ftp://x", "http://", "://"} {
+		args := []string{"health", "--url", url}
+		env := map[string]string{"LISTEN_ADDR": "127.0.0.1:0"}
+		if p := spawn(t, env, "", args...); p.code() != 2 {
+			t.Errorf("%q: %s", url, p.stderr)
+		}
+	}
+}
+
+// The version is one line, which names the Go release; `make build` stamps it from git.
+func TestVersionIsPrinted(t *testing.T) {
+	t.Parallel()
+	out, log, err := cli(t, nil, "", "version")
+	if fields := strings.Fields(out); err != nil || log != "" || len(fields) != 6 || fields[0] != "accesskeys" || !strings.HasPrefix(fields[4], "go1.") {
+		t.Errorf("%q, %q, %v", out, log, err)
+	}
+}

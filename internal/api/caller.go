@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"accesskeys/internal/auth"
-	"accesskeys/internal/rules"
 	"accesskeys/internal/web"
 )
 
@@ -39,12 +38,7 @@ func (ev *event) Account() any {
 }
 
 // Recheck implements web.Caller.
-func (*event) Recheck(r *http.Request) error {
-	if !rules.Caller {
-		return nil
-	}
-	return identifyAgain(r)
-}
+func (*event) Recheck(r *http.Request) error { return identifyAgain(r) }
 
 // LogAttrs implements web.Caller.
 func (ev *event) LogAttrs(attrs []slog.Attr) []slog.Attr {

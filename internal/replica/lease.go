@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"accesskeys/internal/rules"
 	"accesskeys/internal/store"
 )
 
@@ -310,7 +309,7 @@ func (r *Replica) read(ctx context.Context, feed *store.Feed) (store.News, error
 		return news, err
 	}
 	r.noteLost(news)
-	another := r.epoch != "" && news.Epoch != r.epoch && rules.Epoch
+	another := r.epoch != "" && news.Epoch != r.epoch
 	r.epoch = news.Epoch
 	r.applying.Lock()
 	defer r.applying.Unlock()

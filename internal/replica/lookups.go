@@ -197,7 +197,7 @@ func (k *known) covers(before *known, head store.Position) bool {
 func (r *Replica) fill(k *known, found store.Found, at time.Duration) {
 	r.applying.RLock()
 	defer r.applying.RUnlock()
-	if r.known.Load().covers(k, found.Head) || !fillIsARule {
+	if r.known.Load().covers(k, found.Head) {
 		r.remember(found, at)
 	}
 }

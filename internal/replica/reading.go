@@ -7,11 +7,8 @@ import (
 	"net/netip"
 	"time"
 
-	"accesskeys/internal/rules"
 	"accesskeys/internal/store"
 )
-
-const fillIsARule = rules.Fill
 
 // reading is how one kind of credential is had.
 type reading[T any] struct {
@@ -100,12 +97,7 @@ func (q reading[T]) proven(ctx context.Context, r *Replica, from netip.Addr) (ro
 	if r.lease == 0 {
 		return q.uncached(ctx, r, from)
 	}
-	var got looked
-	if rules.Proof {
-		got = r.prove(ctx, q.key)
-	} else {
-		got = r.lookups.ask(ctx, q.key, from)
-	}
+	got := r.prove(ctx, q.key)
 	if got.err != nil {
 		return rows, got.err
 	}

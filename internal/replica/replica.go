@@ -14,7 +14,6 @@ import (
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
 
-	"accesskeys/internal/rules"
 	"accesskeys/internal/store"
 )
 
@@ -206,5 +205,5 @@ func (r *Replica) Refresh(ctx context.Context) error {
 // at returns the database's time at a reading of the instance's clock, and whether the lease is held then. The time is never behind
 // the database's by more than its clock and ours drift apart in a lease.
 func (k *known) at(clock time.Duration) (time.Time, bool) {
-	return k.now.Add(clock - k.read), clock < k.ends || !rules.Lease
+	return k.now.Add(clock - k.read), clock < k.ends
 }

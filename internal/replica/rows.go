@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/rules"
 	"accesskeys/internal/store"
 )
 
@@ -147,9 +146,6 @@ func rolesBytes(roles []string) (n int) {
 
 // forget removes what a change has made stale. The caller holds applying.
 func (r *Replica) forget(change store.Change) {
-	if !rules.Log {
-		return
-	}
 	if change.Subjects == nil {
 		r.rows.InvalidateAll()
 		return

@@ -19,7 +19,6 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"accesskeys/internal/rules"
 	"accesskeys/internal/secret"
 	"accesskeys/migrations"
 )
@@ -334,7 +333,7 @@ func onConn(conn *pgx.Conn, do func(*pgx.Conn) error) error {
 // noteUnconfirmed listens to the server's notices. Postgres answers a COMMIT whose wait was cancelled with success, and a warning
 // before it. Only where that comes from tells it from the other warnings, of a trigger's or about transaction ids for example.
 func noteUnconfirmed(conn *pgconn.PgConn, notice *pgconn.Notice) {
-	if notice.Routine == "SyncRepWaitForLSN" && rules.Confirm {
+	if notice.Routine == "SyncRepWaitForLSN" {
 		conn.CustomData()[unconfirmed] = true
 	}
 }

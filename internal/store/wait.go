@@ -9,8 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-
-	"accesskeys/internal/rules"
 )
 
 const (
@@ -47,9 +45,6 @@ func LeaseEnd(lease time.Duration) time.Duration { return lease + lease/50 + 10*
 // The time is that of this process's monotonic clock, from after the commit: whatever the database's clock does. It returns
 // ErrUnavailable where it can't be told that the commit is on the database that this server's own heartbeats go to.
 func (s *Store) waitForInstances(ctx context.Context, r revision) error {
-	if !rules.Wait {
-		return nil
-	}
 	waiting, cancel := context.WithTimeout(ctx, LeaseEnd(r.lease))
 	defer cancel()
 	w := &waiter{Position: r.Position, acknowledged: make(chan struct{})}
@@ -82,7 +77,7 @@ func (s *Store) waitForInstances(ctx context.Context, r revision) error {
 // the Feeds, and the leases with them, stay with the server that was. Then no lease's end can be waited for: they go on.
 func (s *Store) checkWitness(ctx context.Context, r revision) error {
 	w := s.witness.Load()
-	if w == nil || !rules.Witness { // no Feed: nothing is known of where others have theirs
+	if w == nil { // no Feed: nothing is known of where others have theirs
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
@@ -141,7 +136,7 @@ func (s *Store) look(ctx context.Context) {
 	}
 	s.waiters.mu.Unlock()
 	var self uuid.UUID
-	if w := s.witness.Load(); w != nil && rules.Witness {
+	if w := s.witness.Load(); w != nil {
 		self = w.id
 	}
 	rows, err := s.pool().Query(ctx, `

@@ -2,7 +2,6 @@ package chaos
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -15,29 +14,24 @@ import (
 // skew is how far ahead the wall clock of a skewed build is. Its monotonic clock is as it was.
 const skew = time.Hour
 
-// skewedClock makes an overlay for go build under which time.Now is ahead, and returns its path.
-func skewedClock(ctx context.Context, dir string) (string, error) {
-	root, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+// skewedClock returns what go build's -overlay has to replace for a time.Now that is ahead; the copy is in dir.
+func skewedClock(ctx context.Context, dir string) (map[string]string, error) {
+	goRoot, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	original := filepath.Join(strings.TrimSpace(string(root)), "src", "time", "time.go")
+	original := filepath.Join(strings.TrimSpace(string(goRoot)), "src", "time", "time.go")
 	source, err := os.ReadFile(original)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	const reading = "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
 	if strings.Count(string(source), reading) != 1 {
-		return "", errors.New("time.Now of this Go is not written as expected: the wall clock can't be put ahead")
+		return nil, errors.New("time.Now of this Go is not written as expected: the wall clock can't be put ahead")
 	}
 	ahead := strings.Replace(string(source), reading, reading+"\tsec += 3600\n", 1)
 	replacement := filepath.Join(dir, "time.go")
-	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: replacement}})
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "overlay.json")
-	return path, errors.Join(os.WriteFile(replacement, []byte(ahead), 0o600), os.WriteFile(path, overlay, 0o600))
+	return map[string]string{original: replacement}, os.WriteFile(replacement, []byte(ahead), 0o600)
 }
 
 // checkSkew shows by the time of a log line that the replica's clock is ahead, and that the others' are not.

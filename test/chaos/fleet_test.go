@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -34,8 +35,8 @@ const (
 
 // program is a build of the server.
 type program struct {
-	tags    string
-	skewed  bool // its wall clock is an hour ahead
+	without string // one of removals; "" is none
+	skewed  bool   // its wall clock is an hour ahead
 	path    string
 	started sync.Once
 	err     error
@@ -50,13 +51,13 @@ type builds struct {
 
 func newBuilds(t testing.TB) *builds { return &builds{dir: t.TempDir(), all: map[string]*program{}} }
 
-func (b *builds) server(t testing.TB, tags string, skewed bool) string {
+func (b *builds) server(t testing.TB, without string, skewed bool) string {
 	t.Helper()
-	name := fmt.Sprintf("server-%s-%t", tags, skewed)
+	name := fmt.Sprintf("server-%s-%t", without, skewed)
 	b.mu.Lock()
 	p := b.all[name]
 	if p == nil {
-		p = &program{tags: tags, skewed: skewed, path: filepath.Join(b.dir, name)}
+		p = &program{without: without, skewed: skewed, path: filepath.Join(b.dir, name)}
 		b.all[name] = p
 	}
 	b.mu.Unlock()
@@ -68,15 +69,26 @@ func (b *builds) server(t testing.TB, tags string, skewed bool) string {
 }
 
 func (p *program) build(t testing.TB, dir string) error {
-	arguments := []string{"-tags", p.tags}
-	if p.skewed {
-		overlay, err := skewedClock(t.Context(), dir)
+	replaced := map[string]string{}
+	if p.without != "" {
+		edited, err := removed(p.without, dir)
 		if err != nil {
 			return err
 		}
-		arguments = append(arguments, "-overlay", overlay)
+		maps.Copy(replaced, edited)
 	}
-	return servertest.Build(t.Context(), p.path, arguments...)
+	if p.skewed {
+		edited, err := skewedClock(t.Context(), dir)
+		if err != nil {
+			return err
+		}
+		maps.Copy(replaced, edited)
+	}
+	overlay := p.path + ".overlay.json"
+	if err := writeOverlay(overlay, replaced); err != nil {
+		return err
+	}
+	return servertest.Build(t.Context(), p.path, "-overlay", overlay)
 }
 
 // fleet is some replicas on one ground.

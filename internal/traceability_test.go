@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// docs/contract.md names the tests that show each promise. A promise without a test, or with one that was renamed away,
+// docs/traceability.md names the tests that show each promise. A promise without a test, or with one that was renamed away,
 // fails here.
 func TestEveryPromiseNamesTestsThatExist(t *testing.T) {
 	t.Parallel()
@@ -29,7 +29,7 @@ func TestEveryPromiseNamesTestsThatExist(t *testing.T) {
 			}
 		}
 	}
-	document, err := os.ReadFile("../docs/contract.md")
+	document, err := os.ReadFile("../docs/traceability.md")
 	if err != nil {
 		t.Fatal(err)
 	}

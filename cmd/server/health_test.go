@@ -48,11 +48,14 @@ func TestHealthTellsWhyAServerIsNotReady(t *testing.T) {
 		want    string
 	}{
 		"not ready": {func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprint(w, `{"error":{"message":"why"}}`)
 		}, `503 Service Unavailable: "why"`},
-		"another server": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404); fmt.Fprint(w, `<html>`) }, `404 Not Found: "no reason was given"`},
-		"elsewhere":      {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ping", http.StatusFound) }, `302 Found: "no reason was given"`},
+		"another server": {func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `<html>`)
+		}, `404 Not Found: "no reason was given"`},
+		"elsewhere": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ping", http.StatusFound) }, `302 Found: "no reason was given"`},
 	} {
 		other := httptest.NewServer(test.handler)
 		t.Cleanup(other.Close)

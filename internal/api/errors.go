@@ -29,8 +29,8 @@ const (
 )
 
 // problemOf is the one place that decides what a client is told of an error.
-func problemOf(err error) *web.Problem {
-	var p *web.Problem
+func problemOf(err error) *web.Error {
+	var p *web.Error
 	var limited *auth.LimitedError
 	switch {
 	case errors.As(err, &p):
@@ -38,12 +38,12 @@ func problemOf(err error) *web.Problem {
 	case errors.As(err, &limited):
 		return web.TooMany(web.ByUsername, "Too many tries of this username.", limited.Wait)
 	case errors.Is(err, auth.ErrNoCredential):
-		return &web.Problem{
+		return &web.Error{
 			Code: http.StatusUnauthorized, Reason: reasonAuthenticationRequired, Message: "The request carries no credential.",
 			Challenge: `Bearer realm="voipbin"`,
 		}
 	case errors.Is(err, auth.ErrInvalidCredential):
-		return &web.Problem{
+		return &web.Error{
 			Code: http.StatusUnauthorized, Reason: reasonInvalidCredentials, Message: "The credential is not valid.",
 			Challenge: `Bearer realm="voipbin", error="invalid_token"`,
 		}
@@ -56,12 +56,12 @@ func problemOf(err error) *web.Problem {
 	case errors.Is(err, store.ErrUnavailable):
 		return web.Unavailable("The service can't reach its database; try again shortly.")
 	default:
-		return &web.Problem{Code: http.StatusInternalServerError, Reason: web.ReasonInternal, Message: "Something went wrong here."}
+		return &web.Error{Code: http.StatusInternalServerError, Reason: web.ReasonInternal, Message: "Something went wrong here."}
 	}
 }
 
 func permissionDenied() error {
-	return &web.Problem{
+	return &web.Error{
 		Code: http.StatusForbidden, Reason: reasonPermissionDenied, Message: "The caller may not do this.",
 	}
 }

@@ -18,33 +18,33 @@ func TestEachCustomerHasOneTurn(t *testing.T) {
 		const wait = time.Second
 		turns := NewCustomerTurns(wait)
 		acme, globex := uuid.New(), uuid.New()
-		take := func(ctx context.Context, customer uuid.UUID) (release func(), err error, took time.Duration) {
+		take := func(ctx context.Context, customer uuid.UUID) (release func(), took time.Duration, err error) {
 			began := time.Now()
 			release, err = turns.Take(ctx, customer)
-			return release, err, time.Since(began)
+			return release, time.Since(began), err
 		}
-		first, err, _ := take(t.Context(), acme)
+		first, _, err := take(t.Context(), acme)
 		if err != nil {
 			t.Fatal(err)
 		}
-		other, err, took := take(t.Context(), globex)
+		other, took, err := take(t.Context(), globex)
 		if err != nil || took != 0 {
 			t.Fatalf("another customer: %v after %s", err, took)
 		}
 		other()
-		if _, err, took := take(t.Context(), acme); !errors.Is(err, ErrBusy) || took != wait {
+		if _, took, err := take(t.Context(), acme); !errors.Is(err, ErrBusy) || took != wait {
 			t.Errorf("its second: %v after %s", err, took)
 		}
 		left, leave := context.WithCancel(t.Context())
 		leave()
-		if _, err, took := take(left, acme); !errors.Is(err, ErrBusy) || took != 0 {
+		if _, took, err := take(left, acme); !errors.Is(err, ErrBusy) || took != 0 {
 			t.Errorf("a client that has left: %v after %s", err, took)
 		}
 		go func() {
 			time.Sleep(wait / 2)
 			first()
 		}()
-		second, err, took := take(t.Context(), acme)
+		second, took, err := take(t.Context(), acme)
 		if err != nil || took != wait/2 {
 			t.Fatalf("when its first was done: %v after %s", err, took)
 		}

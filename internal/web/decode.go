@@ -58,7 +58,7 @@ func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	}
 	if encoded(r) {
 		w.Header().Set("Accept-Encoding", "identity")
-		return nil, &Problem{
+		return nil, &Error{
 			Code: http.StatusUnsupportedMediaType, Reason: ReasonUnsupportedMediaType, Message: "The body must be sent without a Content-Encoding.",
 		}
 	}
@@ -68,7 +68,7 @@ func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return body, ev.Caller.Recheck(r)
 	}
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-		return nil, &Problem{
+		return nil, &Error{
 			Code: http.StatusRequestEntityTooLarge, Reason: ReasonBodyTooLarge,
 			Message: fmt.Sprintf("The body is larger than %d bytes.", MaxBody),
 		}

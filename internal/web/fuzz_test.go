@@ -185,7 +185,7 @@ func FuzzDecodeBody(f *testing.F) {
 		defer ev.end()
 		o, err := DecodeObject(httptest.NewRecorder(), httptest.NewRequestWithContext(ev, http.MethodPost, "/", bytes.NewReader(body)))
 		if err != nil {
-			var p *Problem
+			var p *Error
 			if !errors.As(err, &p) || (p.Code == http.StatusRequestEntityTooLarge) != (len(body) > MaxBody) || p.Code/100 != 4 {
 				t.Fatalf("refused with %v", err)
 			}

@@ -105,7 +105,7 @@ func MethodNotAllowed(router chi.Routes) func(http.ResponseWriter, *http.Request
 			allowed = append(allowed, http.MethodHead)
 		}
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
-		return &Problem{
+		return &Error{
 			Code: http.StatusMethodNotAllowed, Reason: ReasonMethodNotAllowed,
 			Message: "The route does not have this method.",
 		}

@@ -26,7 +26,7 @@ type Config struct {
 	// NewEvent makes a request's Event, with its Caller.
 	NewEvent func() *Event
 	// ProblemOf decides what a client is told of an error.
-	ProblemOf func(error) *Problem
+	ProblemOf func(error) *Error
 	// Cause is why a credential was refused, for the log alone; "" for other errors.
 	Cause func(error) string
 	// Registry is where the metrics of requests are registered.
@@ -38,7 +38,7 @@ type Kit struct {
 	log       *slog.Logger
 	tokens    Tokens
 	newEvent  func() *Event
-	problemOf func(error) *Problem
+	problemOf func(error) *Error
 	cause     func(error) string
 	proxies   proxies
 	slow      slowClients

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Problem is an error as a client sees it (contract, section 1). Its message says nothing that the client did not know.
-type Problem struct {
+// Error is an error as a client sees it (contract, section 1). Its message says nothing that the client did not know.
+type Error struct {
 	Code       int    // HTTP's
 	Status     string // "": the one that belongs to Code
 	Reason     string
@@ -26,7 +26,7 @@ type Detail struct {
 }
 
 // Error implements error.
-func (p *Problem) Error() string { return p.Reason }
+func (p *Error) Error() string { return p.Reason }
 
 // The reasons that need no noun. api/openapi.yaml lists them all.
 const (
@@ -75,8 +75,8 @@ const (
 )
 
 // TooMany is the 429 of a limit (contract, section 5).
-func TooMany(by, message string, wait time.Duration) *Problem {
-	return &Problem{
+func TooMany(by, message string, wait time.Duration) *Error {
+	return &Error{
 		Code: http.StatusTooManyRequests, Reason: ReasonRateLimitExceeded, Message: message, RetryAfter: wait,
 		Details: []Detail{{LimitedBy: by}},
 	}
@@ -84,22 +84,22 @@ func TooMany(by, message string, wait time.Duration) *Problem {
 
 // BadRequest is a 400.
 func BadRequest(reason, message string, details ...Detail) error {
-	return &Problem{Code: http.StatusBadRequest, Reason: reason, Message: message, Details: details}
+	return &Error{Code: http.StatusBadRequest, Reason: reason, Message: message, Details: details}
 }
 
 // Conflict is a 409, which alone of all codes has two statuses.
 func Conflict(reason, status, message string) error {
-	return &Problem{Code: http.StatusConflict, Status: status, Reason: reason, Message: message}
+	return &Error{Code: http.StatusConflict, Status: status, Reason: reason, Message: message}
 }
 
 // NotFound is a 404.
 func NotFound(reason, what string) error {
-	return &Problem{Code: http.StatusNotFound, Reason: reason, Message: fmt.Sprintf("There is no such %s.", what)}
+	return &Error{Code: http.StatusNotFound, Reason: reason, Message: fmt.Sprintf("There is no such %s.", what)}
 }
 
 // Unavailable is a 503 that is worth asking again soon.
-func Unavailable(message string) *Problem {
-	return &Problem{
+func Unavailable(message string) *Error {
+	return &Error{
 		Code: http.StatusServiceUnavailable, Reason: ReasonServiceUnavailable, Message: message, RetryAfter: UnavailableRetry,
 	}
 }

@@ -68,7 +68,7 @@ func Take(r *http.Request, bytes int64) error {
 	ev := EventOf(r)
 	waited, err := ev.recorder.share().answer.Take(r.Context(), ev.Caller.Account(), bytes)
 	if err != nil {
-		return &Problem{
+		return &Error{
 			Code: http.StatusServiceUnavailable, Reason: ReasonServiceUnavailable,
 			Message: "Too many answers are under way to clients that read slowly; try again shortly.", RetryAfter: UnavailableRetry,
 		}

@@ -56,6 +56,17 @@ type AgentLogin struct {
 	KnownNetwork, FreshNetwork bool
 }
 
+const insertAgent = `
+	INSERT INTO agents (id, customer_id, username, password_hash, name, description, permission, username_key, username_key_of)
+	SELECT $1, $2, $3, $4, $5, $6, $7, $8, $3
+	WHERE ` + mayWrite + `
+	RETURNING ` + agentColumns
+
+// values are what insertAgent takes.
+func (a NewAgent) values(usernameKey string) []any {
+	return []any{uuid.New(), a.CustomerID, a.Username, a.PasswordHash.Reveal(), a.Name, a.Detail, a.Permission, usernameKey}
+}
+
 // CreateAgent stores an agent under a fresh id. It returns ErrUsername, ErrUsernameTaken, ErrNoCustomer and ErrChanged.
 func (s *Store) CreateAgent(ctx context.Context, caller Caller, a NewAgent) (Agent, error) {
 	key, err := s.newUsernameKey(ctx, a.Username)
@@ -64,12 +75,7 @@ func (s *Store) CreateAgent(ctx context.Context, caller Caller, a NewAgent) (Age
 	}
 	// The customer's lock keeps it from being deleted at the same moment, which would overlook the agent, and leave its
 	// username taken for ever.
-	agent, err := insertOne[Agent](ctx, s, caller, target{customerID: a.CustomerID}, "creating an agent", `
-		INSERT INTO agents (id, customer_id, username, password_hash, name, description, permission, username_key, username_key_of)
-		SELECT $1, $2, $3, $4, $5, $6, $7, $8, $3
-		WHERE `+mayWrite+`
-		RETURNING `+agentColumns,
-		uuid.New(), a.CustomerID, a.Username, a.PasswordHash.Reveal(), a.Name, a.Detail, a.Permission, key)
+	agent, err := insertOne[Agent](ctx, s, caller, target{customerID: a.CustomerID}, "creating an agent", insertAgent, a.values(key)...)
 	if errors.Is(err, ErrNotFound) {
 		return Agent{}, ErrNoCustomer
 	}

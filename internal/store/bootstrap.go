@@ -84,8 +84,9 @@ func bootstrapCustomer(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Bootst
 		LIMIT 1`, b.Customer).Scan(&done.CustomerID, &deleted)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		done.CustomerID, done.Customer = uuid.New(), Created
-		_, err = tx.Exec(ctx, `INSERT INTO customers (id, name) VALUES ($1, $2)`, done.CustomerID, b.Customer)
+		var made Customer
+		made, err = insertIn[Customer](ctx, tx, target{}, insertCustomer, NewCustomer{Name: b.Customer}.values())
+		done.CustomerID, done.Customer = made.ID, Created
 	case deleted:
 		done.Customer = Deleted
 	default:
@@ -118,11 +119,9 @@ func bootstrapAgent(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Bootstrap
 		if err != nil {
 			return err
 		}
-		done.AgentID, done.Agent = uuid.New(), Created
-		_, err = tx.Exec(ctx, `
-			INSERT INTO agents (id, customer_id, username, password_hash, permission, username_key, username_key_of)
-			VALUES ($1, $2, $3, $4, $5, $6, $3)`,
-			done.AgentID, done.CustomerID, b.Username, hash.Reveal(), b.Permission, key)
+		agent := NewAgent{CustomerID: done.CustomerID, Username: b.Username, PasswordHash: hash, Permission: b.Permission}
+		made, err := insertIn[Agent](ctx, tx, target{customerID: done.CustomerID}, insertAgent, agent.values(key))
+		done.AgentID, done.Agent = made.ID, Created
 		return err
 	case err != nil:
 		return err
@@ -149,11 +148,9 @@ func bootstrapAccessKey(ctx context.Context, tx pgx.Tx, b Bootstrap, done *Boots
 		WHERE token_sha256 = $1`, k.TokenHash[:]).Scan(&owner, &deleted, &expired)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		done.AccessKey = Created
-		_, err = tx.Exec(ctx, `
-			INSERT INTO accesskeys (id, customer_id, name, description, token_sha256, token_prefix, tm_expire)
-			VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))`,
-			uuid.New(), done.CustomerID, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire))
+		made := *k
+		made.CustomerID, done.AccessKey = done.CustomerID, Created
+		_, err = insertIn[accessKeyTimes](ctx, tx, target{customerID: done.CustomerID}, insertAccessKey, made.values(uuid.New(), Operator()))
 		return err
 	case err != nil:
 		return err

@@ -114,14 +114,12 @@ func (s *Store) CompleteSignup(ctx context.Context, tempToken, code TokenHash, k
 		if _, err := tx.Exec(ctx, `DELETE FROM signups WHERE id = $1`, id); err != nil {
 			return err
 		}
-		insert, args := admitted(insertCustomer, c.values(), Operator(), target{}, false, nil)
-		if customer, err = oneIn[Customer](ctx, tx, insert, args...); err != nil {
+		if customer, err = insertIn[Customer](ctx, tx, target{}, insertCustomer, c.values()); err != nil {
 			return err
 		}
 		k.CustomerID = customer.ID
 		keyID := uuid.New()
-		insert, args = admitted(insertAccessKey, k.values(keyID, Operator()), Operator(), target{}, false, nil)
-		times, err := oneIn[accessKeyTimes](ctx, tx, insert, args...)
+		times, err := insertIn[accessKeyTimes](ctx, tx, target{}, insertAccessKey, k.values(keyID, Operator()))
 		if err != nil {
 			return err
 		}

@@ -124,6 +124,12 @@ func (s *Store) admitted(sql string, args []any, c Caller, t target, revises boo
 	return admitted(sql, args, c, t, revises, w)
 }
 
+// insertIn runs an INSERT that nobody with a credential asks for, in a transaction whose owner reads the driver's errors.
+func insertIn[T any](ctx context.Context, tx pgx.Tx, on target, insert string, values []any) (T, error) {
+	sql, args := admitted(insert, values, Operator(), on, false, nil)
+	return oneIn[T](ctx, tx, sql, args...)
+}
+
 // queueOne queues a statement that gives one row.
 func queueOne[T any](b *pgx.Batch, into *T, sql string, args ...any) {
 	b.Queue(sql, args...).Query(func(rows pgx.Rows) (err error) {

@@ -94,7 +94,7 @@ $(GOLANGCI_LINT):
 	@mv bin/install/golangci-lint $@ && rmdir bin/install
 
 .PHONY: smoke
-smoke: build ## make run as a new user would: the printed curl lines, the README's tour, Ctrl-C, nothing left behind
+smoke: build ## make run as a new user would: the printed curl lines, docs/tour.md, Ctrl-C, nothing left behind
 	scripts/smoke
 
 .PHONY: model

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -429,16 +431,39 @@ func TestSecretsHaveNoFlag(t *testing.T) {
 	}
 }
 
-// Whoever reads the README finds every setting there.
-func TestReadmeNamesEverySetting(t *testing.T) {
+var update = flag.Bool("update", false, "write the generated part of docs/configuration.md")
+
+// docs/configuration.md has the table of settings.
+func TestConfigurationDocumentIsTheTable(t *testing.T) {
 	t.Parallel()
-	readme, err := os.ReadFile("../../README.md")
+	const path, begin, end = "../../docs/configuration.md", "<!-- settings -->\n", "<!-- end of settings -->"
+	var table strings.Builder
+	table.WriteString("| setting | flag | default | takes |\n| --- | --- | --- | --- |\n")
+	for _, s := range settingsTable() {
+		flagName, value := "`--"+s.flagName()+"`", ""
+		if s.secret {
+			flagName = ""
+		}
+		if s.value != "" {
+			value = "`" + s.value + "`"
+		}
+		fmt.Fprintf(&table, "| `%s` | %s | %s | %s |\n", s.name, flagName, value, strings.ReplaceAll(s.takes, "|", "\\|"))
+	}
+	content, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range settingsTable() {
-		if !regexp.MustCompile(`\b` + s.name + `\b`).Match(readme) {
-			t.Errorf("README.md does not name %s", s.name)
+	before, rest, began := strings.Cut(string(content), begin)
+	found, after, ended := strings.Cut(rest, end)
+	switch {
+	case !began || !ended:
+		t.Fatalf("%s has no place for the table", path)
+	case found == table.String():
+	case *update:
+		if err := os.WriteFile(path, []byte(before+begin+table.String()+end+after), 0o600); err != nil {
+			t.Fatal(err)
 		}
+	default:
+		t.Errorf("%s is not up to date: go test ./cmd/server -run Configuration -update", path)
 	}
 }

@@ -255,7 +255,7 @@ func (a *app) run(ctx context.Context) (err error) {
 			running = false
 		}
 	}
-	a.log.Info("stopping: sending clients elsewhere, finishing what is under way", "accepting_for", a.delay.String(), "at_most", a.patience.String())
+	a.log.Info("shutting down: draining", "accepting_for", a.delay.String(), "at_most", a.patience.String())
 	// Whoever balances the load has to notice before the first connection is refused, and can do so by /readyz only.
 	a.api.Drain()
 	time.Sleep(a.delay)
@@ -344,7 +344,7 @@ func (a *app) bootstrap(ctx context.Context, b bootstrapSettings) (store.Bootstr
 		case store.Created:
 			a.log.Info("bootstrap: created", "setting", made.setting, "customer_id", done.CustomerID)
 		case store.Deleted, store.Expired:
-			a.log.Warn("bootstrap: left as it is, a restart revives nothing", "setting", made.setting, "found", made.presence,
+			a.log.Warn("bootstrap: skipped, deleted or expired earlier", "setting", made.setting, "found", made.presence,
 				"customer_id", done.CustomerID)
 		case store.Existed, store.NotAsked:
 		}

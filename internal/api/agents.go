@@ -231,7 +231,7 @@ func (s *Server) setOwnPassword(w http.ResponseWriter, r *http.Request) error {
 	}
 	known, _, err := s.authenticator.Login(r.Context(), caller.Username, old, eventOf(r).Client)
 	if errors.Is(err, auth.ErrInvalidCredential) || err == nil && known.ID != caller.ID {
-		return web.BadRequest(reasonWrongPassword, "The old password is not right.", web.Detail{Field: "old_password", Message: "is not right"})
+		return web.BadRequest(reasonWrongPassword, "The old password is incorrect.", web.Detail{Field: "old_password", Message: "is incorrect"})
 	}
 	if err != nil {
 		return err

@@ -307,7 +307,7 @@ func TestAgentChangesItsOwnPasswordForTheOldOne(t *testing.T) {
 	}
 	for _, wrong := range []string{"another", tenantPassword + " ", strings.ToUpper(tenantPassword)} {
 		got := h.put(path, h.acme.plainJWT, map[string]any{"old_password": wrong, "password": "another"}).refuses(400, "WRONG_PASSWORD")
-		if !strings.Contains(string(got.raw), `"details":[{"field":"old_password","message":"is not right"}]`) {
+		if !strings.Contains(string(got.raw), `"details":[{"field":"old_password","message":"is incorrect"}]`) {
 			t.Errorf("body %s", got.raw)
 		}
 	}

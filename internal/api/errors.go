@@ -48,15 +48,15 @@ func problemOf(err error) *web.Error {
 			Challenge: `Bearer realm="voipbin", error="invalid_token"`,
 		}
 	case errors.Is(err, auth.ErrBusy):
-		return web.Unavailable("Too much of this is under way at once; try again shortly.")
+		return web.Unavailable("Too many concurrent requests; retry later.")
 	case errors.Is(err, mail.ErrUnavailable):
-		return web.Unavailable("The service can't send mail at the moment; try again shortly.")
+		return web.Unavailable("Mail can't be sent; retry later.")
 	case errors.Is(err, store.ErrChanged):
-		return web.Unavailable("What the request rests on kept changing; try again.")
+		return web.Unavailable("The caller or the target kept changing; retry.")
 	case errors.Is(err, store.ErrUnavailable):
-		return web.Unavailable("The service can't reach its database; try again shortly.")
+		return web.Unavailable("The database is unavailable; retry later.")
 	default:
-		return &web.Error{Code: http.StatusInternalServerError, Reason: web.ReasonInternal, Message: "Something went wrong here."}
+		return &web.Error{Code: http.StatusInternalServerError, Reason: web.ReasonInternal, Message: "Internal error."}
 	}
 }
 

@@ -74,17 +74,17 @@ func introspected(w http.ResponseWriter, r *http.Request) (string, error) {
 		return "", err
 	}
 	invalid := func(message string) error {
-		return web.BadRequest(web.ReasonInvalidArgument, "The body is not the form that it should be.", web.Detail{Field: "token", Message: message})
+		return web.BadRequest(web.ReasonInvalidArgument, "The request body is invalid.", web.Detail{Field: "token", Message: message})
 	}
 	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/x-www-form-urlencoded" {
-		return "", invalid("comes in a form: Content-Type: application/x-www-form-urlencoded")
+		return "", invalid("must be sent as application/x-www-form-urlencoded")
 	}
 	form, err := url.ParseQuery(string(body))
 	switch {
 	case err != nil:
 		return "", invalid("the form can't be read")
 	case len(form["token"]) != 1 || form.Get("token") == "":
-		return "", invalid("must be given, once")
+		return "", invalid("is required exactly once")
 	}
 	return form.Get("token"), nil
 }

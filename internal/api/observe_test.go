@@ -81,7 +81,7 @@ func TestPanicIsAnErrorBodyThatTellsNothing(t *testing.T) {
 	inner.url = server.URL
 	got := inner.get("/anything", "").refuses(http.StatusInternalServerError, "INTERNAL")
 	id := got.header.Get("X-Request-Id")
-	want := `{"error":{"status":"INTERNAL","reason":"INTERNAL","message":"Something went wrong here.","request_id":"` + id + `"}}`
+	want := `{"error":{"status":"INTERNAL","reason":"INTERNAL","message":"Internal error.","request_id":"` + id + `"}}`
 	if string(got.raw) != want {
 		t.Errorf("body %s, want %s", got.raw, want)
 	}

@@ -323,7 +323,7 @@ func rolesOf(o *web.Object, field string) *[]string {
 		fit = fit && slices.Contains(auth.Roles(), auth.Role(role)) && !slices.Contains(roles[:i], role)
 	}
 	if !fit {
-		o.Wrong(field, "must be a list out of %v, each at most once", auth.Roles())
+		o.Wrong(field, "must be a list of distinct values from %v", auth.Roles())
 	}
 	return &roles
 }

@@ -163,8 +163,8 @@ func TestRolesAreAListOutOfTheModel(t *testing.T) {
 			h.post("/v1.0/service_accounts", h.acme.adminJWT, `{"roles":`+roles+`}`), h.put(at, h.acme.adminJWT, `{"name":"x","roles":`+roles+`}`),
 		} {
 			got.refuses(http.StatusBadRequest, "INVALID_ARGUMENT")
-			if details := got.json()["error"].(map[string]any)["details"]; fmt.Sprint(details) != "[map[field:roles message:must be a list out of "+
-				"[customer_admin accesskey_admin accesskey_viewer agent_admin agent_viewer], each at most once]]" {
+			if details := got.json()["error"].(map[string]any)["details"]; fmt.Sprint(details) != "[map[field:roles message:must be a list of distinct values from "+
+				"[customer_admin accesskey_admin accesskey_viewer agent_admin agent_viewer]]]" {
 				t.Errorf("roles %s: details %v", roles, details)
 			}
 		}

@@ -148,7 +148,7 @@ func optionsOf(r *http.Request) (verifyOptions, error) {
 }
 
 func badOption(name, message string) error {
-	return web.BadRequest(web.ReasonInvalidRequestParameter, "The check is not configured as it should be.", web.Detail{Field: name, Message: message})
+	return web.BadRequest(web.ReasonInvalidRequestParameter, "Invalid query parameter.", web.Detail{Field: name, Message: message})
 }
 
 // verify tells a proxy whether a request may pass, and who sent it. The credential is that of the check itself or that of

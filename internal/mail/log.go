@@ -19,7 +19,7 @@ func NewLog(log *slog.Logger) *Log { return &Log{log: log} }
 
 // SendCode logs the code.
 func (l *Log) SendCode(ctx context.Context, to string, code secret.Value) error {
-	l.log.InfoContext(ctx, "a sign-up's code, which would be mailed were there an SMTP_URL", "to", to, "code", code.Reveal())
+	l.log.InfoContext(ctx, "sign-up code (SMTP_URL is not set)", "to", to, "code", code.Reveal())
 	return nil
 }
 

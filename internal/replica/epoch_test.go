@@ -221,7 +221,7 @@ func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 	w.applied(r) // under the new id
 	r.reads(w.acme)
 	log := r.log.String()
-	if strings.Contains(log, "lost touch") || strings.Count(log, "it goes on under another id") != 1 || strings.Contains(log, "mended") {
+	if strings.Contains(log, "change log connection lost") || strings.Count(log, "it goes on under another id") != 1 || strings.Contains(log, "mended") {
 		t.Errorf("logged: %s", log)
 	}
 	if s := r.Stats(); s.Lost != 0 {

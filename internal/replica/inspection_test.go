@@ -61,7 +61,7 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 	if r.Stats().Held {
 		t.Error("it has a lease")
 	}
-	if n := r.logged("lost touch with the log of changes"); n != 1 {
+	if n := r.logged("change log connection lost"); n != 1 {
 		t.Errorf("that it has no lease is logged %d times", n)
 	}
 	w.internally(`UPDATE change_head SET oldest_version = $1`, oldest)
@@ -166,7 +166,7 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 	moved(`RESET search_path`)
 	r.untroubled()
 	r.reads(w.globex)
-	if r.logged("lost touch") != 0 {
+	if r.logged("change log connection lost") != 0 {
 		t.Errorf("logged: %s", r.log)
 	}
 }

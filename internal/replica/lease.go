@@ -49,7 +49,7 @@ func (r *Replica) runLease(ctx context.Context) error {
 			break // which is what it was stopped by
 		}
 		if !failing {
-			r.log.Warn("lost touch with the log of changes; without a lease no credential is accepted", "error", failure.Error())
+			r.log.Warn("change log connection lost; answering 503 until the lease is renewed", "error", failure.Error())
 		}
 		failing = true
 		pause := retryPause

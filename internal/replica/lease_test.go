@@ -86,7 +86,7 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 	until(t, "the instance is ready again", func() bool { return r.Ready(within(t)) == nil })
 	r.reads(w.acme)
 	r.wants("with a lease again", w.acme, everything)
-	for _, line := range []string{"lost touch with the log of changes", "the lease is held again"} {
+	for _, line := range []string{"change log connection lost", "the lease is held again"} {
 		if got := strings.Count(r.log.String(), line); got != 1 {
 			t.Errorf("%q is logged %d times", line, got)
 		}

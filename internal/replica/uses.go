@@ -128,6 +128,6 @@ func (r *Replica) flush(ctx context.Context) {
 		}
 	}
 	if failed != nil {
-		r.log.Warn("when keys were last used could not be written down; it is tried again", "error", failed.Error())
+		r.log.Warn("flushing last-used times failed, will retry", "error", failed.Error())
 	}
 }

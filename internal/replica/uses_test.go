@@ -122,7 +122,7 @@ func TestUsesWaitForTheDatabase(t *testing.T) {
 	if n := r.Uses(); n != 1 {
 		t.Errorf("%d uses are kept, want 1", n)
 	}
-	if !strings.Contains(r.log.String(), "could not be written down") {
+	if !strings.Contains(r.log.String(), "flushing last-used times failed") {
 		t.Errorf("logged: %s", r.log)
 	}
 	back()

@@ -70,7 +70,7 @@ func Take(r *http.Request, bytes int64) error {
 	if err != nil {
 		return &Error{
 			Code: http.StatusServiceUnavailable, Reason: ReasonServiceUnavailable,
-			Message: "Too many answers are under way to clients that read slowly; try again shortly.", RetryAfter: UnavailableRetry,
+			Message: "Too many answers are waiting for slow clients; retry later.", RetryAfter: UnavailableRetry,
 		}
 	}
 	if waited {

@@ -25,14 +25,14 @@ const module = "accesskeys/"
 var allowed = map[string][]string{
 	"api":        {},
 	"migrations": {},
-	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/replica", "internal/certificate", "internal/web", "internal/buildinfo"},
+	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/authcache", "internal/certificate", "internal/web", "internal/buildinfo"},
 
-	"internal/api":         {"internal/auth", "internal/mail", "internal/replica", "internal/store", "internal/secret", "internal/web", "internal/buildinfo", "api"},
+	"internal/api":         {"internal/auth", "internal/mail", "internal/authcache", "internal/store", "internal/secret", "internal/web", "internal/buildinfo", "api"},
 	"internal/buildinfo":   {},
 	"internal/web":         {"internal/secret", "internal/slowclient"},
 	"internal/slowclient":  {},
-	"internal/auth":        {"internal/replica", "internal/store", "internal/secret"},
-	"internal/replica":     {"internal/store"},
+	"internal/auth":        {"internal/authcache", "internal/store", "internal/secret"},
+	"internal/authcache":   {"internal/store"},
 	"internal/store":       {"internal/secret", "migrations"},
 	"internal/logging":     {},
 	"internal/mail":        {"internal/secret"},

@@ -17,9 +17,9 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/certificate"
 	"accesskeys/internal/logging"
-	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -85,7 +85,7 @@ func newLogger(w io.Writer, cfg *settings) (log *slog.Logger, flush func()) {
 type app struct {
 	log           *slog.Logger
 	store         *store.Store
-	replica       *replica.Replica
+	cache         *authcache.Cache
 	passwords     *auth.Passwords
 	authenticator *auth.Authenticator
 	api           *api.Server
@@ -138,7 +138,7 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	if err := retryForConnection(ctx, log, connectTimeout, func() error { return a.prepare(ctx, cfg) }); err != nil {
 		return nil, err
 	}
-	a.replica, err = replica.New(replica.Config{
+	a.cache, err = authcache.New(authcache.Config{
 		Store: a.store, Log: log, Lease: cfg.cacheLease, MaxAge: cfg.cacheMaxAge, CacheBytes: cfg.cacheBytes,
 	})
 	if err != nil {
@@ -147,8 +147,8 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 	a.authenticator = auth.NewAuthenticator(a.store, sessions, a.passwords, log)
 	a.api = api.New(api.Config{
 		Store:          a.store,
-		Replica:        a.replica,
-		Verifier:       auth.NewVerifier(a.replica, sessions, cfg.audience),
+		Cache:          a.cache,
+		Verifier:       auth.NewVerifier(a.cache, sessions, cfg.audience),
 		Authenticator:  a.authenticator,
 		Passwords:      a.passwords,
 		KeyPairs:       keyPairs,
@@ -234,7 +234,7 @@ func (a *app) run(ctx context.Context) (err error) {
 	// These go on until the last request has been answered.
 	following, leave := context.WithCancel(context.WithoutCancel(ctx))
 	var background errgroup.Group
-	background.Go(func() error { return a.replica.Run(following) })
+	background.Go(func() error { return a.cache.Run(following) })
 	if a.certificate != nil {
 		background.Go(func() error { return a.certificate.Run(following) })
 	}

@@ -18,8 +18,8 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/mail"
-	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
@@ -343,7 +343,7 @@ func setShutdownDelay(s *settings, v string) error {
 
 func setCacheLease(s *settings, v string) error {
 	lease, err := parseDuration(v)
-	if err != nil || lease != 0 && (lease < replica.MinLease || lease > replica.MaxLease) {
+	if err != nil || lease != 0 && (lease < authcache.MinLease || lease > authcache.MaxLease) {
 		return errNotValid
 	}
 	s.cacheLease = lease
@@ -352,7 +352,7 @@ func setCacheLease(s *settings, v string) error {
 
 func setCacheMaxAge(s *settings, v string) error {
 	age, err := parseDuration(v)
-	if err != nil || age < replica.MinMaxAge || age > replica.MaxMaxAge {
+	if err != nil || age < authcache.MinMaxAge || age > authcache.MaxMaxAge {
 		return errNotValid
 	}
 	s.cacheMaxAge = age

@@ -212,19 +212,19 @@ func TestIDInThePathMustBeAUUID(t *testing.T) {
 	}
 }
 
-// Contract 4: "From then on the key is refused by every replica", "tm_delete and tm_update set to now", "A second
+// Contract 4: "From then on the key is refused by every instance", "tm_delete and tm_update set to now", "A second
 // DELETE: 404"; 7: deleted is 404.
 func TestDeletedKeyIsRefusedByEveryReplicaAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	replica := h.replica()
+	instance := h.instance()
 	for range 10 {
 		key, token := h.newKey(h.acme.customer, 3600)
 		path := "/v1.0/accesskeys/" + key.ID.String()
-		replica.get("/v1.0/me", token).wants(200)
+		instance.get("/v1.0/me", token).wants(200)
 		before := parseTime(t, h.text(`SELECT to_char(clock_timestamp(), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`))
 		got := h.delete(path, h.acme.adminJWT).wants(200).json()
-		replica.get("/v1.0/me", token).refuses(401, "INVALID_CREDENTIALS")
+		instance.get("/v1.0/me", token).refuses(401, "INVALID_CREDENTIALS")
 		h.get("/v1.0/me", token).refuses(401, "INVALID_CREDENTIALS")
 
 		deleted := parseTime(t, got["tm_delete"])
@@ -236,7 +236,7 @@ func TestDeletedKeyIsRefusedByEveryReplicaAtOnce(t *testing.T) {
 				t.Errorf("%s %v, want %v", field, got[field], want)
 			}
 		}
-		for _, server := range []*harness{h, replica} {
+		for _, server := range []*harness{h, instance} {
 			server.get(path, h.acme.adminJWT).refuses(404, "ACCESSKEY_NOT_FOUND")
 			server.put(path, h.acme.adminJWT, `{"name":"back"}`).refuses(404, "ACCESSKEY_NOT_FOUND")
 			server.delete(path, h.acme.adminJWT).refuses(404, "ACCESSKEY_NOT_FOUND")
@@ -246,7 +246,7 @@ func TestDeletedKeyIsRefusedByEveryReplicaAtOnce(t *testing.T) {
 	if listed := h.get("/v1.0/accesskeys", h.acme.adminJWT).wants(200).json()["result"].([]any); len(listed) != 1 {
 		t.Errorf("%d keys are listed, want the one that is left", len(listed))
 	}
-	replica.get("/v1.0/me", h.acme.token).wants(200)
+	instance.get("/v1.0/me", h.acme.token).wants(200)
 }
 
 // Contract 4: "also where the request presented the very key it deletes".
@@ -256,15 +256,15 @@ func TestKeyCanDeleteItselfOnce(t *testing.T) {
 	path := "/v1.0/accesskeys/" + h.acme.key.ID.String()
 	h.delete(path, h.acme.token).wants(200)
 	h.delete(path, h.acme.token).refuses(401, "INVALID_CREDENTIALS")
-	h.replica().get("/v1.0/me", h.acme.token).refuses(401, "INVALID_CREDENTIALS")
+	h.instance().get("/v1.0/me", h.acme.token).refuses(401, "INVALID_CREDENTIALS")
 	h.get("/v1.0/me", h.globex.token).wants(200)
 }
 
-// Contract 4: "A second DELETE: 404", also where both come at once and to different replicas.
+// Contract 4: "A second DELETE: 404", also where both come at once and to different instances.
 func TestOfRacingDeletesExactlyOneWins(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	servers := []*harness{h, h.replica()}
+	servers := []*harness{h, h.instance()}
 	for range 20 {
 		key, _ := h.newKey(h.acme.customer, 60)
 		codes := make([]int, 6)

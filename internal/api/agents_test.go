@@ -151,11 +151,11 @@ func TestLastAdminStays(t *testing.T) {
 	h.delete("/v1.0/agents/"+h.acme.super.ID.String(), h.acme.superJWT).wants(200)
 }
 
-// The same where two admins remove one another at the same time, through two replicas: one stays.
+// The same where two admins remove one another at the same time, through two instances: one stays.
 func TestOfAdminsWhoRemoveOneAnotherOneStays(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	servers := []*harness{h, h.replica()}
+	servers := []*harness{h, h.instance()}
 	overlapped := 0
 	for round := range 16 {
 		c, err := h.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "c"})
@@ -254,18 +254,18 @@ func TestNobodyGrantsOrOverpowersBeyondTheirOwnBits(t *testing.T) {
 	}
 }
 
-// Promised: "A deleted agent's tokens and user keys stop at once", on every replica; nobody else's do.
+// Promised: "A deleted agent's tokens and user keys stop at once", on every instance; nobody else's do.
 func TestDeletedAgentsTokensAndKeysStopEverywhereAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	replica := h.replica()
+	instance := h.instance()
 	key, token := h.newBoundKey(h.acme.plain)
 	_, others := h.newBoundKey(h.acme.admin)
 	for _, bearer := range []string{h.acme.plainJWT, token, others} {
-		replica.get("/v1.0/me", bearer).wants(200)
+		instance.get("/v1.0/me", bearer).wants(200)
 	}
 	h.delete("/v1.0/agents/"+h.acme.plain.ID.String(), h.acme.adminJWT).wants(200)
-	for _, server := range []*harness{replica, h} {
+	for _, server := range []*harness{instance, h} {
 		for _, bearer := range []string{h.acme.plainJWT, token} {
 			server.get("/v1.0/me", bearer).refuses(401, "INVALID_CREDENTIALS")
 		}
@@ -277,17 +277,17 @@ func TestDeletedAgentsTokensAndKeysStopEverywhereAtOnce(t *testing.T) {
 	}
 }
 
-// Promised: "a changed password ends the tokens issued before it", on every replica; keys, and others' tokens, go on.
+// Promised: "a changed password ends the tokens issued before it", on every instance; keys, and others' tokens, go on.
 func TestPasswordThatAnAdminChangesEndsEarlierTokens(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	replica := h.replica()
+	instance := h.instance()
 	_, token := h.newBoundKey(h.acme.plain)
-	replica.get("/v1.0/me", h.acme.plainJWT).wants(200)
+	instance.get("/v1.0/me", h.acme.plainJWT).wants(200)
 	h.put("/v1.0/agents/"+h.acme.plain.ID.String()+"/password", h.acme.adminJWT, `{"password":"another"}`).wants(200)
-	replica.get("/v1.0/me", h.acme.plainJWT).refuses(401, "INVALID_CREDENTIALS")
-	replica.login(h.acme.plain.Username).refuses(401, "INVALID_CREDENTIALS")
-	fresh := replica.post("/auth/login", "", map[string]string{"username": h.acme.plain.Username, "password": "another"}).wants(200)
+	instance.get("/v1.0/me", h.acme.plainJWT).refuses(401, "INVALID_CREDENTIALS")
+	instance.login(h.acme.plain.Username).refuses(401, "INVALID_CREDENTIALS")
+	fresh := instance.post("/auth/login", "", map[string]string{"username": h.acme.plain.Username, "password": "another"}).wants(200)
 	for _, bearer := range []string{fresh.json()["token"].(string), token, h.acme.adminJWT, h.globex.plainJWT} {
 		h.get("/v1.0/me", bearer).wants(200)
 	}
@@ -298,7 +298,7 @@ func TestPasswordThatAnAdminChangesEndsEarlierTokens(t *testing.T) {
 func TestAgentChangesItsOwnPasswordForTheOldOne(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	replica := h.replica()
+	instance := h.instance()
 	const path = "/v1.0/me/password"
 	change := map[string]any{"old_password": tenantPassword, "password": "another"}
 	_, bound := h.newBoundKey(h.acme.plain)
@@ -316,7 +316,7 @@ func TestAgentChangesItsOwnPasswordForTheOldOne(t *testing.T) {
 	p := h.acme.plain
 	done := h.put(path, h.acme.plainJWT, change)
 	done.same(agentBody(p.ID, p.CustomerID, p.Username, p.Name, "", 16, stamp(p.TmCreate), done.wants(200).json()["tm_update"], sentinel))
-	for _, server := range []*harness{h, replica} {
+	for _, server := range []*harness{h, instance} {
 		server.get("/v1.0/me", h.acme.plainJWT).refuses(401, "INVALID_CREDENTIALS")
 		server.login(p.Username).refuses(401, "INVALID_CREDENTIALS")
 		server.get("/v1.0/me", bound).wants(200)

@@ -93,7 +93,7 @@ func identifyAgain(r *http.Request) error {
 // decideAgain is for a request whose write did not happen because its caller, or what it is about, is not as it was when that was
 // checked. It returns once the check can be made anew by what is true now.
 func (s *Server) decideAgain(r *http.Request) error {
-	if err := s.replica.Refresh(r.Context()); err != nil {
+	if err := s.cache.Refresh(r.Context()); err != nil {
 		return err
 	}
 	return identifyAgain(r)

@@ -110,7 +110,7 @@ func TestAgentThatIsPromotedMeanwhileIsNotTakenOver(t *testing.T) {
 func TestCallerMayEndAndLessenItself(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	other := h.replica()
+	other := h.instance()
 	customer := h.acme.customer.ID
 	key, token := h.storeKey(store.NewAccessKey{CustomerID: customer})
 	gone := h.delete("/v1.0/accesskeys/"+key.ID.String(), token).wants(http.StatusOK).json()
@@ -155,7 +155,7 @@ func TestCallerMayEndAndLessenItself(t *testing.T) {
 func TestOfDeletionsAtOnceOneIsAnswered200(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	servers := []*harness{h, h.replica()}
+	servers := []*harness{h, h.instance()}
 	for range 5 {
 		key, token := h.storeKey(store.NewAccessKey{CustomerID: h.acme.customer.ID})
 		var mu sync.Mutex

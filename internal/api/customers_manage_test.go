@@ -145,12 +145,12 @@ func TestCustomerFieldsThatAreNotFitAreNamed(t *testing.T) {
 	h.put(path, h.acme.superJWT, `{}`).wants(200)
 }
 
-// Promised: "deleting a customer ends every credential of it at once", on every replica, and nobody else's; its usernames
+// Promised: "deleting a customer ends every credential of it at once", on every instance, and nobody else's; its usernames
 // are free again.
 func TestDeletedCustomersCredentialsEndEverywhereAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	replica := h.replica()
+	instance := h.instance()
 	credentialsOf := func(tn tenant) map[string]string {
 		_, bound := h.newBoundKey(tn.admin)
 		return map[string]string{
@@ -162,11 +162,11 @@ func TestDeletedCustomersCredentialsEndEverywhereAtOnce(t *testing.T) {
 	ended, others := credentialsOf(h.globex), credentialsOf(h.acme)
 	for _, bearers := range []map[string]string{ended, others} {
 		for _, bearer := range bearers {
-			replica.get("/v1.0/me", bearer).wants(200)
+			instance.get("/v1.0/me", bearer).wants(200)
 		}
 	}
 	h.delete("/v1.0/customers/"+h.globex.customer.ID.String(), h.acme.superJWT).wants(200)
-	for _, server := range []*harness{replica, h} {
+	for _, server := range []*harness{instance, h} {
 		for what, bearer := range ended {
 			if got := server.get("/v1.0/me", bearer); got.code != 401 {
 				t.Errorf("%s: %d", what, got.code)
@@ -216,7 +216,7 @@ func TestDeletedCustomersCredentialsEndEverywhereAtOnce(t *testing.T) {
 	void := func(code int) {
 		t.Helper()
 		for what, bearer := range ended {
-			if got := replica.get("/v1.0/me", bearer); got.code != code && what != "admin" && what != "user key" {
+			if got := instance.get("/v1.0/me", bearer); got.code != code && what != "admin" && what != "user key" {
 				t.Errorf("%s, live of a customer that is deleted, or that is again: %d, want %d", what, got.code, code)
 			}
 		}

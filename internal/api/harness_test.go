@@ -25,9 +25,9 @@ import (
 	document "accesskeys/api"
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/mail"
 	"accesskeys/internal/pgtest"
-	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -46,7 +46,7 @@ type harness struct {
 	sql      *pgxpool.Pool // for exec and text
 	store    *store.Store
 	server   *api.Server
-	rows     *replica.Replica // of the server
+	rows     *authcache.Cache // of the server
 	sessions *auth.Sessions
 	log      *logBuffer
 
@@ -114,12 +114,12 @@ func (h *harness) serve(options ...func(*api.Config)) {
 		h.t.Fatal(err)
 	}
 	if h.rows == nil {
-		h.rows = newReplica(h.t, h.store, 2*time.Second)
+		h.rows = newCache(h.t, h.store, 2*time.Second)
 	}
 	log := slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := api.Config{
 		Store:         h.store,
-		Replica:       h.rows,
+		Cache:         h.rows,
 		Verifier:      auth.NewVerifier(h.rows, h.sessions, ""),
 		Authenticator: auth.NewAuthenticator(h.store, h.sessions, passwords, log),
 		Passwords:     passwords,
@@ -152,16 +152,16 @@ func (h *harness) waitReady() {
 	}
 }
 
-// newReplica runs a replica until the test ends.
-func newReplica(t *testing.T, s *store.Store, lease time.Duration) *replica.Replica {
+// newCache runs an instance until the test ends.
+func newCache(t *testing.T, s *store.Store, lease time.Duration) *authcache.Cache {
 	t.Helper()
-	return newAgingReplica(t, s, lease, 0)
+	return newAgingCache(t, s, lease, 0)
 }
 
-// newAgingReplica is newReplica with an age in which rows are read again.
-func newAgingReplica(t *testing.T, s *store.Store, lease, maxAge time.Duration) *replica.Replica {
+// newAgingCache is newCache with an age in which rows are read again.
+func newAgingCache(t *testing.T, s *store.Store, lease, maxAge time.Duration) *authcache.Cache {
 	t.Helper()
-	r, err := replica.New(replica.Config{Store: s, Log: slog.New(slog.DiscardHandler), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20})
+	r, err := authcache.New(authcache.Config{Store: s, Log: slog.New(slog.DiscardHandler), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,8 +283,8 @@ func (h *harness) text(sql string, args ...any) string {
 	return value
 }
 
-// replica is another server, with its own connections, on the same database.
-func (h *harness) replica() *harness {
+// instance is another server, with its own connections, on the same database.
+func (h *harness) instance() *harness {
 	h.t.Helper()
 	other := h.onDatabase(h.database, func(other *harness) { other.log = &logBuffer{} })
 	other.waitReady()
@@ -296,7 +296,7 @@ func (h *harness) uncached() *harness {
 	h.t.Helper()
 	return h.onDatabase(h.database, func(other *harness) {
 		other.log = &logBuffer{}
-		other.rows = newReplica(h.t, other.store, 0)
+		other.rows = newCache(h.t, other.store, 0)
 	})
 }
 

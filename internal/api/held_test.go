@@ -276,7 +276,7 @@ func TestRequestThatIsHeldBackWritesNothingOnceItsCallerIsRevoked(t *testing.T) 
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			h := newHarness(t)
-			other := h.replica()
+			other := h.instance()
 			tried := 0
 			for _, route := range h.withBody() {
 				own := h.newBelongings()
@@ -471,7 +471,7 @@ func TestRequestThatWaitsForATurnWritesNothingOnceItsCallerIsRevoked(t *testing.
 		}
 		c.Authenticator = auth.NewAuthenticator(c.Store, sessions, c.Passwords, slog.New(slog.DiscardHandler))
 	})
-	other := h.replica()
+	other := h.instance()
 	until := func(function string) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); !strings.Contains(stacks(t), function); time.Sleep(time.Millisecond) { // a look stops the world

@@ -310,7 +310,7 @@ func TestFailingStoreIsA503AndNeverAnInactiveToken(t *testing.T) {
 func TestIntrospectionTellsWhatATokenIsNow(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	other := h.replica()
+	other := h.instance()
 	_, bound := h.newBoundKey(h.acme.plain)
 	for _, permission := range []float64{64, 0, 48, 16} {
 		h.put("/v1.0/agents/"+h.acme.plain.ID.String()+"/permission", h.acme.adminJWT, map[string]any{"permission": permission}).wants(http.StatusOK)

@@ -10,11 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
-// stoppable is another server, whose replica writes down what it knows of uses when it is stopped.
+// stoppable is another server, whose instance writes down what it knows of uses when it is stopped.
 func (h *harness) stoppable(lease time.Duration) (other *harness, stop func()) {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -22,7 +22,7 @@ func (h *harness) stoppable(lease time.Duration) (other *harness, stop func()) {
 	other = h.onDatabase(h.database, func(other *harness) {
 		other.log = &logBuffer{}
 		var err error
-		other.rows, err = replica.New(replica.Config{Store: other.store, Log: slog.New(slog.DiscardHandler), Lease: lease, CacheBytes: 16 << 20})
+		other.rows, err = authcache.New(authcache.Config{Store: other.store, Log: slog.New(slog.DiscardHandler), Lease: lease, CacheBytes: 16 << 20})
 		if err != nil {
 			h.t.Fatal(err)
 		}

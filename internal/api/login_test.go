@@ -257,7 +257,7 @@ func TestTokenOfThePreviousSecretIsStillAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.sessions = onlyCurrent
-	rotated := h.replica()
+	rotated := h.instance()
 	rotated.get("/v1.0/me", token).wants(200)
 	rotated.get("/v1.0/me", issue(jwtSecretPrevious)).refuses(401, "INVALID_CREDENTIALS")
 }

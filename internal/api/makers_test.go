@@ -103,7 +103,7 @@ func (h *harness) newDescent(customer uuid.UUID, role auth.Role, agent uuid.UUID
 func TestKeysOfAServiceAccountEndWithIt(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	other := h.replica()
+	other := h.instance()
 	customer := h.acme.customer.ID
 	d, sibling := h.newDescent(customer, auth.RoleAccessKeyAdmin, h.acme.plain.ID), h.newDescent(customer, auth.RoleAccessKeyAdmin, h.acme.plain.ID)
 	_, byAdmin := h.madeBy(h.acme.adminJWT, h.acme.plain.ID)
@@ -176,7 +176,7 @@ func TestKeyOfAServiceAccountHasAtMostItsRightsNow(t *testing.T) {
 		t.Run(fmt.Sprint(c.made, " ", c.has, " ", c.agent), func(t *testing.T) {
 			t.Parallel()
 			h := newHarness(t)
-			other := h.replica()
+			other := h.instance()
 			agent := h.newAgent(h.acme.customer.ID, auth.PermissionCustomerAgent)
 			d := h.newDescent(h.acme.customer.ID, c.made, agent.ID)
 			for _, token := range d.tokens { // remembered as they are before

@@ -9,8 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/buildinfo"
-	"accesskeys/internal/replica"
 	"accesskeys/internal/store"
 )
 
@@ -21,7 +21,7 @@ type metrics struct {
 	loginRefusals *prometheus.CounterVec
 }
 
-func newMetrics(s *store.Store, r *replica.Replica) *metrics {
+func newMetrics(s *store.Store, r *authcache.Cache) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -35,7 +35,7 @@ func newMetrics(s *store.Store, r *replica.Replica) *metrics {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "accesskeys_build_info", Help: "Always 1; the labels say what was built.",
 		ConstLabels: prometheus.Labels{"version": build.Version, "commit": build.Commit, "go_version": build.Go},
-	}, func() float64 { return 1 }), m.credentials, m.loginRefusals, poolCollector{s}, replicaCollector{r},
+	}, func() float64 { return 1 }), m.credentials, m.loginRefusals, poolCollector{s}, cacheCollector{r},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -93,15 +93,15 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 	counter("acquire_seconds_total", "Time spent getting connections.", st.AcquireTime.Seconds())
 }
 
-// replicaCollector reads the figures of what is remembered when they are asked for.
-type replicaCollector struct{ replica *replica.Replica }
+// cacheCollector reads the figures of what is remembered when they are asked for.
+type cacheCollector struct{ cache *authcache.Cache }
 
 // Describe implements prometheus.Collector.
-func (c replicaCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+func (c cacheCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
 
 // Collect implements prometheus.Collector.
-func (c replicaCollector) Collect(ch chan<- prometheus.Metric) {
-	st := c.replica.Stats()
+func (c cacheCollector) Collect(ch chan<- prometheus.Metric) {
+	st := c.cache.Stats()
 	send := func(kind prometheus.ValueType, name, help string, v float64) {
 		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("accesskeys_"+name, help, nil, nil), kind, v)
 	}

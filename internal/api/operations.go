@@ -11,7 +11,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	document "accesskeys/api"
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/web"
 )
 
@@ -42,15 +42,15 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store.Ready(ctx); err != nil {
 		return err
 	}
-	err := s.replica.Ready(ctx)
-	if trouble, ok := errors.AsType[*replica.TroubleError](err); ok {
+	err := s.cache.Ready(ctx)
+	if trouble, ok := errors.AsType[*authcache.TroubleError](err); ok {
 		return web.Unavailable(trouble.Error())
 	}
 	if err != nil {
 		return err
 	}
 	message := "ready"
-	if h := s.replica.Holder(); h != nil {
+	if h := s.cache.Holder(); h != nil {
 		// The server is as ready as any other: it is a person who has to act.
 		message = fmt.Sprintf("ready, but nothing can be revoked until the transaction of pid %d (%q, since %s) ends", h.PID, h.Application,
 			h.Since.UTC().Format(time.RFC3339))

@@ -144,7 +144,7 @@ func TestMetricsTellWhatIsWrongWithTheDatabase(t *testing.T) {
 		}
 	}
 	// A key is deleted around the log, and remembered: until it is read again, within its age.
-	quick := h.onDatabase(h.database, func(other *harness) { other.rows = newAgingReplica(t, other.store, 2*time.Second, time.Second) })
+	quick := h.onDatabase(h.database, func(other *harness) { other.rows = newAgingCache(t, other.store, 2*time.Second, time.Second) })
 	quick.waitReady()
 	quick.get("/v1.0/me", h.acme.token).wants(200)
 	h.exec(`ALTER TABLE accesskeys DISABLE TRIGGER USER`)

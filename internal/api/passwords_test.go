@@ -68,17 +68,17 @@ func TestBcryptPasswordLogsInAndIsRenewed(t *testing.T) {
 	}
 }
 
-// Contract 2: "A token stops working at once where its agent is deleted", on every replica; nobody else's does.
+// Contract 2: "A token stops working at once where its agent is deleted", on every instance; nobody else's does.
 func TestTokenOfDeletedAgentIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	replica := h.replica()
+	instance := h.instance()
 	token := h.login(h.acme.plain.Username).wants(200).json()["token"].(string)
-	replica.get("/v1.0/me", token).wants(200)
+	instance.get("/v1.0/me", token).wants(200)
 	if _, err := h.store.DeleteAgent(t.Context(), store.Operator(), h.acme.plain); err != nil {
 		t.Fatal(err)
 	}
-	for _, server := range []*harness{h, replica} {
+	for _, server := range []*harness{h, instance} {
 		server.get("/v1.0/me", token).refuses(401, "INVALID_CREDENTIALS")
 		server.get("/v1.0/me", h.acme.adminJWT).wants(200)
 		server.get("/v1.0/me", h.globex.plainJWT).wants(200)
@@ -118,7 +118,7 @@ func TestTokenFromBeforeAChangeOfPasswordIsRefusedAtOnce(t *testing.T) {
 func TestPasswordThatWasSetByAClockAheadLogsInAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	other := h.replica()
+	other := h.instance()
 	admin := h.acme.admin
 	works := func(token string, code int) {
 		t.Helper()

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"accesskeys/internal/auth"
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
 )
@@ -19,7 +19,7 @@ const readyTimeout = 2 * time.Second
 // Config is what a Server is made of.
 type Config struct {
 	Store         *store.Store
-	Replica       *replica.Replica
+	Cache         *authcache.Cache
 	Verifier      *auth.Verifier
 	Authenticator *auth.Authenticator
 	Passwords     *auth.Passwords
@@ -40,7 +40,7 @@ type Config struct {
 // Server answers requests. It is an http.Handler, safe for concurrent use.
 type Server struct {
 	store         *store.Store
-	replica       *replica.Replica
+	cache         *authcache.Cache
 	verifier      *auth.Verifier
 	authenticator *auth.Authenticator
 	passwords     *auth.Passwords
@@ -64,7 +64,7 @@ func New(cfg Config) *Server {
 
 // unrouted is a Server without its router.
 func unrouted(cfg Config) *Server {
-	metrics := newMetrics(cfg.Store, cfg.Replica)
+	metrics := newMetrics(cfg.Store, cfg.Cache)
 	return &Server{
 		kit: web.NewKit(web.Config{
 			Log: cfg.Log, TrustedProxies: cfg.TrustedProxies, NewEvent: newEvent, ProblemOf: problemOf, Cause: auth.Cause,
@@ -72,7 +72,7 @@ func unrouted(cfg Config) *Server {
 			Registry: metrics.registry,
 		}),
 		store:         cfg.Store,
-		replica:       cfg.Replica,
+		cache:         cfg.Cache,
 		verifier:      cfg.Verifier,
 		authenticator: cfg.Authenticator,
 		passwords:     cfg.Passwords,

@@ -157,7 +157,7 @@ func TestAccountHasAtMostTenLiveKeysHoweverTheyAreAdded(t *testing.T) {
 	h := newHarness(t)
 	made := h.post("/v1.0/service_accounts", h.acme.adminJWT, "").wants(http.StatusOK).json()
 	keys := "/v1.0/service_accounts/" + made["id"].(string) + "/keys"
-	servers := []*harness{h, h.replica()}
+	servers := []*harness{h, h.instance()}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	codes := map[int]int{}
@@ -200,11 +200,11 @@ func TestAccountHasAtMostTenLiveKeysHoweverTheyAreAdded(t *testing.T) {
 }
 
 // "so that rotation needs no gap": while the new key comes and the old one goes, there is no moment without a token that
-// works, on any replica.
+// works, on any instance.
 func TestKeysRotateWithoutAGap(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	other := h.replica()
+	other := h.instance()
 	current := h.newAccount(h.acme.adminJWT, auth.ES256)
 	for range 3 {
 		next := h.newAccountKey(h.acme.adminJWT, current.id, auth.EdDSA)
@@ -235,11 +235,11 @@ func TestKeysRotateWithoutAGap(t *testing.T) {
 	}
 }
 
-// A deleted key, account or customer ends its tokens on every replica from the very answer on; what was not deleted goes on.
-func TestTokensEndWithTheirKeyAccountAndCustomerOnEveryReplica(t *testing.T) {
+// A deleted key, account or customer ends its tokens on every instance from the very answer on; what was not deleted goes on.
+func TestTokensEndWithTheirKeyAccountAndCustomerOnEveryInstance(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	other := h.replica()
+	other := h.instance()
 	for _, alg := range auth.Algorithms() {
 		first := h.newAccount(h.acme.adminJWT, alg)
 		second, sibling := h.newAccountKey(h.acme.adminJWT, first.id, alg), h.newAccount(h.acme.adminJWT, alg)

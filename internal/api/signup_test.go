@@ -85,7 +85,7 @@ func anonymous(r response) string {
 }
 
 // Promised: POST /auth/complete-signup answers {"customer_id", "accesskey": {... "token"}}; what it makes works at once, on
-// every replica, and is as far from the other customers as any.
+// every instance, and is as far from the other customers as any.
 func TestSignupMakesACustomerWithAKey(t *testing.T) {
 	t.Parallel()
 	s := newSignups(t)
@@ -95,7 +95,7 @@ func TestSignupMakesACustomerWithAKey(t *testing.T) {
 	if len(token) != 35 || !strings.HasPrefix(token, "su_") {
 		t.Errorf("temp token %q", token)
 	}
-	got := s.replica().send(completion(token, s.mail.To("ada@new.example")[0].Code())).wants(http.StatusOK).json()
+	got := s.instance().send(completion(token, s.mail.To("ada@new.example")[0].Code())).wants(http.StatusOK).json()
 	key := got["accesskey"].(map[string]any)
 	plain := key["token"].(string)
 	create := key["tm_create"]
@@ -196,7 +196,7 @@ func TestOnlyFiveCodesMayBeTried(t *testing.T) {
 	four, five := s.begin("four@new.example"), s.begin("five@new.example")
 	for n := range 4 {
 		s.complete(other(four, n+1)).refuses(http.StatusBadRequest, "INVALID_SIGNUP")
-		s.replica().send(completion(five.TempToken.Reveal(), other(five, n+1).Code.Reveal())).refuses(http.StatusBadRequest, "INVALID_SIGNUP")
+		s.instance().send(completion(five.TempToken.Reveal(), other(five, n+1).Code.Reveal())).refuses(http.StatusBadRequest, "INVALID_SIGNUP")
 	}
 	s.complete(other(five, 5)).refuses(http.StatusBadRequest, "INVALID_SIGNUP")
 	s.complete(five).refuses(http.StatusBadRequest, "INVALID_SIGNUP")
@@ -250,7 +250,7 @@ func TestSignupEndsAfterFifteenMinutes(t *testing.T) {
 func TestSignupCompletesOnce(t *testing.T) {
 	t.Parallel()
 	s := newSignups(t)
-	other := s.replica()
+	other := s.instance()
 	race := func(sent ...auth.Signup) (won int) {
 		var mu sync.Mutex
 		var all sync.WaitGroup

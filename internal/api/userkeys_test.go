@@ -66,18 +66,18 @@ func TestUserKeyShowsItsAgent(t *testing.T) {
 }
 
 // Promised: "such a key acts with that agent's permission as it is at the time of each request": promoted or demoted through
-// one replica, it is so on the other at once.
+// one instance, it is so on the other at once.
 func TestUserKeyActsAsItsAgentMayNow(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	replica := h.replica()
+	instance := h.instance()
 	agent := h.newAgent(h.acme.customer.ID, auth.PermissionCustomerAgent)
 	_, token := h.newBoundKey(agent)
 	_, bystander := h.newBoundKey(h.acme.plain)
 	for range 3 {
 		for permission, code := range map[auth.Permission]int{0: 403, 16: 403, 32: 200, 64: 403, 48: 200, 1: 200} {
 			h.put("/v1.0/agents/"+agent.ID.String()+"/permission", h.acme.superJWT, map[string]any{"permission": permission}).wants(200)
-			for _, server := range []*harness{replica, h} {
+			for _, server := range []*harness{instance, h} {
 				if got := server.get("/v1.0/accesskeys", token); got.code != code {
 					t.Errorf("permission %d: %d, want %d", permission, got.code, code)
 				}
@@ -98,7 +98,7 @@ func TestUserKeyActsAsItsAgentMayNow(t *testing.T) {
 func TestUserKeysEndWithTheirAgent(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	replica := h.replica()
+	instance := h.instance()
 	agent := h.newAgent(h.acme.customer.ID, auth.PermissionCustomerAdmin)
 	var paths, tokens []string
 	for range 3 {
@@ -107,15 +107,15 @@ func TestUserKeysEndWithTheirAgent(t *testing.T) {
 	}
 	expired, expiredToken := h.newBoundKey(agent)
 	h.exec(`UPDATE accesskeys SET tm_create = now() - interval '1 hour', tm_expire = now() WHERE id = $1`, expired.ID)
-	replica.get("/v1.0/me", expiredToken).refuses(401, "INVALID_CREDENTIALS")
-	replica.get("/v1.0/me", tokens[0]).wants(200) // one key's end is not another's
+	instance.get("/v1.0/me", expiredToken).refuses(401, "INVALID_CREDENTIALS")
+	instance.get("/v1.0/me", tokens[0]).wants(200) // one key's end is not another's
 
 	// The agent is deleted by its own key, which ends with it.
 	h.delete("/v1.0/agents/"+agent.ID.String(), tokens[1]).wants(200)
 	for i := range tokens {
-		replica.get("/v1.0/me", tokens[i]).refuses(401, "INVALID_CREDENTIALS")
-		replica.get(paths[i], h.acme.adminJWT).refuses(404, "ACCESSKEY_NOT_FOUND")
-		replica.delete(paths[i], h.acme.adminJWT).refuses(404, "ACCESSKEY_NOT_FOUND")
+		instance.get("/v1.0/me", tokens[i]).refuses(401, "INVALID_CREDENTIALS")
+		instance.get(paths[i], h.acme.adminJWT).refuses(404, "ACCESSKEY_NOT_FOUND")
+		instance.delete(paths[i], h.acme.adminJWT).refuses(404, "ACCESSKEY_NOT_FOUND")
 	}
 	h.get("/v1.0/accesskeys?agent_id="+agent.ID.String(), h.acme.adminJWT).refuses(404, "AGENT_NOT_FOUND")
 	h.post("/v1.0/accesskeys", h.acme.adminJWT, map[string]any{"agent_id": agent.ID}).refuses(404, "AGENT_NOT_FOUND")

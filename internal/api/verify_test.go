@@ -760,10 +760,10 @@ func TestGiantRequestIsStillAYesOrANo(t *testing.T) {
 
 // Revoked through one server, refused by the check on another at once, which had it in memory: a key, a login, a program's token,
 // by their own end, their owner's and a changed password.
-func TestRevokedCredentialPassesNoCheckOnAnyReplica(t *testing.T) {
+func TestRevokedCredentialPassesNoCheckOnAnyInstance(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	other := h.replica()
+	other := h.instance()
 	customer := h.acme.customer.ID
 	key, keyToken := h.newKey(h.acme.customer, 3600)
 	agent, keyed, changed := h.newAgent(customer, 16), h.newAgent(customer, 16), h.newAgent(customer, 16)
@@ -809,11 +809,11 @@ func TestRevokedCredentialPassesNoCheckOnAnyReplica(t *testing.T) {
 	}
 }
 
-// A demotion counts from the next check on, on every replica.
+// A demotion counts from the next check on, on every instance.
 func TestCheckAsksForThePermissionAsItIsNow(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	other := h.replica()
+	other := h.instance()
 	agent := h.newAgent(h.acme.customer.ID, auth.PermissionCustomerAdmin)
 	token := h.jwtFor(agent)
 	_, key := h.newBoundKey(agent)

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/secret"
 )
 
@@ -152,7 +152,7 @@ func TestTooLongTokenIsRefusedUnparsed(t *testing.T) {
 // A Credential that nobody made must not be taken for anyone.
 func TestNoCredentialIsNobody(t *testing.T) {
 	t.Parallel()
-	rows, err := replica.New(replica.Config{})
+	rows, err := authcache.New(authcache.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,20 +5,20 @@ import (
 	"errors"
 	"net/netip"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
 // Verifier finds out who presents a credential. It decides anew each time, by rows as the database has them at that moment.
 type Verifier struct {
-	rows     *replica.Replica
+	rows     *authcache.Cache
 	sessions *Sessions
 	audience string
 }
 
 // NewVerifier makes a Verifier. A service account's token that names an audience is accepted only if it is this one;
 // "" accepts none that does.
-func NewVerifier(rows *replica.Replica, sessions *Sessions, audience string) *Verifier {
+func NewVerifier(rows *authcache.Cache, sessions *Sessions, audience string) *Verifier {
 	return &Verifier{rows: rows, sessions: sessions, audience: audience}
 }
 

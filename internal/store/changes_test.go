@@ -261,7 +261,7 @@ func (w *world) revoking(s *store.Store, key store.AccessKey) (time.Duration, er
 }
 
 // A revocation returns at once where there are no instances, and where they have all acknowledged it: not before.
-func TestRevocationWaitsForEveryReplica(t *testing.T) {
+func TestRevocationWaitsForEveryInstance(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	key := w.createKey(w.acme)

@@ -21,8 +21,8 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/logging"
-	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -90,7 +90,7 @@ func serveUnchecked(payload []byte, listener net.Listener) error {
 	must(err)
 	debug.SetGCPercent(200) // as in cmd/server
 	log, _ := logging.New(os.Stderr, slog.LevelInfo, false)
-	rows, err := replica.New(replica.Config{Store: db, Log: log}) // asked once, so that it need remember nothing
+	rows, err := authcache.New(authcache.Config{Store: db, Log: log}) // asked once, so that it need remember nothing
 	must(err)
 	running, stop := context.WithCancel(ctx)
 	stopped := make(chan error, 1)
@@ -100,7 +100,7 @@ func serveUnchecked(payload []byte, listener net.Listener) error {
 	stop()
 	must(<-stopped)
 	server := &http.Server{
-		Handler:           api.NewUnchecked(api.Config{Store: db, Replica: rows, Log: log, MinExpire: 1}, principal),
+		Handler:           api.NewUnchecked(api.Config{Store: db, Cache: rows, Log: log, MinExpire: 1}, principal),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		WriteTimeout:      30 * time.Second,

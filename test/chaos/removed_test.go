@@ -33,15 +33,15 @@ var removals = map[string][]edit{
 	// A commit whose wait for the standby was cut short counts for nothing.
 	"without_rule_confirm": {{"internal/store/store.go", `notice.Routine == "SyncRepWaitForLSN" {`, `false && notice.Routine == "SyncRepWaitForLSN" {`}},
 	// A database that was put back or replaced makes an instance forget everything.
-	"without_rule_epoch": {{"internal/replica/lease.go", `r.epoch != "" && news.Epoch != r.epoch`, `false && news.Epoch != r.epoch`}},
+	"without_rule_epoch": {{"internal/authcache/lease.go", `r.epoch != "" && news.Epoch != r.epoch`, `false && news.Epoch != r.epoch`}},
 	// What the log says was changed is forgotten.
-	"without_rule_log": {{"internal/replica/rows.go", "func (r *Replica) forget(change store.Change) {\n", "func (r *Replica) forget(change store.Change) {\n	if true {\n		return\n	}\n"}},
+	"without_rule_log": {{"internal/authcache/rows.go", "func (r *Cache) forget(change store.Change) {\n", "func (r *Cache) forget(change store.Change) {\n	if true {\n		return\n	}\n"}},
 	// Nothing is answered from memory but under a lease.
-	"without_rule_lease": {{"internal/replica/replica.go", "clock < k.ends\n", "clock < k.ends || true\n"}},
+	"without_rule_lease": {{"internal/authcache/cache.go", "clock < k.ends\n", "clock < k.ends || true\n"}},
 	// What was read before a change is not remembered after it.
-	"without_rule_fill": {{"internal/replica/lookups.go", "r.known.Load().covers(k, found.Head) {", "true || r.known.Load().covers(k, found.Head) {"}},
+	"without_rule_fill": {{"internal/authcache/lookups.go", "r.known.Load().covers(k, found.Head) {", "true || r.known.Load().covers(k, found.Head) {"}},
 	// Nothing is refused that is not proven.
-	"without_rule_proof": {{"internal/replica/reading.go", "got := r.prove(ctx, q.key)", "got := r.lookups.ask(ctx, q.key, from)"}},
+	"without_rule_proof": {{"internal/authcache/reading.go", "got := r.prove(ctx, q.key)", "got := r.lookups.ask(ctx, q.key, from)"}},
 }
 
 // root is the folder of the module.

@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"cmp"
@@ -11,7 +11,7 @@ import (
 )
 
 // renew asks for a round that begins now, and returns its error.
-func (r *Replica) renew(ctx context.Context) error {
+func (r *Cache) renew(ctx context.Context) error {
 	r.asking.Lock()
 	asked := r.asked
 	r.wanted = true
@@ -26,7 +26,7 @@ func (r *Replica) renew(ctx context.Context) error {
 }
 
 // interruptPause has the loop look at what is wanted.
-func (r *Replica) interruptPause() {
+func (r *Cache) interruptPause() {
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	if r.interrupt != nil {
@@ -35,7 +35,7 @@ func (r *Replica) interruptPause() {
 }
 
 // runLease keeps a connection to the log, and the lease over it.
-func (r *Replica) runLease(ctx context.Context) error {
+func (r *Cache) runLease(ctx context.Context) error {
 	var failing bool
 	held := func() {
 		if failing {
@@ -69,7 +69,7 @@ func (r *Replica) runLease(ctx context.Context) error {
 }
 
 // follow connects and goes round until something fails. It calls held after each round that has renewed the lease.
-func (r *Replica) follow(ctx context.Context, held func()) (err error) {
+func (r *Cache) follow(ctx context.Context, held func()) (err error) {
 	asked := r.takeAsked()
 	defer func() {
 		r.answer(asked, err)
@@ -113,7 +113,7 @@ func (r *Replica) follow(ctx context.Context, held func()) (err error) {
 }
 
 // sweep removes instances that have died, and has the pool take no more than its share beside the others.
-func (r *Replica) sweep(ctx context.Context, feed *store.Feed, others *census) (err error) {
+func (r *Cache) sweep(ctx context.Context, feed *store.Feed, others *census) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	r.swept = r.clock()
@@ -125,7 +125,7 @@ func (r *Replica) sweep(ctx context.Context, feed *store.Feed, others *census) (
 
 // idle returns when the next round is due, with those who asked for it: for its time, because something is in the log, or
 // because somebody waits. It reports whether the round is for more than proofs.
-func (r *Replica) idle(ctx context.Context, feed *store.Feed) (asked *renewal, usual bool, err error) {
+func (r *Cache) idle(ctx context.Context, feed *store.Feed) (asked *renewal, usual bool, err error) {
 	for {
 		err := r.pause(ctx, feed)
 		if err == nil {
@@ -149,7 +149,7 @@ func (r *Replica) idle(ctx context.Context, feed *store.Feed) (asked *renewal, u
 }
 
 // pause returns on a notification, when somebody asks for a round, or when it is time to look.
-func (r *Replica) pause(ctx context.Context, feed *store.Feed) error {
+func (r *Cache) pause(ctx context.Context, feed *store.Feed) error {
 	r.asking.Lock()
 	pause := min(logPoll, r.lease/4)
 	wait, waiting := r.proofs.due(r.clock(), r.instances)
@@ -170,14 +170,14 @@ func (r *Replica) pause(ctx context.Context, feed *store.Feed) error {
 	return err
 }
 
-func (r *Replica) isWanted() bool {
+func (r *Cache) isWanted() bool {
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	return r.wanted
 }
 
 // takeAsked returns those who wait for the round that now begins; who comes from here on waits for the next.
-func (r *Replica) takeAsked() *renewal {
+func (r *Cache) takeAsked() *renewal {
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	asked := r.asked
@@ -185,7 +185,7 @@ func (r *Replica) takeAsked() *renewal {
 	return asked
 }
 
-func (*Replica) answer(asked *renewal, err error) {
+func (*Cache) answer(asked *renewal, err error) {
 	if asked != nil {
 		asked.err = err
 		close(asked.done)
@@ -198,7 +198,7 @@ const healAfter = 3
 // round applies the log, commits a heartbeat that acknowledges it, applies what has come since, and so has a lease that began
 // before the heartbeat was sent. The order of these steps is what the proof rests on. It reports whether something has
 // come since, which another round would acknowledge.
-func (r *Replica) round(ctx context.Context, feed *store.Feed) (again bool, err error) {
+func (r *Cache) round(ctx context.Context, feed *store.Feed) (again bool, err error) {
 	// A round that has begun is ended: what is broken off costs the connection.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
@@ -237,7 +237,7 @@ const (
 )
 
 // beat is a round's heartbeat, and what follows it.
-func (r *Replica) beat(ctx context.Context, feed *store.Feed, proofs []*lookupRequest) (again bool, came beatOutcome, err error) {
+func (r *Cache) beat(ctx context.Context, feed *store.Feed, proofs []*lookupRequest) (again bool, came beatOutcome, err error) {
 	defer func() {
 		if came != beatLeased {
 			r.proofs.fail(proofs, cmp.Or(err, fmt.Errorf("no heartbeat could be committed: %w", store.ErrUnavailable)))
@@ -276,7 +276,7 @@ func (r *Replica) beat(ctx context.Context, feed *store.Feed, proofs []*lookupRe
 
 // extend lets the lease run from began. The first one after everything was forgotten forgets everything again: until then the
 // pool may have found, on the database of before, what was remembered since.
-func (r *Replica) extend(began time.Duration) {
+func (r *Cache) extend(began time.Duration) {
 	r.applying.Lock()
 	defer r.applying.Unlock()
 	k := *r.known.Load()
@@ -289,14 +289,14 @@ func (r *Replica) extend(began time.Duration) {
 }
 
 // forgetEverything empties memory, and makes readings that are under way count for nothing. The caller holds applying.
-func (r *Replica) forgetEverything(k *known) {
+func (r *Cache) forgetEverything(k *known) {
 	r.rows.InvalidateAll()
 	k.version++
 	k.past++
 }
 
 // read reads what the log holds, and applies it.
-func (r *Replica) read(ctx context.Context, feed *store.Feed) (store.News, error) {
+func (r *Cache) read(ctx context.Context, feed *store.Feed) (store.News, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	at := r.clock()
@@ -333,7 +333,7 @@ func (r *Replica) read(ctx context.Context, feed *store.Feed) (store.News, error
 }
 
 // noteLost tells whoever looks after the database that it has lost what it had confirmed.
-func (r *Replica) noteLost(news store.News) {
+func (r *Cache) noteLost(news store.News) {
 	if news.Seq >= r.confirmed && !news.WentBack || news.Seq == 0 && !news.WentBack {
 		return
 	}
@@ -344,7 +344,7 @@ func (r *Replica) noteLost(news store.News) {
 }
 
 // leave ends the lease and takes the instance out of the list of those that revocations wait for.
-func (r *Replica) leave(feed *store.Feed) {
+func (r *Cache) leave(feed *store.Feed) {
 	r.extend(-r.lease) // ends at 0
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()

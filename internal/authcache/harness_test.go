@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"bytes"
@@ -19,8 +19,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/pgtest"
-	"accesskeys/internal/replica"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -29,7 +29,7 @@ import (
 const patience = 20 * time.Second
 
 // long is a lease that no test outlives: what ends it is the test's own clock.
-const long = replica.MaxLease
+const long = authcache.MaxLease
 
 // world is a database with a customer in it who has one of everything, and another customer with one of everything.
 type world struct {
@@ -117,7 +117,7 @@ func (w *world) keyFor(hash store.TokenHash, expire int64) store.AccessKey {
 
 // runner is an instance that runs, with a store, a clock and a log of its own.
 type runner struct {
-	*replica.Replica
+	*authcache.Cache
 	t     *testing.T
 	store *store.Store
 	log   *logBuffer
@@ -126,24 +126,24 @@ type runner struct {
 	held  *heldLookups // nil for none
 }
 
-// newReplica makes an instance that doesn't run.
-func (w *world) newReplica(lease time.Duration) *runner { return w.newReplicaOf(lease, 0) }
+// newCache makes an instance that doesn't run.
+func (w *world) newCache(lease time.Duration) *runner { return w.newCacheOf(lease, 0) }
 
-// newReplicaOf is newReplica with a bound on the age of rows.
-func (w *world) newReplicaOf(lease, maxAge time.Duration) *runner {
+// newCacheOf is newCache with a bound on the age of rows.
+func (w *world) newCacheOf(lease, maxAge time.Duration) *runner {
 	w.t.Helper()
 	r := &runner{t: w.t, store: w.open(), log: &logBuffer{}, stop: func() {}}
-	r.Replica = must(replica.New(replica.Config{
+	r.Cache = must(authcache.New(authcache.Config{
 		Store: r.store, Log: slog.New(slog.NewTextHandler(r.log, nil)), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20,
 	}))(w.t)
-	r.SetClock(func() time.Duration { return replica.BootTime() + time.Duration(r.ahead.Load()) })
+	r.SetClock(func() time.Duration { return authcache.BootTime() + time.Duration(r.ahead.Load()) })
 	return r
 }
 
 // run makes one that runs until the test ends, and has a lease.
 func (w *world) run(lease time.Duration) *runner {
 	w.t.Helper()
-	return w.newReplica(lease).started()
+	return w.newCache(lease).started()
 }
 
 // started runs the instance until the test ends, and returns it once it is ready.
@@ -190,7 +190,7 @@ func (r *runner) holdLookups(stops int64) *heldLookups {
 	h.let = sync.OnceFunc(func() { close(h.release) })
 	h.stops.Store(stops)
 	r.held = h
-	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
 			h.begun.Add(1)
 			stop := func() {
@@ -216,7 +216,7 @@ func (r *runner) holdLookups(stops int64) *heldLookups {
 func (h *heldLookups) fill(r *runner, first func()) {
 	go first()
 	<-h.stopped
-	for range replica.LookupsAtOnce - 1 {
+	for range authcache.LookupsAtOnce - 1 {
 		go func() { _, _ = r.AccessKeyByHash(r.t.Context(), newHash(), nobody) }()
 		<-h.stopped
 	}
@@ -241,11 +241,11 @@ func within(t *testing.T) context.Context {
 
 // reader reads a credential from an instance and from a store, whole but for the moment of the reading.
 type reader struct {
-	name    string
-	peek    func(*replica.Replica) bool // whether it is remembered
-	replica func(context.Context, *replica.Replica) (any, time.Time, error)
-	proven  func(context.Context, *replica.Replica) (any, time.Time, error) // the same, proven
-	store   func(context.Context, *store.Store) (any, error)
+	name   string
+	peek   func(*authcache.Cache) bool // whether it is remembered
+	cached func(context.Context, *authcache.Cache) (any, time.Time, error)
+	proven func(context.Context, *authcache.Cache) (any, time.Time, error) // the same, proven
+	store  func(context.Context, *store.Store) (any, error)
 }
 
 // readers are those of all of a tenant's credentials.
@@ -254,9 +254,9 @@ func (tn tenant) readers() []reader {
 		accessKeyReader("access key", tn.hash),
 		{
 			"agent",
-			func(r *replica.Replica) bool { return r.RemembersAgent(tn.agent.ID) },
-			agentRead((*replica.Replica).AgentCredential, tn.agent.ID),
-			agentRead((*replica.Replica).ProvenAgentCredential, tn.agent.ID),
+			func(r *authcache.Cache) bool { return r.RemembersAgent(tn.agent.ID) },
+			agentRead((*authcache.Cache).AgentCredential, tn.agent.ID),
+			agentRead((*authcache.Cache).ProvenAgentCredential, tn.agent.ID),
 			func(ctx context.Context, s *store.Store) (any, error) {
 				c, err := agentCredential(ctx, s, tn.agent.ID)
 				c.Now = time.Time{}
@@ -265,9 +265,9 @@ func (tn tenant) readers() []reader {
 		},
 		{
 			"service account's key",
-			func(r *replica.Replica) bool { return r.RemembersServiceAccountKey(tn.pair.ID) },
-			pairRead((*replica.Replica).ServiceAccountCredential, tn.pair.ID),
-			pairRead((*replica.Replica).ProvenServiceAccountCredential, tn.pair.ID),
+			func(r *authcache.Cache) bool { return r.RemembersServiceAccountKey(tn.pair.ID) },
+			pairRead((*authcache.Cache).ServiceAccountCredential, tn.pair.ID),
+			pairRead((*authcache.Cache).ProvenServiceAccountCredential, tn.pair.ID),
 			func(ctx context.Context, s *store.Store) (any, error) {
 				c, err := serviceAccountCredential(ctx, s, tn.pair.ID)
 				c.Now = time.Time{}
@@ -281,9 +281,9 @@ func (tn tenant) readers() []reader {
 func accessKeyReader(name string, hash store.TokenHash) reader {
 	return reader{
 		name,
-		func(r *replica.Replica) bool { return r.RemembersAccessKey(hash) },
-		accessKeyRead((*replica.Replica).AccessKeyByHash, hash),
-		accessKeyRead((*replica.Replica).ProvenAccessKeyByHash, hash),
+		func(r *authcache.Cache) bool { return r.RemembersAccessKey(hash) },
+		accessKeyRead((*authcache.Cache).AccessKeyByHash, hash),
+		accessKeyRead((*authcache.Cache).ProvenAccessKeyByHash, hash),
 		func(ctx context.Context, s *store.Store) (any, error) {
 			c, err := accessKeyByHash(ctx, s, hash)
 			c.Now = time.Time{}
@@ -293,9 +293,9 @@ func accessKeyReader(name string, hash store.TokenHash) reader {
 }
 
 func accessKeyRead(
-	read func(*replica.Replica, context.Context, store.TokenHash, netip.Addr) (replica.AccessKeyCredential, error), hash store.TokenHash,
-) func(context.Context, *replica.Replica) (any, time.Time, error) {
-	return func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
+	read func(*authcache.Cache, context.Context, store.TokenHash, netip.Addr) (authcache.AccessKeyCredential, error), hash store.TokenHash,
+) func(context.Context, *authcache.Cache) (any, time.Time, error) {
+	return func(ctx context.Context, r *authcache.Cache) (any, time.Time, error) {
 		c, err := read(r, ctx, hash, nobody)
 		now := c.Now
 		c.Now = time.Time{}
@@ -304,9 +304,9 @@ func accessKeyRead(
 }
 
 func agentRead(
-	read func(*replica.Replica, context.Context, uuid.UUID, netip.Addr) (store.AgentCredential, error), id uuid.UUID,
-) func(context.Context, *replica.Replica) (any, time.Time, error) {
-	return func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
+	read func(*authcache.Cache, context.Context, uuid.UUID, netip.Addr) (store.AgentCredential, error), id uuid.UUID,
+) func(context.Context, *authcache.Cache) (any, time.Time, error) {
+	return func(ctx context.Context, r *authcache.Cache) (any, time.Time, error) {
 		c, err := read(r, ctx, id, nobody)
 		now := c.Now
 		c.Now = time.Time{}
@@ -315,9 +315,9 @@ func agentRead(
 }
 
 func pairRead(
-	read func(*replica.Replica, context.Context, uuid.UUID, netip.Addr) (store.ServiceAccountCredential, error), id uuid.UUID,
-) func(context.Context, *replica.Replica) (any, time.Time, error) {
-	return func(ctx context.Context, r *replica.Replica) (any, time.Time, error) {
+	read func(*authcache.Cache, context.Context, uuid.UUID, netip.Addr) (store.ServiceAccountCredential, error), id uuid.UUID,
+) func(context.Context, *authcache.Cache) (any, time.Time, error) {
+	return func(ctx context.Context, r *authcache.Cache) (any, time.Time, error) {
 		c, err := read(r, ctx, id, nobody)
 		now := c.Now
 		c.Now = time.Time{}
@@ -356,14 +356,14 @@ func (r *runner) reads(tn tenant) (remembered []string) {
 	r.t.Helper()
 	readers := tn.readers()
 	for _, reader := range readers { // all of them before any is read, which makes others be remembered
-		if reader.peek(r.Replica) {
+		if reader.peek(r.Cache) {
 			remembered = append(remembered, reader.name)
 		}
 	}
 	for _, reader := range readers {
 		want, wantErr := reader.store(r.t.Context(), r.store)
 		hits := r.Stats().Hits
-		got, _, err := reader.replica(within(r.t), r.Replica)
+		got, _, err := reader.cached(within(r.t), r.Cache)
 		if !reflect.DeepEqual(got, want) || (err == nil) != (wantErr == nil) {
 			r.t.Errorf("%s: the instance has\n%+v, %v, the store\n%+v, %v", reader.name, got, err, want, wantErr)
 		}

@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -20,7 +20,7 @@ import (
 func (r *runner) troubled(text string) {
 	r.t.Helper()
 	until(r.t, fmt.Sprintf("it is not ready: %q", text), func() bool {
-		var trouble *replica.TroubleError
+		var trouble *authcache.TroubleError
 		return errors.As(r.Ready(within(r.t)), &trouble) && strings.Contains(trouble.Error(), text) && r.Stats().Trouble
 	})
 }
@@ -50,10 +50,10 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 	r.advance(long)
 	for _, r := range []*runner{r, off} {
 		for _, reader := range append(w.acme.readers(), strangers()...) {
-			if _, _, err := reader.replica(within(t), r.Replica); !errors.Is(err, store.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
+			if _, _, err := reader.cached(within(t), r.Cache); !errors.Is(err, store.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%s: %v", reader.name, err)
 			}
-			if _, _, err := reader.proven(within(t), r.Replica); !errors.Is(err, store.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
+			if _, _, err := reader.proven(within(t), r.Cache); !errors.Is(err, store.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%s, proven: %v", reader.name, err)
 			}
 		}
@@ -68,7 +68,7 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 	for _, r := range []*runner{r, off} {
 		r.untroubled()
 		until(t, "it answers again", func() bool {
-			_, _, err := w.acme.readers()[0].replica(within(t), r.Replica)
+			_, _, err := w.acme.readers()[0].cached(within(t), r.Cache)
 			return err == nil
 		})
 		r.reads(w.acme)
@@ -142,18 +142,18 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 	moved(`SET search_path = elsewhere`)
 	r.troubled("lead to another one than the one that this server hears of changes from")
 	for _, reader := range w.acme.readers() { // remembered
-		if _, _, err := reader.replica(within(t), r.Replica); err != nil {
+		if _, _, err := reader.cached(within(t), r.Cache); err != nil {
 			t.Errorf("%s: %v", reader.name, err)
 		}
 	}
 	for _, reader := range w.globex.readers() { // not remembered
 		until(t, "it is answered by the Feed", func() bool {
-			_, _, err := reader.replica(within(t), r.Replica)
+			_, _, err := reader.cached(within(t), r.Cache)
 			return err == nil
 		})
 	}
 	for _, reader := range strangers() { // which may be known elsewhere
-		_, _, err := reader.replica(within(t), r.Replica)
+		_, _, err := reader.cached(within(t), r.Cache)
 		if !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
 			t.Errorf("%s that is unknown: %v", reader.name, err)
 		}
@@ -211,26 +211,26 @@ func TestNothingIsAnsweredByADatabaseThatOnlyReads(t *testing.T) {
 	for range 3 {
 		for _, reader := range append(w.acme.readers(), strangers()...) {
 			for name, r := range map[string]*runner{"with a lease": r, "without one": off} {
-				_, _, proven := reader.proven(within(t), r.Replica)
+				_, _, proven := reader.proven(within(t), r.Cache)
 				if !errors.Is(proven, store.ErrUnavailable) || errors.Is(proven, store.ErrNotFound) {
 					t.Errorf("%s, %s: proven: %v", reader.name, name, proven)
 				}
 			}
-			if _, _, err := reader.replica(within(t), off.Replica); !errors.Is(err, store.ErrUnavailable) {
+			if _, _, err := reader.cached(within(t), off.Cache); !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%s: %v", reader.name, err)
 			}
 		}
 	}
 	r.advance(long)
 	for _, reader := range append(w.acme.readers(), strangers()...) {
-		if _, _, err := reader.replica(within(t), r.Replica); !errors.Is(err, store.ErrUnavailable) {
+		if _, _, err := reader.cached(within(t), r.Cache); !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%s, after the lease: %v", reader.name, err)
 		}
 	}
 	readOnly(`RESET default_transaction_read_only`)
 	for _, r := range []*runner{r, off} {
 		until(t, "it answers again", func() bool {
-			_, _, err := w.acme.readers()[0].replica(within(t), r.Replica)
+			_, _, err := w.acme.readers()[0].cached(within(t), r.Cache)
 			return err == nil
 		})
 	}

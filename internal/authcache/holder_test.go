@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"strings"

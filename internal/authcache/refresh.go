@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"context"
@@ -24,7 +24,7 @@ const (
 
 // runRefresh reads what is remembered again before it is older than it may be, until ctx ends. It is the net under the log: what
 // was changed around it, nobody else would find.
-func (r *Replica) runRefresh(ctx context.Context) error {
+func (r *Cache) runRefresh(ctx context.Context) error {
 	part := r.maxAge / ageParts
 	tick := time.NewTicker(part)
 	defer tick.Stop()
@@ -61,7 +61,7 @@ type aged struct {
 }
 
 // agedRows returns the rows that have to be read again, and forgets those for which it is too late.
-func (r *Replica) agedRows() (due []aged) {
+func (r *Cache) agedRows() (due []aged) {
 	now, part := r.clock(), r.maxAge/ageParts
 	var late []key
 	var missed int64
@@ -90,7 +90,7 @@ func (r *Replica) agedRows() (due []aged) {
 
 // refresh reads rows again. Those that are as remembered may be remembered on; the others are forgotten, since something changed them
 // without the log.
-func (r *Replica) refresh(ctx context.Context, batch []aged) {
+func (r *Cache) refresh(ctx context.Context, batch []aged) {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
 	var l store.Lookup
@@ -115,7 +115,7 @@ func (r *Replica) refresh(ctx context.Context, batch []aged) {
 }
 
 // waitApplied reports whether the log has been applied up to a position before ctx ends.
-func (r *Replica) waitApplied(ctx context.Context, p store.Position) bool {
+func (r *Cache) waitApplied(ctx context.Context, p store.Position) bool {
 	for r.known.Load().applied.Number < p.Number {
 		select {
 		case <-time.After(refreshPoll):
@@ -127,7 +127,7 @@ func (r *Replica) waitApplied(ctx context.Context, p store.Position) bool {
 }
 
 // restOn returns the rows that others rest on, as they are remembered.
-func (r *Replica) restOn(batch []aged) map[key]aging {
+func (r *Cache) restOn(batch []aged) map[key]aging {
 	under := map[key]aging{}
 	add := func(k key) aging {
 		row, known := under[k]
@@ -163,7 +163,7 @@ func (r *Replica) restOn(batch []aged) map[key]aging {
 
 // comparison holds what is remembered against what was found at a time.
 type comparison struct {
-	r         *Replica
+	r         *Cache
 	at        time.Duration
 	under     map[key]aging // what the rows that are compared rest on, as it was remembered before the reading
 	different []string

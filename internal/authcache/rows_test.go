@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -258,7 +258,7 @@ func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
 func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
+	r := w.newCache(long)
 	held := r.holdLookups(1)
 	r.started()
 	type result struct {
@@ -284,8 +284,8 @@ func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
 func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
-	held := r.holdLookups(replica.LookupsAtOnce)
+	r := w.newCache(long)
+	held := r.holdLookups(authcache.LookupsAtOnce)
 	held.before.Store(true)
 	r.started()
 	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
@@ -313,7 +313,7 @@ func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n := held.begun.Load() - replica.LookupsAtOnce; n != 1 {
+	if n := held.begun.Load() - authcache.LookupsAtOnce; n != 1 {
 		t.Errorf("%d look-ups for %d who asked at once", n, askers)
 	}
 }
@@ -322,8 +322,8 @@ func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 func TestSharedLookUpOutlivesWhoeverAskedForIt(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
-	held := r.holdLookups(replica.LookupsAtOnce + 1)
+	r := w.newCache(long)
+	held := r.holdLookups(authcache.LookupsAtOnce + 1)
 	r.started()
 	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
 	ask := func(ctx context.Context) chan error {
@@ -339,7 +339,7 @@ func TestSharedLookUpOutlivesWhoeverAskedForIt(t *testing.T) {
 	r.waiting(1)
 	staying := ask(within(t))
 	r.waiting(2)
-	for range replica.LookupsAtOnce {
+	for range authcache.LookupsAtOnce {
 		held.release <- struct{}{}
 	}
 	<-held.stopped // the look-up of both
@@ -357,8 +357,8 @@ func TestSharedLookUpOutlivesWhoeverAskedForIt(t *testing.T) {
 func TestALookUpUnderWayIsNotSharedAcrossAChange(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
-	held := r.holdLookups(replica.LookupsAtOnce)
+	r := w.newCache(long)
+	held := r.holdLookups(authcache.LookupsAtOnce)
 	r.started()
 	type result struct {
 		name string
@@ -403,9 +403,9 @@ func TestALookUpThatAChangeOvertookDoesNotCount(t *testing.T) {
 func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
+	r := w.newCache(long)
 	hash := newHash()
-	held := r.holdLookups(replica.LookupsAtOnce)
+	held := r.holdLookups(authcache.LookupsAtOnce)
 	r.started()
 	after := make(chan error, 1)
 	ask := func(to chan error) {
@@ -432,8 +432,8 @@ func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
 func TestTheTimeThatARequestIsToldIsNotOlderThanTheRequest(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
-	held := r.holdLookups(replica.LookupsAtOnce)
+	r := w.newCache(long)
+	held := r.holdLookups(authcache.LookupsAtOnce)
 	r.started()
 	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), w.acme.hash, nobody) })
 	now := value[time.Time](w, `SELECT clock_timestamp()`)

@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"context"
@@ -31,7 +31,7 @@ type proofs struct {
 }
 
 // prove returns a look-up of the credential that is proven. It returns store.ErrUnavailable where there can be none.
-func (r *Replica) prove(ctx context.Context, k key) looked {
+func (r *Cache) prove(ctx context.Context, k key) looked {
 	request := &lookupRequest{key: k, done: make(chan looked, 1)}
 	r.proofs.mu.Lock()
 	if len(r.proofs.waiting) >= lookupsMax {
@@ -83,7 +83,7 @@ func (p *proofs) fail(requests []*lookupRequest, err error) {
 // nothing is applied meanwhile, since only the caller does that.
 //
 // It returns an error where the connection is of no more use.
-func (r *Replica) answerProofs(ctx context.Context, feed *store.Feed, requests []*lookupRequest) (broken error) {
+func (r *Cache) answerProofs(ctx context.Context, feed *store.Feed, requests []*lookupRequest) (broken error) {
 	for batch := range slices.Chunk(requests, proofBatch) {
 		got := looked{known: r.known.Load(), err: broken}
 		if broken == nil {

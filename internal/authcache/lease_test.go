@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -17,10 +17,10 @@ import (
 func TestLeaseHasBounds(t *testing.T) {
 	t.Parallel()
 	for lease, fine := range map[time.Duration]bool{
-		0: true, replica.MinLease: true, replica.MaxLease: true,
-		-1: false, 1: false, replica.MinLease - 1: false, replica.MaxLease + 1: false,
+		0: true, authcache.MinLease: true, authcache.MaxLease: true,
+		-1: false, 1: false, authcache.MinLease - 1: false, authcache.MaxLease + 1: false,
 	} {
-		if _, err := replica.New(replica.Config{Lease: lease}); (err == nil) != fine {
+		if _, err := authcache.New(authcache.Config{Lease: lease}); (err == nil) != fine {
 			t.Errorf("a lease of %v: %v", lease, err)
 		}
 	}
@@ -30,14 +30,14 @@ func TestLeaseHasBounds(t *testing.T) {
 func TestInstanceThatDoesNotRunAnswersNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
+	r := w.newCache(long)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if err := r.Ready(ctx); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("ready: %v", err)
 	}
 	for _, reader := range w.acme.readers() {
-		if _, _, err := reader.replica(ctx, r.Replica); !errors.Is(err, store.ErrUnavailable) {
+		if _, _, err := reader.cached(ctx, r.Cache); !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%s: %v", reader.name, err)
 		}
 	}
@@ -59,7 +59,7 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 		t.Helper()
 		for _, reader := range w.acme.readers() {
 			hits := r.Stats().Hits
-			_, _, err := reader.replica(within(t), r.Replica)
+			_, _, err := reader.cached(within(t), r.Cache)
 			if !errors.Is(err, want) {
 				t.Errorf("%s, %s: %v, want %v", when, reader.name, err, want)
 			}
@@ -206,7 +206,7 @@ func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	const lease = 1500 * time.Millisecond
-	a, b := w.run(replica.MinLease), w.run(replica.MinLease)
+	a, b := w.run(authcache.MinLease), w.run(authcache.MinLease)
 	revoke := func() time.Duration {
 		t.Helper()
 		began, name := time.Now(), uuid.NewString()

@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 )
 
 // noteHolder keeps who holds the head of the log, and says so when that changes. One whose age can't be seen must be found twice.
-func (r *Replica) noteHolder(now, last *store.Holder) {
+func (r *Cache) noteHolder(now, last *store.Holder) {
 	if now != nil && now.Since.IsZero() && (last == nil || last.PID != now.PID) {
 		now = nil
 	}
@@ -26,7 +26,7 @@ func (r *Replica) noteHolder(now, last *store.Holder) {
 }
 
 // Holder is the transaction that keeps revocations waiting, nil where there is none.
-func (r *Replica) Holder() *store.Holder { return r.holder.Load() }
+func (r *Cache) Holder() *store.Holder { return r.holder.Load() }
 
 // inspectionPause is how often it is looked at what people can have changed in the database.
 const inspectionPause = time.Second
@@ -42,7 +42,7 @@ func (t *TroubleError) Error() string { return t.what }
 
 // runInspections looks at what people can have changed until ctx ends. Without a lease it also takes the place of the rounds that remove
 // instances which have died.
-func (r *Replica) runInspections(ctx context.Context) error {
+func (r *Cache) runInspections(ctx context.Context) error {
 	tick := time.NewTicker(inspectionPause)
 	defer tick.Stop()
 	var others census
@@ -63,7 +63,7 @@ func (r *Replica) runInspections(ctx context.Context) error {
 }
 
 // inspect keeps what is wrong, if anything, and says so when that changes. A database that can't be asked changes nothing.
-func (r *Replica) inspect(ctx context.Context, last *store.Inspection) {
+func (r *Cache) inspect(ctx context.Context, last *store.Inspection) {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
 	found, err := r.store.Inspect(ctx)

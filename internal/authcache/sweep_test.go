@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"context"
@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -18,7 +18,7 @@ func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 	w := newWorld(t)
 	feed := must(w.store.OpenFeed(t.Context()))(t)
 	defer feed.Close()
-	const lease = replica.MinLease
+	const lease = authcache.MinLease
 	at := store.Position{Number: 0, Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
 	r := uuid.New()
 	var seq int64
@@ -29,7 +29,7 @@ func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 			t.Fatal(held, err)
 		}
 	}
-	var sweeper replica.Census
+	var sweeper authcache.Census
 	sweep := func() {
 		t.Helper()
 		if err := sweeper.Sweep(t.Context(), feed, uuid.New()); err != nil {

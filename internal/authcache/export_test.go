@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"context"
@@ -38,41 +38,41 @@ func BootTime() time.Duration { return bootTime() }
 func NetworkOf(addr netip.Addr) netip.Prefix { return networkOf(addr) }
 
 // SetClock gives the instance another clock. To be called before Run.
-func (r *Replica) SetClock(clock func() time.Duration) { r.clock = clock }
+func (r *Cache) SetClock(clock func() time.Duration) { r.clock = clock }
 
 // LookupFunc is a look-up by the pool.
 type LookupFunc = func(context.Context, store.Lookup, store.Position, store.Order) (store.Found, error)
 
 // WrapLookup puts something between the instance and its look-ups by the pool. To be called before Run.
-func (r *Replica) WrapLookup(wrap func(LookupFunc) LookupFunc) { r.lookup = wrap(r.lookup) }
+func (r *Cache) WrapLookup(wrap func(LookupFunc) LookupFunc) { r.lookup = wrap(r.lookup) }
 
 // ID is what the instance is registered as.
-func (r *Replica) ID() uuid.UUID { return *r.id.Load() }
+func (r *Cache) ID() uuid.UUID { return *r.id.Load() }
 
 // Renew asks for a round.
-func (r *Replica) Renew(ctx context.Context) error { return r.renew(ctx) }
+func (r *Cache) Renew(ctx context.Context) error { return r.renew(ctx) }
 
 // Flush writes down what is known of uses.
-func (r *Replica) Flush(ctx context.Context) { r.flush(ctx) }
+func (r *Cache) Flush(ctx context.Context) { r.flush(ctx) }
 
 // SetFlushEvery has uses written down that often. To be called before Run.
-func (r *Replica) SetFlushEvery(d time.Duration) { r.flushEvery = d }
+func (r *Cache) SetFlushEvery(d time.Duration) { r.flushEvery = d }
 
 // Uses returns how many keys' uses are kept.
-func (r *Replica) Uses() int64 { return r.uses.count.Load() }
+func (r *Cache) Uses() int64 { return r.uses.count.Load() }
 
 // Use notes a use of a key that is not remembered.
-func (r *Replica) Use(id uuid.UUID, at time.Time) { r.uses.add(id, at) }
+func (r *Cache) Use(id uuid.UUID, at time.Time) { r.uses.add(id, at) }
 
 // WaitingLookups returns how many credentials wait to be looked up, those that nobody waits for any more among them.
-func (r *Replica) WaitingLookups() int {
+func (r *Cache) WaitingLookups() int {
 	r.lookups.mu.Lock()
 	defer r.lookups.mu.Unlock()
 	return r.lookups.count
 }
 
 // WaitingProofs returns how many refusals wait to be proven.
-func (r *Replica) WaitingProofs() int {
+func (r *Cache) WaitingProofs() int {
 	r.proofs.mu.Lock()
 	defer r.proofs.mu.Unlock()
 	return len(r.proofs.waiting)
@@ -80,7 +80,7 @@ func (r *Replica) WaitingProofs() int {
 
 // RefreshDue reads again, by the instance's clock, what is due now, and forgets what it is too late for. It returns how many rows
 // were due.
-func (r *Replica) RefreshDue(ctx context.Context) int {
+func (r *Cache) RefreshDue(ctx context.Context) int {
 	due := r.agedRows()
 	if len(due) > 0 {
 		r.refresh(ctx, due)
@@ -89,16 +89,16 @@ func (r *Replica) RefreshDue(ctx context.Context) int {
 }
 
 // Fill remembers what was found, as of now.
-func (r *Replica) Fill(found store.Found) { r.remember(found, r.clock()) }
+func (r *Cache) Fill(found store.Found) { r.remember(found, r.clock()) }
 
 // FillCustomer remembers a customer.
-func (r *Replica) FillCustomer(id uuid.UUID) { r.rememberCustomer(id, store.Never(), r.clock()) }
+func (r *Cache) FillCustomer(id uuid.UUID) { r.rememberCustomer(id, store.Never(), r.clock()) }
 
 // AccessKeyByHashAfter is AccessKeyByHash with something that happens once memory has been looked into for the first time.
-func (r *Replica) AccessKeyByHashAfter(ctx context.Context, hash store.TokenHash, happens func()) (AccessKeyCredential, error) {
+func (r *Cache) AccessKeyByHashAfter(ctx context.Context, hash store.TokenHash, happens func()) (AccessKeyCredential, error) {
 	q := accessKeyReading(hash)
 	recall := q.recall
-	q.recall = func(r *Replica, k key) (AccessKeyCredential, time.Duration, bool) {
+	q.recall = func(r *Cache, k key) (AccessKeyCredential, time.Duration, bool) {
 		c, oldest, ok := recall(r, k)
 		if happens != nil {
 			happens()
@@ -110,19 +110,19 @@ func (r *Replica) AccessKeyByHashAfter(ctx context.Context, hash store.TokenHash
 }
 
 // RemembersAccessKey reports whether all is remembered that a key's credential rests on. It looks only.
-func (r *Replica) RemembersAccessKey(hash store.TokenHash) bool {
+func (r *Cache) RemembersAccessKey(hash store.TokenHash) bool {
 	_, _, ok := recallAccessKey(r, key{kind: kindAccessKey, sum: hash})
 	return ok
 }
 
 // RemembersAgent is RemembersAccessKey of an agent.
-func (r *Replica) RemembersAgent(id uuid.UUID) bool {
+func (r *Cache) RemembersAgent(id uuid.UUID) bool {
 	_, _, ok := recallAgent(r, idKey(kindAgent, id))
 	return ok
 }
 
 // RemembersServiceAccountKey is RemembersAccessKey of a service account's key.
-func (r *Replica) RemembersServiceAccountKey(id uuid.UUID) bool {
+func (r *Cache) RemembersServiceAccountKey(id uuid.UUID) bool {
 	_, _, ok := recallServiceAccountKey(r, idKey(kindServiceAccountKey, id))
 	return ok
 }

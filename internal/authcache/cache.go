@@ -1,6 +1,6 @@
-// Package replica is what one instance of the service remembers of the database: the rows that verification reads, under a
+// Package authcache is what one instance of the service remembers of the database: the rows that verification reads, under a
 // lease that says for how long it may trust them. docs/revocation.md has the protocol and its proof.
-package replica
+package authcache
 
 import (
 	"context"
@@ -43,7 +43,7 @@ const (
 	leaveTimeout = time.Second
 )
 
-// Config is what a Replica is made of.
+// Config is what a Cache is made of.
 type Config struct {
 	Store *store.Store
 	Log   *slog.Logger
@@ -57,9 +57,9 @@ type Config struct {
 	CacheBytes uint64
 }
 
-// Replica answers what the database would, from memory where it may. It is safe for concurrent use. Until Run is called it has
+// Cache answers what the database would, from memory where it may. It is safe for concurrent use. Until Run is called it has
 // no lease.
-type Replica struct {
+type Cache struct {
 	store  *store.Store
 	log    *slog.Logger
 	lease  time.Duration
@@ -120,8 +120,8 @@ type renewal struct {
 
 func newRenewal() *renewal { return &renewal{done: make(chan struct{})} }
 
-// New makes a Replica. It returns an error where the configuration is out of bounds.
-func New(cfg Config) (*Replica, error) {
+// New makes a Cache. It returns an error where the configuration is out of bounds.
+func New(cfg Config) (*Cache, error) {
 	if cfg.Lease != 0 && (cfg.Lease < MinLease || cfg.Lease > MaxLease) {
 		return nil, fmt.Errorf("a lease is 0, or from %s to %s", MinLease, MaxLease)
 	}
@@ -131,7 +131,7 @@ func New(cfg Config) (*Replica, error) {
 	if cfg.MaxAge < MinMaxAge || cfg.MaxAge > MaxMaxAge {
 		return nil, fmt.Errorf("the age of a row is from %s to %s", MinMaxAge, MaxMaxAge)
 	}
-	r := &Replica{
+	r := &Cache{
 		store: cfg.Store, log: cfg.Log, lease: cfg.Lease, maxAge: cfg.MaxAge, clock: bootTime, lookup: cfg.Store.Lookup,
 		uses: newUses(), flushEvery: usesFlush, asked: newRenewal(), lookups: newLookups(),
 	}
@@ -155,14 +155,14 @@ func New(cfg Config) (*Replica, error) {
 	return r, nil
 }
 
-func (r *Replica) newID() {
+func (r *Cache) newID() {
 	id := uuid.New()
 	r.id.Store(&id)
 }
 
 // Run keeps the lease, reads what is asked for, and writes down when keys were used, until ctx ends. A database that is
 // unavailable is no reason to return.
-func (r *Replica) Run(ctx context.Context) error {
+func (r *Cache) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.runUses(ctx) })
 	group.Go(func() error { return r.runInspections(ctx) })
@@ -179,7 +179,7 @@ func (r *Replica) Run(ctx context.Context) error {
 
 // Ready returns nil where the instance may answer: it has a lease, or needs none, and nothing is wrong with the database that
 // somebody should know of. It returns a *TroubleError, or store.ErrUnavailable.
-func (r *Replica) Ready(ctx context.Context) error {
+func (r *Cache) Ready(ctx context.Context) error {
 	if trouble := r.trouble.Load(); trouble != nil {
 		return trouble
 	}
@@ -195,7 +195,7 @@ func (r *Replica) Ready(ctx context.Context) error {
 
 // Refresh returns once everything that was committed before the call has been applied, so that what is verified from then on is no
 // older.
-func (r *Replica) Refresh(ctx context.Context) error {
+func (r *Cache) Refresh(ctx context.Context) error {
 	if r.lease == 0 {
 		return nil
 	}

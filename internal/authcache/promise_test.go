@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -122,7 +122,7 @@ func TestMemoryHasABound(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	const most = 1 << 20
-	r := must(replica.New(replica.Config{Store: w.store, Lease: long, CacheBytes: most}))(t)
+	r := must(authcache.New(authcache.Config{Store: w.store, Lease: long, CacheBytes: most}))(t)
 	for range 10_000 {
 		id := uuid.New()
 		var sum [32]byte

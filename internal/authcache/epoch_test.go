@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"errors"
@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -42,7 +42,7 @@ func (r *runner) forgotten(tn tenant) {
 	r.t.Helper()
 	until(r.t, "all is forgotten", func() bool {
 		for _, reader := range tn.readers() {
-			if reader.peek(r.Replica) {
+			if reader.peek(r.Cache) {
 				return false
 			}
 		}
@@ -78,8 +78,8 @@ func TestTablesThatAreReplacedAreForgotten(t *testing.T) {
 func TestLeaseEndsWhereAnotherDatabaseIsFound(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
-	now := replica.BootTime()
+	r := w.newCache(long)
+	now := authcache.BootTime()
 	r.SetClock(func() time.Duration { return now })
 	r.started()
 	if !r.Stats().Held {
@@ -112,7 +112,7 @@ func TestWhatARestoreTookAwayIsRefused(t *testing.T) {
 func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
+	r := w.newCache(long)
 	held := r.holdLookups(0)
 	r.started()
 	r.reads(w.globex)
@@ -127,7 +127,7 @@ func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
 	w.restore("accesskeys", `id <> $1`, w.acme.key.ID)
 	r.forgotten(w.globex)
 	if err := r.Ready(within(t)); err != nil {
-		var trouble *replica.TroubleError // the triggers are not in this dump
+		var trouble *authcache.TroubleError // the triggers are not in this dump
 		if !errors.As(err, &trouble) {
 			t.Error(err)
 		}
@@ -208,7 +208,7 @@ func TestLostCommitsAreSaidOnce(t *testing.T) {
 func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.run(replica.MinLease)
+	r := w.run(authcache.MinLease)
 	before := r.ID()
 	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, before)
 	until(t, "it has another id", func() bool { return r.ID() != before })
@@ -239,11 +239,11 @@ func TestHeldRowOfADeadInstanceCostsNobodyTheLease(t *testing.T) {
 	w := newWorld(t)
 	dead := uuid.New()
 	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
-		dead, replica.MinLease.Milliseconds())
+		dead, authcache.MinLease.Milliseconds())
 	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, dead)
-	r, off := w.run(replica.MinLease), w.run(0)
+	r, off := w.run(authcache.MinLease), w.run(0)
 	r.reads(w.acme)
-	for began := time.Now(); time.Since(began) < 10*store.LeaseEnd(replica.MinLease); { // which is swept again and again
+	for began := time.Now(); time.Since(began) < 10*store.LeaseEnd(authcache.MinLease); { // which is swept again and again
 		if err := r.Renew(within(t)); err != nil {
 			t.Fatal(err)
 		}

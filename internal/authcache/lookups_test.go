@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -24,9 +24,9 @@ func TestLookUpsUseFewConnections(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	for _, lease := range []time.Duration{0, long} {
-		r := w.newReplica(lease)
+		r := w.newCache(lease)
 		var underWay, most, looked atomic.Int64
-		r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+		r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 			return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
 				now := underWay.Add(1)
 				defer underWay.Add(-1)
@@ -50,14 +50,14 @@ func TestLookUpsUseFewConnections(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if most.Load() > replica.LookupsAtOnce {
-			t.Errorf("%d look-ups were under way at once, want %d at most", most.Load(), replica.LookupsAtOnce)
+		if most.Load() > authcache.LookupsAtOnce {
+			t.Errorf("%d look-ups were under way at once, want %d at most", most.Load(), authcache.LookupsAtOnce)
 		}
 		if looked.Load() < clients*each {
 			t.Errorf("%d of %d keys were looked up", looked.Load(), clients*each)
 		}
 		// Beside these there are that of the inspections, and that of the writing of uses.
-		if total := r.store.PoolStats().Total; total > replica.LookupsAtOnce+2 {
+		if total := r.store.PoolStats().Total; total > authcache.LookupsAtOnce+2 {
 			t.Errorf("the pool has %d connections", total)
 		}
 		r.stop()
@@ -74,12 +74,12 @@ func TestNetworksTakeTurns(t *testing.T) {
 		batches        int // that may go before, or with, the lone client's
 	}{
 		{"one network", 1, 3000, 1},
-		{"a thousand networks", 1000, 3, 1000/replica.LookupBatch + 1},
+		{"a thousand networks", 1000, 3, 1000/authcache.LookupBatch + 1},
 	} {
-		r := w.newReplica(0)
+		r := w.newCache(0)
 		var batches [][]store.TokenHash
 		var mu sync.Mutex
-		r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+		r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 			return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
 				mu.Lock()
 				batches = append(batches, l.AccessKeys)
@@ -87,7 +87,7 @@ func TestNetworksTakeTurns(t *testing.T) {
 				return lookup(ctx, l, known, order)
 			}
 		})
-		held := r.holdLookups(replica.LookupsAtOnce)
+		held := r.holdLookups(authcache.LookupsAtOnce)
 		held.before.Store(true)
 		r.started()
 		held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
@@ -110,13 +110,13 @@ func TestNetworksTakeTurns(t *testing.T) {
 		r.waiting(flood.networks*flood.each + 1)
 		held.let()
 		all.Wait()
-		batches = batches[replica.LookupsAtOnce:] // without those that were held
+		batches = batches[authcache.LookupsAtOnce:] // without those that were held
 		at := slices.IndexFunc(batches, func(b []store.TokenHash) bool { return slices.Contains(b, w.acme.hash) })
 		// As many as there are connections go at the same time, in any order.
-		if at < 0 || at >= flood.batches+replica.LookupsAtOnce-1 {
+		if at < 0 || at >= flood.batches+authcache.LookupsAtOnce-1 {
 			t.Errorf("%s: the lone client was served with batch %d of %d", flood.name, at, len(batches))
 		}
-		if total := flood.networks * flood.each; len(batches) > 3*(total/replica.LookupBatch+1) {
+		if total := flood.networks * flood.each; len(batches) > 3*(total/authcache.LookupBatch+1) {
 			t.Errorf("%s: %d batches for %d", flood.name, len(batches), total)
 		}
 		r.stop()
@@ -127,7 +127,7 @@ func TestNetworksTakeTurns(t *testing.T) {
 func TestLookUpsThatWaitHaveABound(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(0) // which never runs: nobody is served
+	r := w.newCache(0) // which never runs: nobody is served
 	ctx, stop := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	tooMany := func(n int) {
@@ -137,16 +137,16 @@ func TestLookUpsThatWaitHaveABound(t *testing.T) {
 			t.Errorf("one more of network %d: %v", n, err)
 		}
 	}
-	const networks = replica.LookupsMax / replica.LookupsPerNetwork
+	const networks = authcache.LookupsMax / authcache.LookupsPerNetwork
 	for n := range networks {
-		for range replica.LookupsPerNetwork {
+		for range authcache.LookupsPerNetwork {
 			all.Go(func() {
 				if _, err := r.AccessKeyByHash(ctx, newHash(), from(n)); !errors.Is(err, store.ErrUnavailable) {
 					t.Error(err)
 				}
 			})
 		}
-		r.waiting((n + 1) * replica.LookupsPerNetwork)
+		r.waiting((n + 1) * authcache.LookupsPerNetwork)
 		tooMany(n)
 	}
 	tooMany(networks) // of a network that has nothing waiting
@@ -167,8 +167,8 @@ func TestLookUpsThatWaitHaveABound(t *testing.T) {
 func TestThoseWhoWaitAreToldOfTheEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(0)
-	held := r.holdLookups(replica.LookupsAtOnce)
+	r := w.newCache(0)
+	held := r.holdLookups(authcache.LookupsAtOnce)
 	r.started()
 	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
 	const askers = 50
@@ -215,11 +215,11 @@ func TestNetworkOfAClient(t *testing.T) {
 		if addr != "" {
 			a = netip.MustParseAddr(addr)
 		}
-		if got := replica.NetworkOf(a); got.String() != want {
+		if got := authcache.NetworkOf(a); got.String() != want {
 			t.Errorf("the network of %q is %v, want %s", addr, got, want)
 		}
 	}
-	if a, b := replica.NetworkOf(netip.Addr{}), replica.NetworkOf(netip.Addr{}); a != b {
+	if a, b := authcache.NetworkOf(netip.Addr{}), authcache.NetworkOf(netip.Addr{}); a != b {
 		t.Error(fmt.Sprint("those whose address is not known are of several networks: ", a, b))
 	}
 }

@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -21,18 +21,18 @@ const maxAge = time.Hour
 
 // Rows are due in one part of their life, and too old from the next on.
 const (
-	due  = (replica.AgeParts-2)*maxAge/replica.AgeParts + maxAge/replica.AgeParts/2
-	late = (replica.AgeParts - 1) * maxAge / replica.AgeParts
+	due  = (authcache.AgeParts-2)*maxAge/authcache.AgeParts + maxAge/authcache.AgeParts/2
+	late = (authcache.AgeParts - 1) * maxAge / authcache.AgeParts
 )
 
 // The age of a row may be from MinMaxAge to MaxMaxAge; 0 stands for DefaultMaxAge.
 func TestAgeHasBounds(t *testing.T) {
 	t.Parallel()
 	for age, fine := range map[time.Duration]bool{
-		0: true, replica.MinMaxAge: true, replica.MaxMaxAge: true, replica.DefaultMaxAge: true,
-		-1: false, 1: false, replica.MinMaxAge - 1: false, replica.MaxMaxAge + 1: false,
+		0: true, authcache.MinMaxAge: true, authcache.MaxMaxAge: true, authcache.DefaultMaxAge: true,
+		-1: false, 1: false, authcache.MinMaxAge - 1: false, authcache.MaxMaxAge + 1: false,
 	} {
-		if _, err := replica.New(replica.Config{Lease: long, MaxAge: age}); (err == nil) != fine {
+		if _, err := authcache.New(authcache.Config{Lease: long, MaxAge: age}); (err == nil) != fine {
 			t.Errorf("an age of %v: %v", age, err)
 		}
 	}
@@ -43,7 +43,7 @@ func TestAgeHasBounds(t *testing.T) {
 func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplicaOf(long, maxAge).started()
+	r := w.newCacheOf(long, maxAge).started()
 	key, agent, pair, made := "access key", "agent", "service account's key", "account's access key"
 	for _, change := range []struct {
 		sql        string
@@ -76,7 +76,7 @@ func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 		r.advance(due)
 		// Nothing has told it.
 		for _, reader := range w.acme.readers() {
-			if _, _, err := reader.replica(within(t), r.Replica); err != nil && !errors.Is(err, store.ErrNotFound) {
+			if _, _, err := reader.cached(within(t), r.Cache); err != nil && !errors.Is(err, store.ErrNotFound) {
 				t.Errorf("%s: %s: %v", change.sql, reader.name, err)
 			}
 		}
@@ -108,7 +108,7 @@ func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplicaOf(long, maxAge).started()
+	r := w.newCacheOf(long, maxAge).started()
 	ctx, stop := context.WithCancel(t.Context())
 	var others sync.WaitGroup
 	var changes atomic.Int64
@@ -133,7 +133,7 @@ func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
 			others.Go(func() {
 				for ctx.Err() == nil {
 					// A look-up may take longer than a lease, by a clock like this one.
-					if _, _, err := reader.replica(ctx, r.Replica); err != nil && !errors.Is(err, store.ErrUnavailable) {
+					if _, _, err := reader.cached(ctx, r.Cache); err != nil && !errors.Is(err, store.ErrUnavailable) {
 						t.Error(err)
 					}
 				}
@@ -167,8 +167,8 @@ func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
 func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplicaOf(long, maxAge)
-	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+	r := w.newCacheOf(long, maxAge)
+	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
 			if order == store.HeadLast {
 				return store.Found{}, store.ErrUnavailable
@@ -199,9 +199,9 @@ func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplicaOf(long, maxAge).started()
+	r := w.newCacheOf(long, maxAge).started()
 	for i, reader := range w.acme.readers() {
-		if _, _, err := reader.replica(within(t), r.Replica); err != nil {
+		if _, _, err := reader.cached(within(t), r.Cache); err != nil {
 			t.Fatal(err)
 		}
 		w.aroundTheLog(`UPDATE customers SET tm_delete = '2030-01-01'::timestamptz + make_interval(days => $1)`, i)
@@ -218,7 +218,7 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 				t.Fatal(err)
 			}
 			hits := r.Stats().Hits
-			got, _, err := reader.replica(within(t), r.Replica)
+			got, _, err := reader.cached(within(t), r.Cache)
 			want := must(reader.store(t.Context(), w.store))(t)
 			if err != nil || reflect.DeepEqual(got, want) != age.changed {
 				t.Errorf("%s, %s: it has the row as it is: want %v; %v", reader.name, age.name, age.changed, err)
@@ -227,7 +227,7 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 				t.Errorf("%s, %s: from memory: %v", reader.name, age.name, fromMemory)
 			}
 		}
-		if !reader.peek(r.Replica) {
+		if !reader.peek(r.Cache) {
 			t.Errorf("%s: what was read anew is not remembered", reader.name)
 		}
 	}
@@ -237,11 +237,11 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 func TestReadingAgainRemembersNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplicaOf(long, maxAge)
+	r := w.newCacheOf(long, maxAge)
 	stopped, release := make(chan struct{}, 1), make(chan struct{})
 	let := sync.OnceFunc(func() { close(release) })
 	t.Cleanup(let)
-	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
 			found, err := lookup(ctx, l, known, order)
 			if order == store.HeadLast {
@@ -276,11 +276,11 @@ func TestReadingAgainRemembersNothing(t *testing.T) {
 func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplicaOf(long, maxAge)
+	r := w.newCacheOf(long, maxAge)
 	stopped, release := make(chan struct{}, 1), make(chan struct{})
 	let := sync.OnceFunc(func() { close(release) })
 	t.Cleanup(let)
-	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
 			found, err := lookup(ctx, l, known, order)
 			if order == store.HeadLast {
@@ -316,10 +316,10 @@ func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplicaOf(long, maxAge)
+	r := w.newCacheOf(long, maxAge)
 	var ahead atomic.Bool
 	ahead.Store(true)
-	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
 			found, err := lookup(ctx, l, known, order)
 			if order == store.HeadLast && ahead.Load() {
@@ -350,7 +350,7 @@ func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 func TestChangeAroundTheLogHoldsWithinTheAge(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplicaOf(long, replica.MinMaxAge).started()
+	r := w.newCacheOf(long, authcache.MinMaxAge).started()
 	for _, sql := range []string{
 		`UPDATE accesskeys SET tm_delete = '2030-01-01'`, `UPDATE agents SET permission = 0`, `UPDATE customers SET tm_delete = '2030-01-01'`,
 	} {
@@ -361,14 +361,14 @@ func TestChangeAroundTheLogHoldsWithinTheAge(t *testing.T) {
 			want := must(reader.store(t.Context(), w.store))(t)
 			for {
 				asked := time.Since(began)
-				got, _, err := reader.replica(within(t), r.Replica)
+				got, _, err := reader.cached(within(t), r.Cache)
 				if err != nil {
 					t.Fatalf("%s: %v", reader.name, err)
 				}
 				if reflect.DeepEqual(got, want) {
 					break
 				}
-				if asked > replica.MinMaxAge {
+				if asked > authcache.MinMaxAge {
 					t.Fatalf("%s, %s: %v after the change it still has %v", sql, reader.name, asked, got)
 				}
 			}

@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 type reading[T any] struct {
 	key key
 	// recall puts the rows together from memory, and says when the oldest of them was checked.
-	recall func(*Replica, key) (T, time.Duration, bool)
+	recall func(*Cache, key) (T, time.Duration, bool)
 	// pick takes it out of what was found.
 	pick func(store.Found, key) (T, bool)
 	// at sets the database's time.
@@ -25,7 +25,7 @@ type reading[T any] struct {
 // has been applied since before the look-up, and none of them is older than it may become. SECURITY: all of this is tested after it. A
 // row that is found while no lease is held may have been revoked long ago; that a round then applies the revocation, and renews
 // the lease, doesn't make it valid. Nor does it wait for whoever reads old rows again and forgets them, and may be held up.
-func inMemory[T any](r *Replica, k key, recall func(*Replica, key) (T, time.Duration, bool)) (rows T, now time.Time, ok bool) {
+func inMemory[T any](r *Cache, k key, recall func(*Cache, key) (T, time.Duration, bool)) (rows T, now time.Time, ok bool) {
 	before := r.known.Load()
 	rows, oldest, ok := recall(r, k)
 	if !ok {
@@ -45,7 +45,7 @@ const attempts = 3
 
 // do returns the rows as the database has them at some moment after the call, for a client at an address. It returns
 // store.ErrNotFound, which is proven, or store.ErrUnavailable where it can't tell.
-func (q reading[T]) do(ctx context.Context, r *Replica, from netip.Addr) (rows T, err error) {
+func (q reading[T]) do(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	if r.lease == 0 {
 		return q.uncached(ctx, r, from)
 	}
@@ -93,7 +93,7 @@ func (q reading[T]) do(ctx context.Context, r *Replica, from netip.Addr) (rows T
 
 // proven returns the rows as the primary has them at some moment after the call, by a heartbeat that was committed since. It returns
 // store.ErrNotFound and store.ErrUnavailable. Without a lease there is no such proof, and it is as do.
-func (q reading[T]) proven(ctx context.Context, r *Replica, from netip.Addr) (rows T, err error) {
+func (q reading[T]) proven(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	if r.lease == 0 {
 		return q.uncached(ctx, r, from)
 	}
@@ -111,7 +111,7 @@ func (q reading[T]) proven(ctx context.Context, r *Replica, from netip.Addr) (ro
 
 // agreed is proven where the pool has found the rows, or reaches another database than the lease is from. That they are not found is no
 // answer then: which of the two is right nobody here can tell.
-func (q reading[T]) agreed(ctx context.Context, r *Replica, from netip.Addr) (rows T, err error) {
+func (q reading[T]) agreed(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	rows, err = q.proven(ctx, r, from)
 	if errors.Is(err, store.ErrNotFound) {
 		err = fmt.Errorf("%w: its connections lead to databases that disagree", store.ErrUnavailable)
@@ -120,7 +120,7 @@ func (q reading[T]) agreed(ctx context.Context, r *Replica, from netip.Addr) (ro
 }
 
 // uncached asks the database, which no lease says anything about.
-func (q reading[T]) uncached(ctx context.Context, r *Replica, from netip.Addr) (rows T, err error) {
+func (q reading[T]) uncached(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	if trouble := r.trouble.Load(); trouble != nil && trouble.outdated {
 		return rows, store.ErrOutdated
 	}

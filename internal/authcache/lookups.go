@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"context"
@@ -140,7 +140,7 @@ func lookupOf(requests []*lookupRequest) (l store.Lookup) {
 }
 
 // runLookups looks up what is waited for until ctx ends.
-func (r *Replica) runLookups(ctx context.Context) error {
+func (r *Cache) runLookups(ctx context.Context) error {
 	for {
 		select {
 		case <-r.lookups.ready:
@@ -162,7 +162,7 @@ func (r *Replica) runLookups(ctx context.Context) error {
 }
 
 // lookUp reads credentials by the pool, and remembers what it may.
-func (r *Replica) lookUp(ctx context.Context, l store.Lookup) (got looked) {
+func (r *Cache) lookUp(ctx context.Context, l store.Lookup) (got looked) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	got.known = r.known.Load()
@@ -177,7 +177,7 @@ func (r *Replica) lookUp(ctx context.Context, l store.Lookup) (got looked) {
 // usable reports whether what was found may be trusted: a lease is held, which proves that the database is the primary, and nothing
 // has been applied since that it doesn't know. SECURITY: the lease alone proves nothing. It may have been renewed by another
 // server while this one, which had been failed over, was still answering.
-func (got looked) usable(r *Replica) bool {
+func (got looked) usable(r *Cache) bool {
 	if got.proven {
 		return true
 	}
@@ -194,7 +194,7 @@ func (k *known) covers(before *known, head store.Position) bool {
 
 // fill remembers what was found at a time of the instance's clock, when it knew k, unless changes have been applied since: one of them
 // may have made it stale, and will not be applied again.
-func (r *Replica) fill(k *known, found store.Found, at time.Duration) {
+func (r *Cache) fill(k *known, found store.Found, at time.Duration) {
 	r.applying.RLock()
 	defer r.applying.RUnlock()
 	if r.known.Load().covers(k, found.Head) {

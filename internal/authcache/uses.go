@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"context"
@@ -49,7 +49,7 @@ func newUses() uses {
 }
 
 // Used notes that a key has just been accepted.
-func (r *Replica) Used(c AccessKeyCredential) {
+func (r *Cache) Used(c AccessKeyCredential) {
 	if c.noted == nil {
 		r.uses.add(c.ID, c.Now)
 		return
@@ -98,7 +98,7 @@ func (u uses) take() []store.Use {
 }
 
 // runUses writes uses down until ctx ends, and then what is left.
-func (r *Replica) runUses(ctx context.Context) error {
+func (r *Cache) runUses(ctx context.Context) error {
 	tick := time.NewTicker(r.flushEvery)
 	defer tick.Stop()
 	for {
@@ -113,7 +113,7 @@ func (r *Replica) runUses(ctx context.Context) error {
 	}
 }
 
-func (r *Replica) flush(ctx context.Context) {
+func (r *Cache) flush(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, usesTimeout)
 	defer cancel()
 	var failed error

@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -58,7 +58,7 @@ func TestUnknownIsRefusedByAHeartbeatThatBeganAfterTheRequest(t *testing.T) {
 	for range 3 {
 		for _, reader := range strangers() {
 			before := w.seq(r)
-			if _, _, err := reader.replica(within(t), r.Replica); !errors.Is(err, store.ErrNotFound) {
+			if _, _, err := reader.cached(within(t), r.Cache); !errors.Is(err, store.ErrNotFound) {
 				t.Errorf("%s: %v", reader.name, err)
 			}
 			if after := w.seq(r); after <= before {
@@ -78,11 +78,11 @@ func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
 	release := w.lock(noHeartbeats)
 	var asking sync.WaitGroup
 	for _, reader := range strangers() {
-		for name, read := range map[string]func(context.Context, *replica.Replica) (any, time.Time, error){
-			"unknown": reader.replica, "unknown, proven": reader.proven,
+		for name, read := range map[string]func(context.Context, *authcache.Cache) (any, time.Time, error){
+			"unknown": reader.cached, "unknown, proven": reader.proven,
 		} {
 			asking.Go(func() {
-				if _, _, err := read(within(t), r.Replica); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
+				if _, _, err := read(within(t), r.Cache); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
 					t.Errorf("%s, %s: %v", reader.name, name, err)
 				}
 			})
@@ -90,7 +90,7 @@ func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
 	}
 	for _, reader := range w.acme.readers() {
 		asking.Go(func() {
-			if _, _, err := reader.proven(within(t), r.Replica); !errors.Is(err, store.ErrUnavailable) {
+			if _, _, err := reader.proven(within(t), r.Cache); !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%s, proven: %v", reader.name, err)
 			}
 		})
@@ -100,7 +100,7 @@ func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
 	release()
 	for _, reader := range strangers() {
 		until(t, "it is refused again", func() bool {
-			_, _, err := reader.replica(within(t), r.Replica)
+			_, _, err := reader.cached(within(t), r.Cache)
 			return errors.Is(err, store.ErrNotFound)
 		})
 	}
@@ -147,7 +147,7 @@ func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
 		id := uuid.New()
 		tn := tenant{hash: newHash(), agent: store.Agent{ID: id}, pair: store.ServiceAccountKey{ID: id}}
 		reader := tn.readers()[i]
-		r := w.newReplica(long)
+		r := w.newCache(long)
 		held := r.holdLookups(1)
 		r.started()
 		type result struct {
@@ -156,7 +156,7 @@ func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
 		}
 		done := make(chan result, 1)
 		go func() {
-			got, _, err := reader.replica(within(t), r.Replica)
+			got, _, err := reader.cached(within(t), r.Cache)
 			done <- result{got, err}
 		}()
 		<-held.stopped // it has found nothing
@@ -170,7 +170,7 @@ func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
 		if got := <-done; got.err != nil || !reflect.DeepEqual(got.got, want) {
 			t.Errorf("%s: %+v, %v, want %+v", reader.name, got.got, got.err, want)
 		}
-		if !reader.peek(r.Replica) {
+		if !reader.peek(r.Cache) {
 			t.Errorf("%s: what the proof has found is not remembered", reader.name)
 		}
 		r.stop()
@@ -189,7 +189,7 @@ func TestProvenRowIsTheDatabasesAsItIs(t *testing.T) {
 	}
 	for _, reader := range w.acme.readers() {
 		want := must(reader.store(t.Context(), w.store))(t)
-		if got, _, err := reader.replica(within(t), r.Replica); err != nil || reflect.DeepEqual(got, want) {
+		if got, _, err := reader.cached(within(t), r.Cache); err != nil || reflect.DeepEqual(got, want) {
 			t.Errorf("%s: memory knows what went around the log: %v, %v", reader.name, got, err)
 		}
 	}
@@ -197,7 +197,7 @@ func TestProvenRowIsTheDatabasesAsItIs(t *testing.T) {
 	for _, reader := range w.acme.readers() {
 		want := must(reader.store(t.Context(), w.store))(t)
 		seq, before := w.seq(r), clock()
-		got, now, err := reader.proven(within(t), r.Replica)
+		got, now, err := reader.proven(within(t), r.Cache)
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: proven is %+v, %v, want %+v", reader.name, got, err, want)
 		}
@@ -207,7 +207,7 @@ func TestProvenRowIsTheDatabasesAsItIs(t *testing.T) {
 		if w.seq(r) <= seq {
 			t.Errorf("%s: proven without a heartbeat", reader.name)
 		}
-		if got, _, err := reader.proven(within(t), off.Replica); err != nil || !reflect.DeepEqual(got, want) {
+		if got, _, err := reader.proven(within(t), off.Cache); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s, without a lease: proven is %+v, %v, want %+v", reader.name, got, err, want)
 		}
 	}
@@ -239,7 +239,7 @@ func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
 		strangers.Wait()
 		took, rounds := time.Since(began), w.seq(r)-before
 		t.Logf("%d strangers: %d refusals by %d heartbeats in %v", flood.strangers, flood.refusals, rounds, took)
-		if most := int64(took/replica.ProofPause + took/(long/4) + 3); rounds > most {
+		if most := int64(took/authcache.ProofPause + took/(long/4) + 3); rounds > most {
 			t.Errorf("%d strangers: %d heartbeats in %v, want %d at most", flood.strangers, rounds, took, most)
 		}
 		if flood.refusals < flood.shared*rounds {
@@ -250,7 +250,7 @@ func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
 	until(t, "nobody waits", func() bool { return r.WaitingProofs() == 0 && r.WaitingLookups() == 0 })
 	until(t, "the last round has ended", func() bool { return r.Renew(within(t)) == nil })
 	began, before := time.Now(), w.seq(r)
-	time.Sleep(20 * replica.ProofPause) // to see that nothing happens
+	time.Sleep(20 * authcache.ProofPause) // to see that nothing happens
 	if rounds, most := w.seq(r)-before, int64(time.Since(began)/(long/4)+1); rounds > most {
 		t.Errorf("%d heartbeats while nobody waits, want %d at most", rounds, most)
 	}
@@ -263,9 +263,9 @@ func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
 func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long)
+	r := w.newCache(long)
 	var underWay, looked atomic.Int64
-	r.WrapLookup(func(lookup replica.LookupFunc) replica.LookupFunc {
+	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
 			underWay.Add(1)
 			defer underWay.Add(-1)
@@ -313,7 +313,7 @@ func TestTheDeadAreSweptDuringAFlood(t *testing.T) {
 	until(t, "there are rounds for proofs", func() bool { return w.seq(r) > before+3 })
 	dead := uuid.New()
 	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
-		dead, replica.MinLease.Milliseconds())
+		dead, authcache.MinLease.Milliseconds())
 	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
 	stop()
 	strangers.Wait()
@@ -323,17 +323,17 @@ func TestTheDeadAreSweptDuringAFlood(t *testing.T) {
 func TestRefusalsThatWaitHaveABound(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(long) // which never runs: nobody is served
+	r := w.newCache(long) // which never runs: nobody is served
 	ctx, stop := context.WithCancel(t.Context())
 	var all sync.WaitGroup
-	for range replica.LookupsMax {
+	for range authcache.LookupsMax {
 		all.Go(func() {
 			if _, err := r.ProvenAccessKeyByHash(ctx, newHash(), nobody); !errors.Is(err, store.ErrUnavailable) {
 				t.Error(err)
 			}
 		})
 	}
-	until(t, "all wait", func() bool { return r.WaitingProofs() == replica.LookupsMax })
+	until(t, "all wait", func() bool { return r.WaitingProofs() == authcache.LookupsMax })
 	if _, err := r.ProvenAccessKeyByHash(within(t), newHash(), nobody); !errors.Is(err, store.ErrUnavailable) ||
 		!strings.Contains(err.Error(), "too many") {
 		t.Errorf("one more: %v", err)

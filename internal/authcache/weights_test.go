@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"crypto/ecdsa"
@@ -14,7 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -78,45 +78,45 @@ func TestWhatIsRememberedWeighsWhatItTakes(t *testing.T) {
 	const short, lengthy = 10, 500
 	for _, kind := range []struct {
 		name     string
-		remember func(*replica.Replica)
+		remember func(*authcache.Cache)
 	}{
-		{"customers", func(r *replica.Replica) { r.FillCustomer(uuid.New()) }},
-		{"access keys", func(r *replica.Replica) { r.Fill(accessKey(short, 0, nil)) }},
-		{"access keys with long texts", func(r *replica.Replica) { r.Fill(accessKey(lengthy, 0, nil)) }},
-		{"access keys with one other role", func(r *replica.Replica) { r.Fill(accessKey(short, 1, nil)) }},
-		{"access keys with many roles", func(r *replica.Replica) { r.Fill(accessKey(short, 40, nil)) }},
-		{"access keys with their agents", func(r *replica.Replica) {
+		{"customers", func(r *authcache.Cache) { r.FillCustomer(uuid.New()) }},
+		{"access keys", func(r *authcache.Cache) { r.Fill(accessKey(short, 0, nil)) }},
+		{"access keys with long texts", func(r *authcache.Cache) { r.Fill(accessKey(lengthy, 0, nil)) }},
+		{"access keys with one other role", func(r *authcache.Cache) { r.Fill(accessKey(short, 1, nil)) }},
+		{"access keys with many roles", func(r *authcache.Cache) { r.Fill(accessKey(short, 40, nil)) }},
+		{"access keys with their agents", func(r *authcache.Cache) {
 			r.Fill(accessKey(short, 0, func(c *store.AccessKeyCredential) {
 				a := agent(short)
 				c.AgentID, c.Agent = &a.ID, &a
 			}))
 		}},
-		{"access keys with the account that made them", func(r *replica.Replica) {
+		{"access keys with the account that made them", func(r *authcache.Cache) {
 			r.Fill(accessKey(short, 0, func(c *store.AccessKeyCredential) {
 				a := account(short, 1)
 				c.ServiceAccount = &a
 			}))
 		}},
-		{"agents", func(r *replica.Replica) {
+		{"agents", func(r *authcache.Cache) {
 			a := agent(short)
 			r.Fill(store.Found{Agents: map[uuid.UUID]store.AgentCredential{a.ID: {Agent: a, CustomerTmDelete: never}}})
 		}},
-		{"agents with long texts", func(r *replica.Replica) {
+		{"agents with long texts", func(r *authcache.Cache) {
 			a := agent(lengthy)
 			r.Fill(store.Found{Agents: map[uuid.UUID]store.AgentCredential{a.ID: {Agent: a, CustomerTmDelete: never}}})
 		}},
-		{"keys of one service account", func(r *replica.Replica) { r.Fill(pair(same, 91)) }},
-		{"large keys of one service account", func(r *replica.Replica) { r.Fill(pair(same, 550)) }},
-		{"keys and their service accounts", func(r *replica.Replica) { r.Fill(pair(account(short, 1), 91)) }},
-		{"keys and their service accounts with long texts and many roles", func(r *replica.Replica) { r.Fill(pair(account(lengthy, 40), 91)) }},
+		{"keys of one service account", func(r *authcache.Cache) { r.Fill(pair(same, 91)) }},
+		{"large keys of one service account", func(r *authcache.Cache) { r.Fill(pair(same, 550)) }},
+		{"keys and their service accounts", func(r *authcache.Cache) { r.Fill(pair(account(short, 1), 91)) }},
+		{"keys and their service accounts with long texts and many roles", func(r *authcache.Cache) { r.Fill(pair(account(lengthy, 40), 91)) }},
 	} {
-		r := must(replica.New(replica.Config{Lease: replica.MaxLease, CacheBytes: 1 << 30}))(t)
+		r := must(authcache.New(authcache.Config{Lease: authcache.MaxLease, CacheBytes: 1 << 30}))(t)
 		weighed(t, kind.name, r, func(int) { kind.remember(r) })
 	}
 }
 
 // weighed holds what is said to be taken by many things that are remembered against what they take.
-func weighed(t *testing.T, name string, r *replica.Replica, remember func(i int)) {
+func weighed(t *testing.T, name string, r *authcache.Cache, remember func(i int)) {
 	t.Helper()
 	const things = 2000 // of which noise is a small part
 	heap := func() float64 {
@@ -145,11 +145,11 @@ func weighed(t *testing.T, name string, r *replica.Replica, remember func(i int)
 //nolint:paralleltest // it measures the memory of the whole process, in which nothing else may happen meanwhile
 func TestTokensWeighWhatTheyTake(t *testing.T) {
 	w := newWorld(t)
-	r := w.newReplica(long)
+	r := w.newCache(long)
 	r.started()
 	sessions := must(auth.NewSessions(secret.New(text(auth.MinSecretLength)), secret.Value{}))(t)
 	audience := "https://keys.example"
-	verifier := auth.NewVerifier(r.Replica, sessions, audience)
+	verifier := auth.NewVerifier(r.Cache, sessions, audience)
 	private := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	public := must(x509.MarshalPKIXPublicKey(&private.PublicKey))(t)
 	pair := must(w.store.CreateServiceAccountKey(t.Context(), store.Operator(), w.acme.account, "ES256", public))(t)
@@ -162,7 +162,7 @@ func TestTokensWeighWhatTheyTake(t *testing.T) {
 		}
 	}
 	for name, size := range map[string]int{"small": 0, "large": 3000} {
-		weighed(t, "service accounts' tokens, "+name, r.Replica, func(i int) {
+		weighed(t, "service accounts' tokens, "+name, r.Cache, func(i int) {
 			token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{
 				"iss": w.acme.account.ID.String(), "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "n": i,
 				"aud": []string{audience, text(size)},
@@ -171,7 +171,7 @@ func TestTokensWeighWhatTheyTake(t *testing.T) {
 			verify(must(token.SignedString(private))(t))
 		})
 	}
-	weighed(t, "agents' tokens", r.Replica, func(int) {
+	weighed(t, "agents' tokens", r.Cache, func(int) {
 		verify(must(sessions.Issue(w.acme.agent, now))(t).Reveal())
 	})
 }

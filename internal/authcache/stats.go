@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import "time"
 
@@ -24,7 +24,7 @@ type Stats struct {
 }
 
 // Stats returns the figures as they stand.
-func (r *Replica) Stats() Stats {
+func (r *Cache) Stats() Stats {
 	s := Stats{Lease: r.lease, Trouble: r.trouble.Load() != nil}
 	if h := r.Holder(); h != nil {
 		s.HeadHeld = max(h.Age, time.Second)

@@ -1,4 +1,4 @@
-package replica
+package authcache
 
 import (
 	"context"
@@ -145,7 +145,7 @@ func rolesBytes(roles []string) (n int) {
 }
 
 // forget removes what a change has made stale. The caller holds applying.
-func (r *Replica) forget(change store.Change) {
+func (r *Cache) forget(change store.Change) {
 	if change.Subjects == nil {
 		r.rows.InvalidateAll()
 		return
@@ -161,7 +161,7 @@ func (r *Replica) forget(change store.Change) {
 }
 
 // remember keeps what was found at a time of the instance's clock.
-func (r *Replica) remember(found store.Found, at time.Duration) {
+func (r *Cache) remember(found store.Found, at time.Duration) {
 	for hash, c := range found.AccessKeys {
 		row := newAccessKeyRow(c)
 		row.touch(at)
@@ -187,26 +187,26 @@ func (r *Replica) remember(found store.Found, at time.Duration) {
 	}
 }
 
-func (r *Replica) rememberAgent(a store.Agent, at time.Duration) {
+func (r *Cache) rememberAgent(a store.Agent, at time.Duration) {
 	row := &agentRow{Agent: a}
 	row.touch(at)
 	r.rows.Set(idKey(kindAgent, a.ID), row)
 }
 
-func (r *Replica) rememberServiceAccount(a store.ServiceAccount, at time.Duration) {
+func (r *Cache) rememberServiceAccount(a store.ServiceAccount, at time.Duration) {
 	row := &serviceAccountRow{ServiceAccount: a}
 	row.touch(at)
 	r.rows.Set(idKey(kindServiceAccount, a.ID), row)
 }
 
-func (r *Replica) rememberCustomer(id uuid.UUID, tmDelete time.Time, at time.Duration) {
+func (r *Cache) rememberCustomer(id uuid.UUID, tmDelete time.Time, at time.Duration) {
 	row := &customerRow{tmDelete: tmDelete}
 	row.touch(at)
 	r.rows.Set(idKey(kindCustomer, id), row)
 }
 
 // recall returns a row that is remembered.
-func recall[T any](r *Replica, k key) (*T, bool) {
+func recall[T any](r *Cache, k key) (*T, bool) {
 	if r.rows == nil {
 		return nil, false
 	}
@@ -227,7 +227,7 @@ type AccessKeyCredential struct {
 // AccessKeyByHash returns the key with this hash, deleted and expired ones too, as the database has it at some moment after the
 // call; for a client at an address, of which the zero value stands for one that is not known. It returns store.ErrNotFound and
 // store.ErrUnavailable.
-func (r *Replica) AccessKeyByHash(ctx context.Context, hash store.TokenHash, from netip.Addr) (AccessKeyCredential, error) {
+func (r *Cache) AccessKeyByHash(ctx context.Context, hash store.TokenHash, from netip.Addr) (AccessKeyCredential, error) {
 	k := key{kind: kindAccessKey, sum: hash}
 	if c, now, ok := inMemory(r, k, recallAccessKey); ok {
 		c.Now = now
@@ -237,7 +237,7 @@ func (r *Replica) AccessKeyByHash(ctx context.Context, hash store.TokenHash, fro
 }
 
 // ProvenAccessKeyByHash is AccessKeyByHash by a heartbeat that was committed after the call: what a refusal may rest on.
-func (r *Replica) ProvenAccessKeyByHash(ctx context.Context, hash store.TokenHash, from netip.Addr) (AccessKeyCredential, error) {
+func (r *Cache) ProvenAccessKeyByHash(ctx context.Context, hash store.TokenHash, from netip.Addr) (AccessKeyCredential, error) {
 	return accessKeyReading(hash).proven(ctx, r, from)
 }
 
@@ -253,7 +253,7 @@ func accessKeyReading(hash store.TokenHash) reading[AccessKeyCredential] {
 	}
 }
 
-func recallAccessKey(r *Replica, k key) (c AccessKeyCredential, oldest time.Duration, ok bool) {
+func recallAccessKey(r *Cache, k key) (c AccessKeyCredential, oldest time.Duration, ok bool) {
 	row, ok := recall[accessKeyRow](r, k)
 	if !ok {
 		return c, 0, false
@@ -283,7 +283,7 @@ func recallAccessKey(r *Replica, k key) (c AccessKeyCredential, oldest time.Dura
 }
 
 // AgentCredential returns the agent with this id, a deleted one too. It is otherwise as AccessKeyByHash.
-func (r *Replica) AgentCredential(ctx context.Context, id uuid.UUID, from netip.Addr) (store.AgentCredential, error) {
+func (r *Cache) AgentCredential(ctx context.Context, id uuid.UUID, from netip.Addr) (store.AgentCredential, error) {
 	k := idKey(kindAgent, id)
 	if c, now, ok := inMemory(r, k, recallAgent); ok {
 		c.Now = now
@@ -293,7 +293,7 @@ func (r *Replica) AgentCredential(ctx context.Context, id uuid.UUID, from netip.
 }
 
 // ProvenAgentCredential is AgentCredential by a heartbeat that was committed after the call.
-func (r *Replica) ProvenAgentCredential(ctx context.Context, id uuid.UUID, from netip.Addr) (store.AgentCredential, error) {
+func (r *Cache) ProvenAgentCredential(ctx context.Context, id uuid.UUID, from netip.Addr) (store.AgentCredential, error) {
 	return agentReading(id).proven(ctx, r, from)
 }
 
@@ -309,7 +309,7 @@ func agentReading(id uuid.UUID) reading[store.AgentCredential] {
 	}
 }
 
-func recallAgent(r *Replica, k key) (c store.AgentCredential, oldest time.Duration, ok bool) {
+func recallAgent(r *Cache, k key) (c store.AgentCredential, oldest time.Duration, ok bool) {
 	row, ok := recall[agentRow](r, k)
 	if !ok {
 		return c, 0, false
@@ -324,7 +324,7 @@ func recallAgent(r *Replica, k key) (c store.AgentCredential, oldest time.Durati
 
 // ServiceAccountCredential returns the key of a service account with this id and the account, deleted ones too. It is otherwise
 // as AccessKeyByHash.
-func (r *Replica) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID, from netip.Addr) (store.ServiceAccountCredential, error) {
+func (r *Cache) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID, from netip.Addr) (store.ServiceAccountCredential, error) {
 	k := idKey(kindServiceAccountKey, keyID)
 	if c, now, ok := inMemory(r, k, recallServiceAccountKey); ok {
 		c.Now = now
@@ -334,7 +334,7 @@ func (r *Replica) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID,
 }
 
 // ProvenServiceAccountCredential is ServiceAccountCredential by a heartbeat that was committed after the call.
-func (r *Replica) ProvenServiceAccountCredential(
+func (r *Cache) ProvenServiceAccountCredential(
 	ctx context.Context, keyID uuid.UUID, from netip.Addr,
 ) (store.ServiceAccountCredential, error) {
 	return serviceAccountReading(keyID).proven(ctx, r, from)
@@ -352,7 +352,7 @@ func serviceAccountReading(keyID uuid.UUID) reading[store.ServiceAccountCredenti
 	}
 }
 
-func recallServiceAccountKey(r *Replica, k key) (c store.ServiceAccountCredential, oldest time.Duration, ok bool) {
+func recallServiceAccountKey(r *Cache, k key) (c store.ServiceAccountCredential, oldest time.Duration, ok bool) {
 	row, ok := recall[serviceAccountKeyRow](r, k)
 	if !ok {
 		return c, 0, false
@@ -370,7 +370,7 @@ func recallServiceAccountKey(r *Replica, k key) (c store.ServiceAccountCredentia
 }
 
 // Recall returns what Remember was given for these bytes' SHA-256.
-func (r *Replica) Recall(sum [32]byte) (any, bool) {
+func (r *Cache) Recall(sum [32]byte) (any, bool) {
 	t, ok := recall[token](r, key{kind: kindToken, sum: sum})
 	if !ok {
 		return nil, false
@@ -380,7 +380,7 @@ func (r *Replica) Recall(sum [32]byte) (any, bool) {
 
 // Remember keeps a value of about so many bytes. It must follow from the bytes alone, whatever the database holds: nothing
 // makes it be forgotten but want of room.
-func (r *Replica) Remember(sum [32]byte, value any, bytes int) {
+func (r *Cache) Remember(sum [32]byte, value any, bytes int) {
 	if r.lease > 0 {
 		r.rows.Set(key{kind: kindToken, sum: sum}, &token{value: value, bytes: bytes})
 	}

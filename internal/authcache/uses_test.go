@@ -1,4 +1,4 @@
-package replica_test
+package authcache_test
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/replica"
+	"accesskeys/internal/authcache"
 	"accesskeys/internal/store"
 )
 
@@ -76,8 +76,8 @@ func TestUsesAreWrittenDownMeanwhile(t *testing.T) {
 	for name, test := range map[string]struct {
 		every time.Duration
 		uses  int
-	}{"few": {50 * time.Millisecond, 1}, "many": {time.Hour, replica.UsesBatch}} {
-		r := w.newReplica(0)
+	}{"few": {50 * time.Millisecond, 1}, "many": {time.Hour, authcache.UsesBatch}} {
+		r := w.newCache(0)
 		r.SetFlushEvery(test.every)
 		r.start()
 		for range test.uses {
@@ -86,8 +86,8 @@ func TestUsesAreWrittenDownMeanwhile(t *testing.T) {
 		stored += test.uses
 		until(t, name+" uses are written down", func() bool { return value[int](w, `SELECT count(*) FROM accesskey_uses`) == stored })
 	}
-	if replica.UsesFlush > 30*time.Second { // "up to a minute behind", with the time between two that are noted
-		t.Errorf("uses are written down every %v", replica.UsesFlush)
+	if authcache.UsesFlush > 30*time.Second { // "up to a minute behind", with the time between two that are noted
+		t.Errorf("uses are written down every %v", authcache.UsesFlush)
 	}
 }
 
@@ -139,7 +139,7 @@ func TestUsesWaitForTheDatabase(t *testing.T) {
 func TestUsesThatAreKeptHaveABound(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := w.newReplica(0)
+	r := w.newCache(0)
 	var id uuid.UUID
 	for i := range 510_000 {
 		id[15], id[14], id[13] = byte(i), byte(i>>8), byte(i>>16)

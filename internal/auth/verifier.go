@@ -103,21 +103,21 @@ func (v *Verifier) session(ctx context.Context, token string, from netip.Addr) (
 // sessionClaims reads a login token, which it does once for each: what the bytes say and that we signed them stays true.
 func (v *Verifier) sessionClaims(token string) (*session, error) {
 	sum := sumOf(token)
-	if remembered, ok := v.rows.Recall(sum); ok {
+	if remembered, ok := v.rows.VerifiedToken(sum); ok {
 		if claims, ok := remembered.(*session); ok {
 			return claims, nil
 		}
 	}
 	claims, err := v.sessions.parse(token)
 	if err == nil {
-		v.rows.Remember(sum, claims, sessionBytes)
+		v.rows.RememberToken(sum, claims, sessionBytes)
 	}
 	return claims, err
 }
 
 func (v *Verifier) serviceAccount(ctx context.Context, token string, from netip.Addr) (Principal, error) {
 	sum := sumOf(token)
-	remembered, _ := v.rows.Recall(sum)
+	remembered, _ := v.rows.VerifiedToken(sum)
 	signed, known := remembered.(*signedAssertion)
 	var a assertion
 	if !known {
@@ -153,6 +153,6 @@ func (v *Verifier) serviceAccount(ctx context.Context, token string, from netip.
 	if signed, err = a.verify(credential, v.audience); err != nil {
 		return Principal{}, err
 	}
-	v.rows.Remember(sum, signed, signedAssertionBytes+len(signed.publicKey))
+	v.rows.RememberToken(sum, signed, signedAssertionBytes+len(signed.publicKey))
 	return signed.principal(credential), nil
 }

@@ -83,13 +83,13 @@ type Cache struct {
 
 	id atomic.Pointer[uuid.UUID] // what the instance is registered as
 
-	// known is what the instance knows of the log, and until when it may trust it. It is replaced, under applying.
-	known atomic.Pointer[known]
+	// state is what the instance knows of the log, and until when it may trust it. It is replaced, under applying.
+	state atomic.Pointer[state]
 	// applying is held for writing while changes are applied, and for reading while a row that was read is remembered.
 	applying sync.RWMutex
 
 	asking    sync.Mutex
-	asked     *renewal           // for the next round, which has not begun
+	requested *renewal           // for the next round, which has not begun
 	wanted    bool               // somebody waits for it
 	interrupt context.CancelFunc // ends the pause between rounds; nil where there is none
 
@@ -100,8 +100,8 @@ type Cache struct {
 	unlogged, aged, lostCount atomic.Int64
 }
 
-// known is a state of an instance's knowledge. It is not changed once it is made.
-type known struct {
+// state is a state of an instance's knowledge. It is not changed once it is made.
+type state struct {
 	version uint64 // counts the states whose position differs
 	unsure  bool   // everything was forgotten, and there was no lease since
 	past    uint64 // counts the times that everything was forgotten, for a database that was another one or had been put back
@@ -133,10 +133,10 @@ func New(cfg Config) (*Cache, error) {
 	}
 	r := &Cache{
 		store: cfg.Store, log: cfg.Log, lease: cfg.Lease, maxAge: cfg.MaxAge, clock: bootTime, lookup: cfg.Store.Lookup,
-		uses: newUses(), flushEvery: usesFlush, asked: newRenewal(), lookups: newLookups(),
+		uses: newUses(), flushEvery: usesFlush, requested: newRenewal(), lookups: newLookups(),
 	}
 	r.newID()
-	r.known.Store(&known{})
+	r.state.Store(&state{})
 	if r.lease > 0 {
 		rows, err := otter.New(&otter.Options[key, any]{
 			MaximumWeight: max(cfg.CacheBytes, 1<<20),
@@ -187,10 +187,10 @@ func (r *Cache) Ready(ctx context.Context) error {
 		_, err := r.store.Lookup(ctx, store.Lookup{}, store.Position{}, store.HeadFirst)
 		return err
 	}
-	if _, held := r.known.Load().at(r.clock()); held {
+	if _, held := r.state.Load().leaseHeldAt(r.clock()); held {
 		return nil
 	}
-	return r.renew(ctx)
+	return r.requestRenewal(ctx)
 }
 
 // Refresh returns once everything that was committed before the call has been applied, so that what is verified from then on is no
@@ -199,11 +199,11 @@ func (r *Cache) Refresh(ctx context.Context) error {
 	if r.lease == 0 {
 		return nil
 	}
-	return r.renew(ctx)
+	return r.requestRenewal(ctx)
 }
 
-// at returns the database's time at a reading of the instance's clock, and whether the lease is held then. The time is never behind
+// leaseHeldAt returns the database's time leaseHeldAt a reading of the instance's clock, and whether the lease is held then. The time is never behind
 // the database's by more than its clock and ours drift apart in a lease.
-func (k *known) at(clock time.Duration) (time.Time, bool) {
+func (k *state) leaseHeldAt(clock time.Duration) (time.Time, bool) {
 	return k.now.Add(clock - k.read), clock < k.ends
 }

@@ -50,7 +50,7 @@ func (r *Cache) WrapLookup(wrap func(LookupFunc) LookupFunc) { r.lookup = wrap(r
 func (r *Cache) ID() uuid.UUID { return *r.id.Load() }
 
 // Renew asks for a round.
-func (r *Cache) Renew(ctx context.Context) error { return r.renew(ctx) }
+func (r *Cache) Renew(ctx context.Context) error { return r.requestRenewal(ctx) }
 
 // Flush writes down what is known of uses.
 func (r *Cache) Flush(ctx context.Context) { r.flush(ctx) }
@@ -96,9 +96,9 @@ func (r *Cache) FillCustomer(id uuid.UUID) { r.rememberCustomer(id, store.Never(
 
 // AccessKeyByHashAfter is AccessKeyByHash with something that happens once memory has been looked into for the first time.
 func (r *Cache) AccessKeyByHashAfter(ctx context.Context, hash store.TokenHash, happens func()) (AccessKeyCredential, error) {
-	q := accessKeyReading(hash)
-	recall := q.recall
-	q.recall = func(r *Cache, k key) (AccessKeyCredential, time.Duration, bool) {
+	q := accessKeyQuery(hash)
+	recall := q.cached
+	q.cached = func(r *Cache, k key) (AccessKeyCredential, time.Duration, bool) {
 		c, oldest, ok := recall(r, k)
 		if happens != nil {
 			happens()
@@ -106,32 +106,32 @@ func (r *Cache) AccessKeyByHashAfter(ctx context.Context, hash store.TokenHash, 
 		}
 		return c, oldest, ok
 	}
-	return q.do(ctx, r, netip.Addr{})
+	return q.get(ctx, r, netip.Addr{})
 }
 
 // RemembersAccessKey reports whether all is remembered that a key's credential rests on. It looks only.
 func (r *Cache) RemembersAccessKey(hash store.TokenHash) bool {
-	_, _, ok := recallAccessKey(r, key{kind: kindAccessKey, sum: hash})
+	_, _, ok := cachedAccessKey(r, key{kind: kindAccessKey, sum: hash})
 	return ok
 }
 
 // RemembersAgent is RemembersAccessKey of an agent.
 func (r *Cache) RemembersAgent(id uuid.UUID) bool {
-	_, _, ok := recallAgent(r, idKey(kindAgent, id))
+	_, _, ok := cachedAgent(r, idKey(kindAgent, id))
 	return ok
 }
 
 // RemembersServiceAccountKey is RemembersAccessKey of a service account's key.
 func (r *Cache) RemembersServiceAccountKey(id uuid.UUID) bool {
-	_, _, ok := recallServiceAccountKey(r, idKey(kindServiceAccountKey, id))
+	_, _, ok := cachedServiceAccountKey(r, idKey(kindServiceAccountKey, id))
 	return ok
 }
 
 // Census is an instance's watch over the others.
-type Census struct{ census }
+type Census struct{ reaper }
 
 // Sweep removes those that have died.
-func (c *Census) Sweep(ctx context.Context, feed *store.Feed, self uuid.UUID) error {
-	_, err := c.sweep(ctx, feed, self)
+func (c *Census) Sweep(ctx context.Context, feed *store.ChangeFeed, self uuid.UUID) error {
+	_, err := c.reap(ctx, feed, self)
 	return err
 }

@@ -45,13 +45,13 @@ func (t *TroubleError) Error() string { return t.what }
 func (r *Cache) runInspections(ctx context.Context) error {
 	tick := time.NewTicker(inspectionPause)
 	defer tick.Stop()
-	var others census
+	var others reaper
 	var before store.Inspection
 	for {
 		r.inspect(ctx, &before)
 		if r.lease == 0 {
 			sweeping, cancel := context.WithTimeout(ctx, roundTimeout)
-			_, _ = others.sweep(sweeping, r.store, uuid.Nil) // it is tried again
+			_, _ = others.reap(sweeping, r.store, uuid.Nil) // it is tried again
 			cancel()
 		}
 		select {

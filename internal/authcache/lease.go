@@ -10,10 +10,10 @@ import (
 	"accesskeys/internal/store"
 )
 
-// renew asks for a round that begins now, and returns its error.
-func (r *Cache) renew(ctx context.Context) error {
+// requestRenewal asks for a round that begins now, and returns its error.
+func (r *Cache) requestRenewal(ctx context.Context) error {
 	r.asking.Lock()
-	asked := r.asked
+	asked := r.requested
 	r.wanted = true
 	r.asking.Unlock()
 	r.interruptPause()
@@ -63,16 +63,16 @@ func (r *Cache) runLease(ctx context.Context) error {
 	}
 	// Nobody who still asks is left waiting.
 	stopped := fmt.Errorf("the server has stopped: %w", store.ErrUnavailable)
-	r.answer(r.takeAsked(), stopped)
+	r.complete(r.takeRequested(), stopped)
 	r.proofs.fail(r.proofs.take(r.clock()), stopped)
 	return nil //nolint:nilerr // the loop ends only because ctx has: what that broke off is no failure
 }
 
 // follow connects and goes round until something fails. It calls held after each round that has renewed the lease.
 func (r *Cache) follow(ctx context.Context, held func()) (err error) {
-	asked := r.takeAsked()
+	asked := r.takeRequested()
 	defer func() {
-		r.answer(asked, err)
+		r.complete(asked, err)
 		r.proofs.fail(r.proofs.take(r.clock()), err)
 	}()
 	connecting, cancel := context.WithTimeout(ctx, roundTimeout)
@@ -87,23 +87,23 @@ func (r *Cache) follow(ctx context.Context, held func()) (err error) {
 			r.leave(feed)
 		}
 	}()
-	var others census
+	var others reaper
 	sweeps := true
 	for {
-		again, err := r.round(ctx, feed)
+		again, err := r.renewLease(ctx, feed)
 		if err != nil {
 			return err
 		}
 		if sweeps || r.clock()-r.swept > r.lease/4 { // rounds for proofs may keep all others from being due
-			if err := r.sweep(ctx, feed, &others); err != nil {
+			if err := r.reap(ctx, feed, &others); err != nil {
 				return err
 			}
 		}
 		held()
-		r.answer(asked, nil)
+		r.complete(asked, nil)
 		asked = nil
 		if again && ctx.Err() == nil {
-			asked = r.takeAsked()
+			asked = r.takeRequested()
 			continue
 		}
 		if asked, sweeps, err = r.idle(ctx, feed); err != nil {
@@ -112,12 +112,12 @@ func (r *Cache) follow(ctx context.Context, held func()) (err error) {
 	}
 }
 
-// sweep removes instances that have died, and has the pool take no more than its share beside the others.
-func (r *Cache) sweep(ctx context.Context, feed *store.Feed, others *census) (err error) {
+// reap removes instances that have died, and has the pool take no more than its share beside the others.
+func (r *Cache) reap(ctx context.Context, feed *store.ChangeFeed, others *reaper) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	r.swept = r.clock()
-	if r.instances, err = others.sweep(ctx, feed, *r.id.Load()); err != nil {
+	if r.instances, err = others.reap(ctx, feed, *r.id.Load()); err != nil {
 		return err
 	}
 	return r.store.Share(r.instances)
@@ -125,7 +125,7 @@ func (r *Cache) sweep(ctx context.Context, feed *store.Feed, others *census) (er
 
 // idle returns when the next round is due, with those who asked for it: for its time, because something is in the log, or
 // because somebody waits. It reports whether the round is for more than proofs.
-func (r *Cache) idle(ctx context.Context, feed *store.Feed) (asked *renewal, usual bool, err error) {
+func (r *Cache) idle(ctx context.Context, feed *store.ChangeFeed) (asked *renewal, usual bool, err error) {
 	for {
 		err := r.pause(ctx, feed)
 		if err == nil {
@@ -134,22 +134,22 @@ func (r *Cache) idle(ctx context.Context, feed *store.Feed) (asked *renewal, usu
 		if err != nil {
 			return nil, false, err
 		}
-		before := r.known.Load().applied
-		news, err := r.read(ctx, feed)
+		before := r.state.Load().applied
+		news, err := r.readLog(ctx, feed)
 		if err != nil {
 			return nil, false, err
 		}
-		if news.Head != before || r.isWanted() || r.clock()-r.known.Load().began > r.lease/4 {
-			return r.takeAsked(), true, nil
+		if news.Head != before || r.renewalRequested() || r.clock()-r.state.Load().began > r.lease/4 {
+			return r.takeRequested(), true, nil
 		}
 		if wait, waiting := r.proofs.due(r.clock(), r.instances); waiting && wait == 0 {
-			return r.takeAsked(), false, nil
+			return r.takeRequested(), false, nil
 		}
 	}
 }
 
 // pause returns on a notification, when somebody asks for a round, or when it is time to look.
-func (r *Cache) pause(ctx context.Context, feed *store.Feed) error {
+func (r *Cache) pause(ctx context.Context, feed *store.ChangeFeed) error {
 	r.asking.Lock()
 	pause := min(logPoll, r.lease/4)
 	wait, waiting := r.proofs.due(r.clock(), r.instances)
@@ -170,22 +170,22 @@ func (r *Cache) pause(ctx context.Context, feed *store.Feed) error {
 	return err
 }
 
-func (r *Cache) isWanted() bool {
+func (r *Cache) renewalRequested() bool {
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	return r.wanted
 }
 
-// takeAsked returns those who wait for the round that now begins; who comes from here on waits for the next.
-func (r *Cache) takeAsked() *renewal {
+// takeRequested returns those who wait for the round that now begins; who comes from here on waits for the next.
+func (r *Cache) takeRequested() *renewal {
 	r.asking.Lock()
 	defer r.asking.Unlock()
-	asked := r.asked
-	r.asked, r.wanted = newRenewal(), false
+	asked := r.requested
+	r.requested, r.wanted = newRenewal(), false
 	return asked
 }
 
-func (*Cache) answer(asked *renewal, err error) {
+func (*Cache) complete(asked *renewal, err error) {
 	if asked != nil {
 		asked.err = err
 		close(asked.done)
@@ -195,19 +195,19 @@ func (*Cache) answer(asked *renewal, err error) {
 // healAfter is how many heartbeats in a row the log must refuse before it is taken for damaged.
 const healAfter = 3
 
-// round applies the log, commits a heartbeat that acknowledges it, applies what has come since, and so has a lease that began
+// renewLease applies the log, commits a heartbeat that acknowledges it, applies what has come since, and so has a lease that began
 // before the heartbeat was sent. The order of these steps is what the proof rests on. It reports whether something has
-// come since, which another round would acknowledge.
-func (r *Cache) round(ctx context.Context, feed *store.Feed) (again bool, err error) {
+// come since, which another renewLease would acknowledge.
+func (r *Cache) renewLease(ctx context.Context, feed *store.ChangeFeed) (again bool, err error) {
 	// A round that has begun is ended: what is broken off costs the connection.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
-	if _, err := r.read(ctx, feed); err != nil {
+	if _, err := r.readLog(ctx, feed); err != nil {
 		return false, err
 	}
 	for refused := 0; ; {
 		proofs := r.proofs.take(r.clock())
-		again, came, err := r.beat(ctx, feed, proofs)
+		again, came, err := r.heartbeat(ctx, feed, proofs)
 		if err != nil || came == beatLeased {
 			return again, err
 		}
@@ -236,8 +236,8 @@ const (
 	beatUnclear                        // it counts for nothing, and says nothing of the log
 )
 
-// beat is a round's heartbeat, and what follows it.
-func (r *Cache) beat(ctx context.Context, feed *store.Feed, proofs []*lookupRequest) (again bool, came beatOutcome, err error) {
+// heartbeat is a round's heartbeat, and what follows it.
+func (r *Cache) heartbeat(ctx context.Context, feed *store.ChangeFeed, proofs []*lookupRequest) (again bool, came beatOutcome, err error) {
 	defer func() {
 		if came != beatLeased {
 			r.proofs.fail(proofs, cmp.Or(err, fmt.Errorf("no heartbeat could be committed: %w", store.ErrUnavailable)))
@@ -245,7 +245,7 @@ func (r *Cache) beat(ctx context.Context, feed *store.Feed, proofs []*lookupRequ
 	}()
 	began := r.clock()
 	r.beats++
-	beat := store.Beat{ID: *r.id.Load(), Seq: r.beats, Lease: r.lease, Applied: r.known.Load().applied}
+	beat := store.Beat{ID: *r.id.Load(), Seq: r.beats, Lease: r.lease, Applied: r.state.Load().applied}
 	held, err := feed.Heartbeat(ctx, beat)
 	if errors.Is(err, store.ErrRowLocked) {
 		r.log.Warn("somebody holds this server's row in instances; it goes on under another id", "id", r.id.Load().String())
@@ -258,8 +258,8 @@ func (r *Cache) beat(ctx context.Context, feed *store.Feed, proofs []*lookupRequ
 	if held {
 		r.confirmed = r.beats
 	}
-	before := r.known.Load().applied
-	news, err := r.read(ctx, feed)
+	before := r.state.Load().applied
+	news, err := r.readLog(ctx, feed)
 	switch {
 	case err != nil:
 		return false, beatUnclear, err
@@ -279,28 +279,28 @@ func (r *Cache) beat(ctx context.Context, feed *store.Feed, proofs []*lookupRequ
 func (r *Cache) extend(began time.Duration) {
 	r.applying.Lock()
 	defer r.applying.Unlock()
-	k := *r.known.Load()
+	k := *r.state.Load()
 	if k.unsure {
 		r.forgetEverything(&k)
 		k.unsure = false
 	}
 	k.began, k.ends = began, began+r.lease
-	r.known.Store(&k)
+	r.state.Store(&k)
 }
 
 // forgetEverything empties memory, and makes readings that are under way count for nothing. The caller holds applying.
-func (r *Cache) forgetEverything(k *known) {
+func (r *Cache) forgetEverything(k *state) {
 	r.rows.InvalidateAll()
 	k.version++
 	k.past++
 }
 
-// read reads what the log holds, and applies it.
-func (r *Cache) read(ctx context.Context, feed *store.Feed) (store.News, error) {
+// readLog reads what the log holds, and applies it.
+func (r *Cache) readLog(ctx context.Context, feed *store.ChangeFeed) (store.ChangeBatch, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	at := r.clock()
-	news, err := feed.Since(ctx, *r.id.Load(), r.known.Load().applied)
+	news, err := feed.ReadSince(ctx, *r.id.Load(), r.state.Load().applied)
 	if errors.Is(err, store.ErrNoHead) {
 		r.log.Error("the log of changes has lost its head; it is mended, and everything that is remembered is forgotten")
 		err = errors.Join(err, feed.Heal(ctx, MaxLease))
@@ -313,7 +313,7 @@ func (r *Cache) read(ctx context.Context, feed *store.Feed) (store.News, error) 
 	r.epoch = news.Epoch
 	r.applying.Lock()
 	defer r.applying.Unlock()
-	k := *r.known.Load()
+	k := *r.state.Load()
 	k.now, k.read = news.Now, at
 	if !news.Continues || another {
 		// Another database than the one we knew, or one that was put back, or too much has happened since. What gave us the lease
@@ -328,12 +328,12 @@ func (r *Cache) read(ctx context.Context, feed *store.Feed) (store.News, error) 
 		k.version++
 		k.applied = news.Head
 	}
-	r.known.Store(&k)
+	r.state.Store(&k)
 	return news, nil
 }
 
 // noteLost tells whoever looks after the database that it has lost what it had confirmed.
-func (r *Cache) noteLost(news store.News) {
+func (r *Cache) noteLost(news store.ChangeBatch) {
 	if news.Seq >= r.confirmed && !news.WentBack || news.Seq == 0 && !news.WentBack {
 		return
 	}
@@ -344,7 +344,7 @@ func (r *Cache) noteLost(news store.News) {
 }
 
 // leave ends the lease and takes the instance out of the list of those that revocations wait for.
-func (r *Cache) leave(feed *store.Feed) {
+func (r *Cache) leave(feed *store.ChangeFeed) {
 	r.extend(-r.lease) // ends at 0
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()

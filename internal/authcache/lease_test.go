@@ -296,7 +296,7 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 				t.Errorf("%s: a heartbeat gives %v, %v", name, held, err)
 			}
 		}
-		if news, err := feed.Since(t.Context(), uuid.Nil, p); news.Continues || news.Changes != nil || news.Head != known || err != nil {
+		if news, err := feed.ReadSince(t.Context(), uuid.Nil, p); news.Continues || news.Changes != nil || news.Head != known || err != nil {
 			t.Errorf("%s: the log says %+v, %v", name, news, err)
 		}
 		feed.Close()

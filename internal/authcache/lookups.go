@@ -35,16 +35,16 @@ type lookups struct {
 // lookupRequest waits for one credential.
 type lookupRequest struct {
 	key  key
-	gone atomic.Bool // nobody waits any more
-	done chan looked // has room for one
+	gone atomic.Bool       // nobody waits any more
+	done chan lookupResult // has room for one
 }
 
-// looked is what came of a look-up.
-type looked struct {
+// lookupResult is what came of a look-up.
+type lookupResult struct {
 	found store.Found
 	err   error
 	// known is what the instance knew when the look-up began.
-	known *known
+	known *state
 	// proven says that it was made under a heartbeat that was begun after it was asked for, with the lease held and nothing
 	// applied since: whatever it says, or doesn't, was so.
 	proven bool
@@ -69,14 +69,14 @@ func networkOf(addr netip.Addr) netip.Prefix {
 }
 
 // ask returns what a look-up gives that begins after the call. It returns store.ErrUnavailable where too many wait.
-func (l *lookups) ask(ctx context.Context, k key, from netip.Addr) looked {
-	request := &lookupRequest{key: k, done: make(chan looked, 1)}
+func (l *lookups) ask(ctx context.Context, k key, from netip.Addr) lookupResult {
+	request := &lookupRequest{key: k, done: make(chan lookupResult, 1)}
 	network := networkOf(from)
 	l.mu.Lock()
 	queue := l.waiting[network]
 	if l.count >= lookupsMax || len(queue) >= lookupsPerNetwork {
 		l.mu.Unlock()
-		return looked{err: fmt.Errorf("too many credentials wait to be looked up: %w", store.ErrUnavailable)}
+		return lookupResult{err: fmt.Errorf("too many credentials wait to be looked up: %w", store.ErrUnavailable)}
 	}
 	if len(queue) == 0 {
 		l.turns = append(l.turns, network)
@@ -90,7 +90,7 @@ func (l *lookups) ask(ctx context.Context, k key, from netip.Addr) looked {
 		return got
 	case <-ctx.Done():
 		request.gone.Store(true)
-		return looked{err: fmt.Errorf("looking a credential up: %w: %w", store.ErrUnavailable, ctx.Err())}
+		return lookupResult{err: fmt.Errorf("looking a credential up: %w: %w", store.ErrUnavailable, ctx.Err())}
 	}
 }
 
@@ -146,7 +146,7 @@ func (r *Cache) runLookups(ctx context.Context) error {
 		case <-r.lookups.ready:
 		case <-ctx.Done():
 			for _, request := range r.lookups.take(lookupsMax) {
-				request.done <- looked{err: fmt.Errorf("the server has stopped: %w", store.ErrUnavailable)}
+				request.done <- lookupResult{err: fmt.Errorf("the server has stopped: %w", store.ErrUnavailable)}
 			}
 			return nil
 		}
@@ -162,14 +162,14 @@ func (r *Cache) runLookups(ctx context.Context) error {
 }
 
 // lookUp reads credentials by the pool, and remembers what it may.
-func (r *Cache) lookUp(ctx context.Context, l store.Lookup) (got looked) {
+func (r *Cache) lookUp(ctx context.Context, l store.Lookup) (got lookupResult) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
-	got.known = r.known.Load()
+	got.known = r.state.Load()
 	at := r.clock()
 	got.found, got.err = r.lookup(ctx, l, got.known.applied, store.HeadFirst)
 	if got.err == nil && r.lease > 0 {
-		r.fill(got.known, got.found, at)
+		r.storeIfCurrent(got.known, got.found, at)
 	}
 	return got
 }
@@ -177,27 +177,27 @@ func (r *Cache) lookUp(ctx context.Context, l store.Lookup) (got looked) {
 // usable reports whether what was found may be trusted: a lease is held, which proves that the database is the primary, and nothing
 // has been applied since that it doesn't know. SECURITY: the lease alone proves nothing. It may have been renewed by another
 // server while this one, which had been failed over, was still answering.
-func (got looked) usable(r *Cache) bool {
+func (got lookupResult) usable(r *Cache) bool {
 	if got.proven {
 		return true
 	}
-	k := r.known.Load()
-	_, held := k.at(r.clock())
+	k := r.state.Load()
+	_, held := k.leaseHeldAt(r.clock())
 	return held && k.covers(got.known, got.found.Head)
 }
 
 // covers reports whether nothing has been applied to k that a look-up doesn't know of, which began when the instance knew before, and
 // found a head. A head of before the database was put back says nothing, though it may be the head again.
-func (k *known) covers(before *known, head store.Position) bool {
+func (k *state) covers(before *state, head store.Position) bool {
 	return k.version == before.version || k.past == before.past && k.applied == head
 }
 
-// fill remembers what was found at a time of the instance's clock, when it knew k, unless changes have been applied since: one of them
+// storeIfCurrent remembers what was found at a time of the instance's clock, when it knew k, unless changes have been applied since: one of them
 // may have made it stale, and will not be applied again.
-func (r *Cache) fill(k *known, found store.Found, at time.Duration) {
+func (r *Cache) storeIfCurrent(k *state, found store.Found, at time.Duration) {
 	r.applying.RLock()
 	defer r.applying.RUnlock()
-	if r.known.Load().covers(k, found.Head) {
+	if r.state.Load().covers(k, found.Head) {
 		r.remember(found, at)
 	}
 }

@@ -127,7 +127,7 @@ func TestMemoryHasABound(t *testing.T) {
 		id := uuid.New()
 		var sum [32]byte
 		copy(sum[:], id[:])
-		r.Remember(sum, "a token", 1000)
+		r.RememberToken(sum, "a token", 1000)
 	}
 	until(t, "what is too much is dropped", func() bool {
 		s := r.Stats()

@@ -31,12 +31,12 @@ type proofs struct {
 }
 
 // prove returns a look-up of the credential that is proven. It returns store.ErrUnavailable where there can be none.
-func (r *Cache) prove(ctx context.Context, k key) looked {
-	request := &lookupRequest{key: k, done: make(chan looked, 1)}
+func (r *Cache) prove(ctx context.Context, k key) lookupResult {
+	request := &lookupRequest{key: k, done: make(chan lookupResult, 1)}
 	r.proofs.mu.Lock()
 	if len(r.proofs.waiting) >= lookupsMax {
 		r.proofs.mu.Unlock()
-		return looked{err: fmt.Errorf("too many refusals wait to be proven: %w", store.ErrUnavailable)}
+		return lookupResult{err: fmt.Errorf("too many refusals wait to be proven: %w", store.ErrUnavailable)}
 	}
 	r.proofs.waiting = append(r.proofs.waiting, request)
 	first := len(r.proofs.waiting) == 1
@@ -49,7 +49,7 @@ func (r *Cache) prove(ctx context.Context, k key) looked {
 		return got
 	case <-ctx.Done():
 		request.gone.Store(true)
-		return looked{err: fmt.Errorf("proving a refusal: %w: %w", store.ErrUnavailable, ctx.Err())}
+		return lookupResult{err: fmt.Errorf("proving a refusal: %w: %w", store.ErrUnavailable, ctx.Err())}
 	}
 }
 
@@ -75,7 +75,7 @@ func (p *proofs) take(clock time.Duration) []*lookupRequest {
 
 func (p *proofs) fail(requests []*lookupRequest, err error) {
 	for _, request := range requests {
-		request.done <- looked{err: err}
+		request.done <- lookupResult{err: err}
 	}
 }
 
@@ -83,13 +83,13 @@ func (p *proofs) fail(requests []*lookupRequest, err error) {
 // nothing is applied meanwhile, since only the caller does that.
 //
 // It returns an error where the connection is of no more use.
-func (r *Cache) answerProofs(ctx context.Context, feed *store.Feed, requests []*lookupRequest) (broken error) {
+func (r *Cache) answerProofs(ctx context.Context, feed *store.ChangeFeed, requests []*lookupRequest) (broken error) {
 	for batch := range slices.Chunk(requests, proofBatch) {
-		got := looked{known: r.known.Load(), err: broken}
+		got := lookupResult{known: r.state.Load(), err: broken}
 		if broken == nil {
 			at := r.clock()
 			got.found, broken = feed.Lookup(ctx, lookupOf(batch), got.known.applied, *r.id.Load())
-			_, held := got.known.at(r.clock())
+			_, held := got.known.leaseHeldAt(r.clock())
 			switch {
 			case broken != nil:
 				got.err = broken
@@ -99,7 +99,7 @@ func (r *Cache) answerProofs(ctx context.Context, feed *store.Feed, requests []*
 				got.err = fmt.Errorf("%w: proving a refusal took longer than a lease", store.ErrUnavailable)
 			default:
 				got.proven = true
-				r.fill(got.known, got.found, at)
+				r.storeIfCurrent(got.known, got.found, at)
 			}
 		}
 		for _, request := range batch {

@@ -97,7 +97,7 @@ func (r *Cache) refresh(ctx context.Context, batch []aged) {
 	for _, a := range batch {
 		a.key.addTo(&l)
 	}
-	at, known, under := r.clock(), r.known.Load().applied, r.restOn(batch)
+	at, known, under := r.clock(), r.state.Load().applied, r.restOn(batch)
 	// The head after the rows: once it is applied, everything is forgotten that the log says was changed up to then.
 	found, err := r.lookup(ctx, l, known, store.HeadLast)
 	if err != nil || !r.waitApplied(ctx, found.Head) {
@@ -116,7 +116,7 @@ func (r *Cache) refresh(ctx context.Context, batch []aged) {
 
 // waitApplied reports whether the log has been applied up to a position before ctx ends.
 func (r *Cache) waitApplied(ctx context.Context, p store.Position) bool {
-	for r.known.Load().applied.Number < p.Number {
+	for r.state.Load().applied.Number < p.Number {
 		select {
 		case <-time.After(refreshPoll):
 		case <-ctx.Done():

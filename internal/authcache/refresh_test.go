@@ -177,7 +177,7 @@ func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 		}
 	})
 	r.started()
-	r.Remember(newHash(), "a token", 100) // which doesn't age
+	r.RememberToken(newHash(), "a token", 100) // which doesn't age
 	r.reads(w.acme)
 	r.advance(due)
 	if n := r.RefreshDue(t.Context()); n != 4 {

@@ -205,8 +205,8 @@ func (r *Cache) rememberCustomer(id uuid.UUID, tmDelete time.Time, at time.Durat
 	r.rows.Set(idKey(kindCustomer, id), row)
 }
 
-// recall returns a row that is remembered.
-func recall[T any](r *Cache, k key) (*T, bool) {
+// cachedRow returns a row that is remembered.
+func cachedRow[T any](r *Cache, k key) (*T, bool) {
 	if r.rows == nil {
 		return nil, false
 	}
@@ -229,36 +229,36 @@ type AccessKeyCredential struct {
 // store.ErrUnavailable.
 func (r *Cache) AccessKeyByHash(ctx context.Context, hash store.TokenHash, from netip.Addr) (AccessKeyCredential, error) {
 	k := key{kind: kindAccessKey, sum: hash}
-	if c, now, ok := inMemory(r, k, recallAccessKey); ok {
+	if c, now, ok := inMemory(r, k, cachedAccessKey); ok {
 		c.Now = now
 		return c, nil
 	}
-	return accessKeyReading(hash).do(ctx, r, from)
+	return accessKeyQuery(hash).get(ctx, r, from)
 }
 
 // ProvenAccessKeyByHash is AccessKeyByHash by a heartbeat that was committed after the call: what a refusal may rest on.
 func (r *Cache) ProvenAccessKeyByHash(ctx context.Context, hash store.TokenHash, from netip.Addr) (AccessKeyCredential, error) {
-	return accessKeyReading(hash).proven(ctx, r, from)
+	return accessKeyQuery(hash).proven(ctx, r, from)
 }
 
-func accessKeyReading(hash store.TokenHash) reading[AccessKeyCredential] {
-	return reading[AccessKeyCredential]{
+func accessKeyQuery(hash store.TokenHash) query[AccessKeyCredential] {
+	return query[AccessKeyCredential]{
 		key:    key{kind: kindAccessKey, sum: hash},
-		recall: recallAccessKey,
+		cached: cachedAccessKey,
 		pick: func(found store.Found, k key) (c AccessKeyCredential, ok bool) {
 			c.AccessKeyCredential, ok = found.AccessKeys[k.sum]
 			return c, ok
 		},
-		at: func(c *AccessKeyCredential, now time.Time) { c.Now = now },
+		setNow: func(c *AccessKeyCredential, now time.Time) { c.Now = now },
 	}
 }
 
-func recallAccessKey(r *Cache, k key) (c AccessKeyCredential, oldest time.Duration, ok bool) {
-	row, ok := recall[accessKeyRow](r, k)
+func cachedAccessKey(r *Cache, k key) (c AccessKeyCredential, oldest time.Duration, ok bool) {
+	row, ok := cachedRow[accessKeyRow](r, k)
 	if !ok {
 		return c, 0, false
 	}
-	customer, ok := recall[customerRow](r, idKey(kindCustomer, row.customerID))
+	customer, ok := cachedRow[customerRow](r, idKey(kindCustomer, row.customerID))
 	if !ok {
 		return c, 0, false
 	}
@@ -266,14 +266,14 @@ func recallAccessKey(r *Cache, k key) (c AccessKeyCredential, oldest time.Durati
 	c = row.credential()
 	c.CustomerTmDelete = customer.tmDelete
 	if row.bound {
-		agent, ok := recall[agentRow](r, idKey(kindAgent, row.agentID))
+		agent, ok := cachedRow[agentRow](r, idKey(kindAgent, row.agentID))
 		if !ok {
 			return c, 0, false
 		}
 		c.Agent, oldest = &agent.Agent, min(oldest, agent.at())
 	}
 	if row.serviceAccountID != uuid.Nil {
-		account, ok := recall[serviceAccountRow](r, idKey(kindServiceAccount, row.serviceAccountID))
+		account, ok := cachedRow[serviceAccountRow](r, idKey(kindServiceAccount, row.serviceAccountID))
 		if !ok {
 			return c, 0, false
 		}
@@ -285,36 +285,36 @@ func recallAccessKey(r *Cache, k key) (c AccessKeyCredential, oldest time.Durati
 // AgentCredential returns the agent with this id, a deleted one too. It is otherwise as AccessKeyByHash.
 func (r *Cache) AgentCredential(ctx context.Context, id uuid.UUID, from netip.Addr) (store.AgentCredential, error) {
 	k := idKey(kindAgent, id)
-	if c, now, ok := inMemory(r, k, recallAgent); ok {
+	if c, now, ok := inMemory(r, k, cachedAgent); ok {
 		c.Now = now
 		return c, nil
 	}
-	return agentReading(id).do(ctx, r, from)
+	return agentQuery(id).get(ctx, r, from)
 }
 
 // ProvenAgentCredential is AgentCredential by a heartbeat that was committed after the call.
 func (r *Cache) ProvenAgentCredential(ctx context.Context, id uuid.UUID, from netip.Addr) (store.AgentCredential, error) {
-	return agentReading(id).proven(ctx, r, from)
+	return agentQuery(id).proven(ctx, r, from)
 }
 
-func agentReading(id uuid.UUID) reading[store.AgentCredential] {
-	return reading[store.AgentCredential]{
+func agentQuery(id uuid.UUID) query[store.AgentCredential] {
+	return query[store.AgentCredential]{
 		key:    idKey(kindAgent, id),
-		recall: recallAgent,
+		cached: cachedAgent,
 		pick: func(found store.Found, k key) (store.AgentCredential, bool) {
 			c, ok := found.Agents[k.id()]
 			return c, ok
 		},
-		at: func(c *store.AgentCredential, now time.Time) { c.Now = now },
+		setNow: func(c *store.AgentCredential, now time.Time) { c.Now = now },
 	}
 }
 
-func recallAgent(r *Cache, k key) (c store.AgentCredential, oldest time.Duration, ok bool) {
-	row, ok := recall[agentRow](r, k)
+func cachedAgent(r *Cache, k key) (c store.AgentCredential, oldest time.Duration, ok bool) {
+	row, ok := cachedRow[agentRow](r, k)
 	if !ok {
 		return c, 0, false
 	}
-	customer, ok := recall[customerRow](r, idKey(kindCustomer, row.CustomerID))
+	customer, ok := cachedRow[customerRow](r, idKey(kindCustomer, row.CustomerID))
 	if !ok {
 		return c, 0, false
 	}
@@ -326,42 +326,42 @@ func recallAgent(r *Cache, k key) (c store.AgentCredential, oldest time.Duration
 // as AccessKeyByHash.
 func (r *Cache) ServiceAccountCredential(ctx context.Context, keyID uuid.UUID, from netip.Addr) (store.ServiceAccountCredential, error) {
 	k := idKey(kindServiceAccountKey, keyID)
-	if c, now, ok := inMemory(r, k, recallServiceAccountKey); ok {
+	if c, now, ok := inMemory(r, k, cachedServiceAccountKey); ok {
 		c.Now = now
 		return c, nil
 	}
-	return serviceAccountReading(keyID).do(ctx, r, from)
+	return serviceAccountQuery(keyID).get(ctx, r, from)
 }
 
 // ProvenServiceAccountCredential is ServiceAccountCredential by a heartbeat that was committed after the call.
 func (r *Cache) ProvenServiceAccountCredential(
 	ctx context.Context, keyID uuid.UUID, from netip.Addr,
 ) (store.ServiceAccountCredential, error) {
-	return serviceAccountReading(keyID).proven(ctx, r, from)
+	return serviceAccountQuery(keyID).proven(ctx, r, from)
 }
 
-func serviceAccountReading(keyID uuid.UUID) reading[store.ServiceAccountCredential] {
-	return reading[store.ServiceAccountCredential]{
+func serviceAccountQuery(keyID uuid.UUID) query[store.ServiceAccountCredential] {
+	return query[store.ServiceAccountCredential]{
 		key:    idKey(kindServiceAccountKey, keyID),
-		recall: recallServiceAccountKey,
+		cached: cachedServiceAccountKey,
 		pick: func(found store.Found, k key) (store.ServiceAccountCredential, bool) {
 			c, ok := found.ServiceAccountKeys[k.id()]
 			return c, ok
 		},
-		at: func(c *store.ServiceAccountCredential, now time.Time) { c.Now = now },
+		setNow: func(c *store.ServiceAccountCredential, now time.Time) { c.Now = now },
 	}
 }
 
-func recallServiceAccountKey(r *Cache, k key) (c store.ServiceAccountCredential, oldest time.Duration, ok bool) {
-	row, ok := recall[serviceAccountKeyRow](r, k)
+func cachedServiceAccountKey(r *Cache, k key) (c store.ServiceAccountCredential, oldest time.Duration, ok bool) {
+	row, ok := cachedRow[serviceAccountKeyRow](r, k)
 	if !ok {
 		return c, 0, false
 	}
-	account, ok := recall[serviceAccountRow](r, idKey(kindServiceAccount, row.AccountID))
+	account, ok := cachedRow[serviceAccountRow](r, idKey(kindServiceAccount, row.AccountID))
 	if !ok {
 		return c, 0, false
 	}
-	customer, ok := recall[customerRow](r, idKey(kindCustomer, account.CustomerID))
+	customer, ok := cachedRow[customerRow](r, idKey(kindCustomer, account.CustomerID))
 	if !ok {
 		return c, 0, false
 	}
@@ -369,18 +369,18 @@ func recallServiceAccountKey(r *Cache, k key) (c store.ServiceAccountCredential,
 	return c, min(row.at(), account.at(), customer.at()), true
 }
 
-// Recall returns what Remember was given for these bytes' SHA-256.
-func (r *Cache) Recall(sum [32]byte) (any, bool) {
-	t, ok := recall[token](r, key{kind: kindToken, sum: sum})
+// VerifiedToken returns what Remember was given for these bytes' SHA-256.
+func (r *Cache) VerifiedToken(sum [32]byte) (any, bool) {
+	t, ok := cachedRow[token](r, key{kind: kindToken, sum: sum})
 	if !ok {
 		return nil, false
 	}
 	return t.value, true
 }
 
-// Remember keeps a value of about so many bytes. It must follow from the bytes alone, whatever the database holds: nothing
+// RememberToken keeps a value of about so many bytes. It must follow from the bytes alone, whatever the database holds: nothing
 // makes it be forgotten but want of room.
-func (r *Cache) Remember(sum [32]byte, value any, bytes int) {
+func (r *Cache) RememberToken(sum [32]byte, value any, bytes int) {
 	if r.lease > 0 {
 		r.rows.Set(key{kind: kindToken, sum: sum}, &token{value: value, bytes: bytes})
 	}

@@ -110,7 +110,7 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 	for name, id := range ids {
 		var hash store.TokenHash
 		copy(hash[:], id[:])
-		if _, ok := r.Recall(hash); ok {
+		if _, ok := r.VerifiedToken(hash); ok {
 			t.Errorf("the %s's id is a token", name)
 		}
 		if _, err := r.AccessKeyByHash(within(t), hash, nobody); !errors.Is(err, store.ErrNotFound) {
@@ -123,12 +123,12 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 			t.Errorf("the %s's id as a pair's: %v", name, err)
 		}
 	}
-	if _, ok := r.Recall(w.acme.hash); ok {
+	if _, ok := r.VerifiedToken(w.acme.hash); ok {
 		t.Error("an access key's hash is a token")
 	}
 	unknown := newHash()
-	r.Remember(unknown, "a token", 100)
-	if v, ok := r.Recall(unknown); !ok || v != "a token" {
+	r.RememberToken(unknown, "a token", 100)
+	if v, ok := r.VerifiedToken(unknown); !ok || v != "a token" {
 		t.Errorf("the token is %v, %v", v, ok)
 	}
 	if _, err := r.AccessKeyByHash(within(t), unknown, nobody); !errors.Is(err, store.ErrNotFound) {

@@ -32,7 +32,7 @@ func (r *Cache) Stats() Stats {
 	if r.lease == 0 {
 		return s
 	}
-	k, clock := r.known.Load(), r.clock()
+	k, clock := r.state.Load(), r.clock()
 	s.Held, s.Position = clock < k.ends, k.applied.Number
 	if k.version > 0 {
 		s.Age, s.Behind = clock-k.began, clock-k.read

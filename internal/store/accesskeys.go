@@ -100,10 +100,10 @@ func (s *Store) CreateAccessKey(ctx context.Context, caller Caller, k NewAccessK
 func (k NewAccessKey) values(id uuid.UUID, caller Caller) []any {
 	var agentID pgtype.UUID // null
 	if k.AgentID != nil {
-		agentID = quick(*k.AgentID)
+		agentID = pgUUID(*k.AgentID)
 	}
 	return []any{
-		quick(id), quick(k.CustomerID), agentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
+		pgUUID(id), pgUUID(k.CustomerID), agentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
 		pgtype.Text{String: caller.creator.Type, Valid: caller.creator.Type != ""}, nullable(caller.creator.ID), caller.serviceAccountID(),
 	}
 }
@@ -180,7 +180,7 @@ func scanAccessKey(row pgx.CollectableRow) (hash TokenHash, k AccessKeyCredentia
 // AccessKey returns a key that is not deleted, else ErrNotFound. It is not limited to one customer: the caller has to
 // tell a key of another customer from one that does not exist (contract, section 4).
 func (s *Store) AccessKey(ctx context.Context, id uuid.UUID) (AccessKey, error) {
-	return one[AccessKey](ctx, s, "reading an access key", `
+	return queryRow[AccessKey](ctx, s, "reading an access key", `
 		SELECT `+accessKeyColumns+`
 		FROM accesskeys
 		WHERE id = $1 AND `+liveByID,
@@ -189,7 +189,7 @@ func (s *Store) AccessKey(ctx context.Context, id uuid.UUID) (AccessKey, error) 
 
 // AccessKeys returns up to limit keys of a customer's that are not deleted and come after the cursor, newest first.
 func (s *Store) AccessKeys(ctx context.Context, customerID uuid.UUID, after Cursor, limit int) ([]AccessKey, error) {
-	return many[AccessKey](ctx, s, "listing access keys", `
+	return queryRows[AccessKey](ctx, s, "listing access keys", `
 		SELECT `+accessKeyColumns+`
 		FROM accesskeys
 		WHERE customer_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
@@ -201,7 +201,7 @@ func (s *Store) AccessKeys(ctx context.Context, customerID uuid.UUID, after Curs
 // AccessKeysOfAgent returns up to limit keys that are bound to an agent, are not deleted and come after the cursor, newest
 // first.
 func (s *Store) AccessKeysOfAgent(ctx context.Context, agentID uuid.UUID, after Cursor, limit int) ([]AccessKey, error) {
-	return many[AccessKey](ctx, s, "listing an agent's access keys", `
+	return queryRows[AccessKey](ctx, s, "listing an agent's access keys", `
 		SELECT `+accessKeyColumns+`
 		FROM accesskeys
 		WHERE agent_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
@@ -218,7 +218,7 @@ type AccessKeyChange struct {
 
 // UpdateAccessKey changes a live key of this customer's, everywhere at once, else returns ErrNotFound. It returns ErrChanged.
 func (s *Store) UpdateAccessKey(ctx context.Context, caller Caller, customerID, id uuid.UUID, change AccessKeyChange) (AccessKey, error) {
-	return reviseOne[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "updating an access key", `
+	return writeOneAndWait[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "updating an access key", `
 		UPDATE accesskeys
 		SET name = coalesce($3, name), description = coalesce($4, description), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
@@ -230,7 +230,7 @@ func (s *Store) UpdateAccessKey(ctx context.Context, caller Caller, customerID, 
 // nothing that the key had under way is written. It returns ErrNotFound where there is none, so that of two deletions at once one
 // wins, and ErrChanged.
 func (s *Store) DeleteAccessKey(ctx context.Context, caller Caller, customerID, id uuid.UUID) (AccessKey, error) {
-	return reviseOne[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "deleting an access key", `
+	return writeOneAndWait[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "deleting an access key", `
 		UPDATE accesskeys
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`

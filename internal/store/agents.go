@@ -153,7 +153,7 @@ func (s *Store) AgentByUsername(ctx context.Context, username string, network ne
 func (s *Store) RenewPasswordHash(ctx context.Context, agent AgentLogin, renewed secret.Value) error {
 	// Logged as any change is, and waited for by nobody: what verification reads is the same as before.
 	caller := AgentCaller(agent.Agent, time.Time{})
-	_, err := s.reviseOnly(ctx, caller, target{customerID: agent.CustomerID}, NounAgents, agent.ID, func(b *pgx.Batch) {
+	_, err := s.writeLogged(ctx, caller, target{customerID: agent.CustomerID}, NounAgents, agent.ID, func(b *pgx.Batch) {
 		b.Queue(`
 			UPDATE agents
 			SET password_hash = $3
@@ -170,7 +170,7 @@ func (s *Store) RenewPasswordHash(ctx context.Context, agent AgentLogin, renewed
 // caller was found to be allowed to change it. It returns ErrNotFound where there is no such agent, and ErrChanged.
 func (s *Store) SetPassword(ctx context.Context, caller Caller, of Agent, hash secret.Value) (Agent, error) {
 	// Later than the one before whatever the clock says: a token knows its password by this time.
-	return reviseOne[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "setting a password", `
+	return writeOneAndWait[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "setting a password", `
 		UPDATE agents
 		SET password_hash = $2, tm_password = greatest(now(), tm_password + interval '1 microsecond'), tm_update = now()
 		WHERE id = $1 AND customer_id = $3 AND `+liveByID+`
@@ -181,7 +181,7 @@ func (s *Store) SetPassword(ctx context.Context, caller Caller, of Agent, hash s
 // Agent returns an agent that is not deleted, else ErrNotFound. It is not limited to one customer: the caller has to
 // tell one of another customer from one that does not exist.
 func (s *Store) Agent(ctx context.Context, id uuid.UUID) (Agent, error) {
-	return one[Agent](ctx, s, "reading an agent", `
+	return queryRow[Agent](ctx, s, "reading an agent", `
 		SELECT `+agentColumns+`
 		FROM agents
 		WHERE id = $1 AND `+liveByID,
@@ -190,7 +190,7 @@ func (s *Store) Agent(ctx context.Context, id uuid.UUID) (Agent, error) {
 
 // Agents returns up to limit agents of a customer's that are not deleted and come after the cursor, newest first.
 func (s *Store) Agents(ctx context.Context, customerID uuid.UUID, after Cursor, limit int) ([]Agent, error) {
-	return many[Agent](ctx, s, "listing agents", `
+	return queryRows[Agent](ctx, s, "listing agents", `
 		SELECT `+agentColumns+`
 		FROM agents
 		WHERE customer_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
@@ -216,7 +216,7 @@ func (s *Store) UpdateAgent(ctx context.Context, caller Caller, of Agent, change
 			return Agent{}, err
 		}
 	}
-	return reviseOne[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "updating an agent", `
+	return writeOneAndWait[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "updating an agent", `
 		UPDATE agents
 		SET username = coalesce($3, username), name = coalesce($4, name), description = coalesce($5, description), tm_update = now(),
 		    username_key = coalesce(nullif($6, ''), username_key),
@@ -275,7 +275,7 @@ func (s *Store) changeAdmin(
 ) (Agent, error) {
 	var agent Agent
 	var last bool
-	err := s.revise(ctx, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, func(b *pgx.Batch) {
+	err := s.writeAndWait(ctx, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, func(b *pgx.Batch) {
 		b.Queue(`SELECT `+lastAdmin, of.ID, of.CustomerID).QueryRow(func(row pgx.Row) error { return row.Scan(&last) })
 		queueOne(b, &agent, sql, args...)
 	})

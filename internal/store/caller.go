@@ -128,7 +128,7 @@ func admitted(sql string, args []any, c Caller, t target, revises bool, w *witne
 	call, own := callOfAdmitWrite, len(args)
 	if w == nil && !revises && c.isCustomerWideKey() && t == (target{customerID: c.customerID}) {
 		call = callOfAdmitAccessKeyWrite
-		args = append(args, CustomerLockKey(c.customerID), quick(c.customerID), quick(c.accessKey.id), c.accessKey.roles)
+		args = append(args, CustomerLockKey(c.customerID), pgUUID(c.customerID), pgUUID(c.accessKey.id), c.accessKey.roles)
 	} else {
 		args = append(args, admission(c, t, revises, w)...)
 	}

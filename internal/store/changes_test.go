@@ -168,8 +168,8 @@ func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 		defer feed.Close()
 		seen := map[string]int{}
 		for last := false; err == nil; {
-			var news store.News
-			if news, err = feed.Since(context.Background(), uuid.Nil, known); err != nil {
+			var news store.ChangeBatch
+			if news, err = feed.ReadSince(context.Background(), uuid.Nil, known); err != nil {
 				break
 			}
 			for _, change := range news.Changes {
@@ -246,7 +246,7 @@ func TestLogIsTrimmed(t *testing.T) {
 	feed := must(w.store.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	for i, continues := range map[int]bool{0: true, len(log) - 1: true} {
-		news, err := feed.Since(t.Context(), uuid.Nil, store.Position{Number: log[i].Position, Entry: log[i].Entry})
+		news, err := feed.ReadSince(t.Context(), uuid.Nil, store.Position{Number: log[i].Position, Entry: log[i].Entry})
 		if err != nil || news.Continues != continues || len(news.Changes) != len(log)-1-i {
 			t.Errorf("after %d: %v, %d changes, %v", log[i].Position, news.Continues, len(news.Changes), err)
 		}

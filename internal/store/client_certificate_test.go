@@ -84,7 +84,7 @@ func certifiedWay(t *testing.T, database secret.Value, server, client tls.Certif
 	return listener.Addr().String()
 }
 
-// Every connection shows the certificate of sslcert: the pool's before there is a Feed, the Feed's, the pool's that follow the Feed to its
+// Every connection shows the certificate of sslcert: the pool's before there is a ChangeFeed, the ChangeFeed's, the pool's that follow the ChangeFeed to its
 // host, those that ask which of several hosts takes writes, and those of commands. The driver keeps what it reads a certificate from beside
 // one copy of a configuration, not in its tls.Config.
 func TestEveryConnectionHasTheClientCertificate(t *testing.T) {

@@ -43,7 +43,7 @@ func (c NewCustomer) values() []any { return []any{uuid.New(), c.Name, c.Detail,
 
 // Customer returns a customer that is not deleted, else ErrNotFound.
 func (s *Store) Customer(ctx context.Context, id uuid.UUID) (Customer, error) {
-	return one[Customer](ctx, s, "reading a customer", `
+	return queryRow[Customer](ctx, s, "reading a customer", `
 		SELECT `+customerColumns+`
 		FROM customers
 		WHERE id = $1 AND `+liveByID,
@@ -53,7 +53,7 @@ func (s *Store) Customer(ctx context.Context, id uuid.UUID) (Customer, error) {
 // Customers returns up to limit customers that are not deleted and come after the cursor, newest first: only the one
 // named, or all where only is nil.
 func (s *Store) Customers(ctx context.Context, only *uuid.UUID, after Cursor, limit int) ([]Customer, error) {
-	return many[Customer](ctx, s, "listing customers", `
+	return queryRows[Customer](ctx, s, "listing customers", `
 		SELECT `+customerColumns+`
 		FROM customers
 		WHERE `+live+` AND ($1::uuid IS NULL OR id = $1) AND (tm_create, id) < ($2, $3)
@@ -71,7 +71,7 @@ type CustomerChange struct {
 
 // UpdateCustomer changes a live customer, else returns ErrNotFound. It returns ErrChanged.
 func (s *Store) UpdateCustomer(ctx context.Context, caller Caller, id uuid.UUID, change CustomerChange) (Customer, error) {
-	return reviseOne[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "updating a customer", `
+	return writeOneAndWait[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "updating a customer", `
 		UPDATE customers
 		SET name = coalesce($2, name), description = coalesce($3, description), email = coalesce($4, email), tm_update = now()
 		WHERE id = $1 AND `+liveByID+`
@@ -83,7 +83,7 @@ func (s *Store) UpdateCustomer(ctx context.Context, caller Caller, id uuid.UUID,
 // is void from then on: verification looks at the customer too, so none escapes that is made at the same moment. It returns
 // ErrChanged.
 func (s *Store) DeleteCustomer(ctx context.Context, caller Caller, id uuid.UUID) (Customer, error) {
-	return reviseOne[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "deleting a customer", `
+	return writeOneAndWait[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "deleting a customer", `
 		WITH account_keys AS (
 			UPDATE service_account_keys k
 			SET tm_delete = now(), tm_update = now()

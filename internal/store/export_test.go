@@ -44,7 +44,7 @@ func Traced(ctx context.Context, s *Store, tracer pgx.QueryTracer) (*Store, erro
 	return traced, err
 }
 
-// Redirect has the pool of s lead to another database from now on, as an address does that moved. Its Feeds stay where they are.
+// Redirect has the pool of s lead to another database from now on, as an address does that moved. Its ChangeFeeds stay where they are.
 func Redirect(s, to *Store) { s.current.Store(to.pool()) }
 
 // Waiting returns how many revocations wait for the instances.

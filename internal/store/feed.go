@@ -12,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Feed is an instance's own connection to the log of changes. It is not safe for concurrent use.
-type Feed struct {
+// ChangeFeed is an instance's own connection to the log of changes. It is not safe for concurrent use.
+type ChangeFeed struct {
 	store *Store
 	conn  *pgx.Conn
 }
@@ -22,12 +22,12 @@ type Feed struct {
 var ErrOutdated = fmt.Errorf("%w: its schema needs a newer version of this program", ErrUnavailable)
 
 // OpenFeed connects, and asks to be told of changes. Being told is a hint: behind a pooler in transaction mode, which DATABASE_URL's
-// default_query_exec_mode gives away, nothing comes. Where there was a Feed before, the database was lost, and the Store's other
+// default_query_exec_mode gives away, nothing comes. Where there was a ChangeFeed before, the database was lost, and the Store's other
 // connections are replaced too.
 //
-// A Feed comes before everything else that this process wants of the database: while there is none, the pool gives its connections
+// A ChangeFeed comes before everything else that this process wants of the database: while there is none, the pool gives its connections
 // back and takes no more than a few.
-func (s *Store) OpenFeed(ctx context.Context) (*Feed, error) {
+func (s *Store) OpenFeed(ctx context.Context) (*ChangeFeed, error) {
 	before := s.host.Load()
 	s.feedless.Store(true)
 	if before != nil {
@@ -47,7 +47,7 @@ func (s *Store) OpenFeed(ctx context.Context) (*Feed, error) {
 	if err != nil {
 		return nil, translate("connecting to the log of changes", err)
 	}
-	f := &Feed{store: s, conn: conn}
+	f := &ChangeFeed{store: s, conn: conn}
 	limit := 0
 	if !pooled { // else the pooler shares the server's connections out
 		if limit, err = f.connectionLimit(ctx); err != nil {
@@ -79,7 +79,7 @@ func isPooled(cfg *pgx.ConnConfig) bool {
 }
 
 // connectionLimit is how many connections the server, the database and the role leave to programs like this one.
-func (f *Feed) connectionLimit(ctx context.Context) (limit int, err error) {
+func (f *ChangeFeed) connectionLimit(ctx context.Context) (limit int, err error) {
 	err = f.conn.QueryRow(ctx, `
 		SELECT min(l)::int
 		FROM (
@@ -92,10 +92,10 @@ func (f *Feed) connectionLimit(ctx context.Context) (limit int, err error) {
 }
 
 // Close closes the connection.
-func (f *Feed) Close() { closeConn(f.conn) }
+func (f *ChangeFeed) Close() { closeConn(f.conn) }
 
 // Wait returns when a change is notified or ctx ends, with an error only where the connection is lost.
-func (f *Feed) Wait(ctx context.Context) error {
+func (f *ChangeFeed) Wait(ctx context.Context) error {
 	if _, err := f.conn.WaitForNotification(ctx); err != nil && !pgconn.Timeout(err) && ctx.Err() == nil {
 		return translate("waiting for changes", err)
 	}
@@ -105,8 +105,8 @@ func (f *Feed) Wait(ctx context.Context) error {
 	return nil
 }
 
-// News is what the log says.
-type News struct {
+// ChangeBatch is what the log says.
+type ChangeBatch struct {
 	// Continues is false where the database doesn't hold the position that was asked from: whatever was known may have
 	// changed. Changes is empty then.
 	Continues bool
@@ -120,9 +120,9 @@ type News struct {
 	WentBack bool
 }
 
-// Since reads what the log holds after a position, for the instance with this id. It returns ErrOutdated where this program must
+// ReadSince reads what the log holds after a position, for the instance with this id. It returns ErrOutdated where this program must
 // not go on.
-func (f *Feed) Since(ctx context.Context, id uuid.UUID, known Position) (News, error) {
+func (f *ChangeFeed) ReadSince(ctx context.Context, id uuid.UUID, known Position) (ChangeBatch, error) {
 	// One statement: behind a pooler, two could be answered by two servers. A bytea in text would depend on bytea_output.
 	rows, err := f.conn.Query(ctx, `
 		SELECT h.position, h.entry, h.oldest_version,
@@ -141,9 +141,9 @@ func (f *Feed) Since(ctx context.Context, id uuid.UUID, known Position) (News, e
 		WHERE h.single = 1 -- for the planner, which else takes it for 1,000 rows, and compiles this for half a second
 		ORDER BY c.position`, known.Number, known.Entry, id)
 	if err != nil {
-		return News{}, translate("reading the log of changes", err)
+		return ChangeBatch{}, translate("reading the log of changes", err)
 	}
-	var news News
+	var news ChangeBatch
 	var oldest int
 	var number *int64
 	var entry *uuid.UUID
@@ -202,10 +202,10 @@ var ErrRowLocked = fmt.Errorf("%w: somebody holds this server's row in instances
 //
 // Only a primary can commit, and under synchronous replication only one that its standby still follows: whoever was
 // failed over gets no further than ErrUnavailable.
-func (f *Feed) Heartbeat(ctx context.Context, b Beat) (held bool, err error) {
+func (f *ChangeFeed) Heartbeat(ctx context.Context, b Beat) (held bool, err error) {
 	f.store.begunBeats.Store(b.Seq)
 	err = onConn(f.conn, func(conn *pgx.Conn) error {
-		err := atOnce(ctx, conn, func(batch *pgx.Batch) {
+		err := inOneBatch(ctx, conn, func(batch *pgx.Batch) {
 			batch.Queue(`
 				UPDATE instances
 				SET seq = $4, position = $2, entry = $3, tm_heartbeat = now()
@@ -230,15 +230,15 @@ func (f *Feed) Heartbeat(ctx context.Context, b Beat) (held bool, err error) {
 // other connection has to lead to a database that shows this heartbeat as well.
 //
 // SECURITY: not before. A heartbeat may be the first word that reaches another server, while the lease is still from the one before.
-func (f *Feed) Follows(b Beat) { f.store.witness.Store(&witness{id: b.ID, seq: b.Seq}) }
+func (f *ChangeFeed) Follows(b Beat) { f.store.witness.Store(&witness{id: b.ID, seq: b.Seq}) }
 
 // register adds an instance that is new, or was taken for dead. It holds the lock on the head, which every change takes: a
 // change that is committed before waits for no longer than the leases of its time, and one after sees this one's.
 // The number of the beat goes on where it was: who saw an earlier one, and was slow to remove the row, doesn't remove this.
-func (f *Feed) register(ctx context.Context, conn *pgx.Conn, b Beat) (held bool, err error) {
+func (f *ChangeFeed) register(ctx context.Context, conn *pgx.Conn, b Beat) (held bool, err error) {
 	var oldest int
 	var exists bool
-	err = atOnce(ctx, conn, func(batch *pgx.Batch) {
+	err = inOneBatch(ctx, conn, func(batch *pgx.Batch) {
 		batch.Queue(`SELECT oldest_version FROM change_head WHERE single = 1 FOR UPDATE`).QueryRow(func(row pgx.Row) error {
 			return row.Scan(&oldest)
 		})
@@ -282,9 +282,9 @@ const newestNumber = `coalesce(greatest((SELECT max(position) FROM changes), (SE
 // was in it nobody can know any more, so that everybody forgets everything.
 //
 // The numbers go on behind every one that is known to have been in use.
-func (f *Feed) Heal(ctx context.Context, longestLease time.Duration) error {
+func (f *ChangeFeed) Heal(ctx context.Context, longestLease time.Duration) error {
 	err := onConn(f.conn, func(conn *pgx.Conn) error {
-		return atOnce(ctx, conn, func(batch *pgx.Batch) {
+		return inOneBatch(ctx, conn, func(batch *pgx.Batch) {
 			batch.Queue(`LOCK TABLE change_head IN SHARE ROW EXCLUSIVE MODE`)
 			batch.Queue(`
 				INSERT INTO change_head (position, entry, lease_ms, oldest_version)
@@ -314,8 +314,8 @@ func (s *Store) Instances(ctx context.Context) ([]Registered, error) {
 	return all, s.failed("reading the instances", err)
 }
 
-// Instances is Store.Instances over the Feed's own connection.
-func (f *Feed) Instances(ctx context.Context) ([]Registered, error) {
+// Instances is Store.Instances over the ChangeFeed's own connection.
+func (f *ChangeFeed) Instances(ctx context.Context) ([]Registered, error) {
 	all, err := instances(ctx, f.conn)
 	return all, translate("reading the instances", err)
 }
@@ -336,18 +336,18 @@ func instances(ctx context.Context, q querier) ([]Registered, error) {
 // Unregister removes an instance whose lease has ended, unless it has had a heartbeat since the one with this number, or is about to:
 // a row that somebody holds is left alone.
 func (s *Store) Unregister(ctx context.Context, id uuid.UUID, seq int64) error {
-	err := s.confirmed(ctx, func(conn *pgx.Conn) error { return unregister(ctx, conn, id, seq) })
+	err := s.withDurableCommit(ctx, func(conn *pgx.Conn) error { return unregister(ctx, conn, id, seq) })
 	return s.failed("removing an instance", err)
 }
 
-// Unregister is Store.Unregister over the Feed's own connection.
-func (f *Feed) Unregister(ctx context.Context, id uuid.UUID, seq int64) error {
+// Unregister is Store.Unregister over the ChangeFeed's own connection.
+func (f *ChangeFeed) Unregister(ctx context.Context, id uuid.UUID, seq int64) error {
 	err := onConn(f.conn, func(conn *pgx.Conn) error { return unregister(ctx, conn, id, seq) })
 	return translate("removing an instance", err)
 }
 
 func unregister(ctx context.Context, conn *pgx.Conn, id uuid.UUID, seq int64) error {
-	return atOnce(ctx, conn, func(batch *pgx.Batch) {
+	return inOneBatch(ctx, conn, func(batch *pgx.Batch) {
 		batch.Queue(`
 			DELETE FROM instances
 			WHERE id = (SELECT id FROM instances WHERE id = $1 AND seq = $2 FOR UPDATE SKIP LOCKED)`, id, seq)
@@ -355,9 +355,9 @@ func unregister(ctx context.Context, conn *pgx.Conn, id uuid.UUID, seq int64) er
 }
 
 // Leave removes an instance that has given up its lease.
-func (f *Feed) Leave(ctx context.Context, id uuid.UUID) error {
+func (f *ChangeFeed) Leave(ctx context.Context, id uuid.UUID) error {
 	err := onConn(f.conn, func(conn *pgx.Conn) error {
-		return atOnce(ctx, conn, func(batch *pgx.Batch) { batch.Queue(`DELETE FROM instances WHERE id = $1`, id) })
+		return inOneBatch(ctx, conn, func(batch *pgx.Batch) { batch.Queue(`DELETE FROM instances WHERE id = $1`, id) })
 	})
 	return translate("leaving the instances", err)
 }
@@ -367,7 +367,7 @@ type Inspection struct {
 	// BrokenTriggers names those that are missing, or don't fire when they should.
 	BrokenTriggers []string
 	Outdated       bool // as ErrOutdated
-	Elsewhere      bool // the pool reaches another database than the Feed
+	Elsewhere      bool // the pool reaches another database than the ChangeFeed
 	Holder         *Holder
 }
 

@@ -31,7 +31,7 @@ func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 		if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: id, Seq: seq, Lease: lease, Applied: at}); !held || err != nil {
 			t.Errorf("a heartbeat: %v, %v", held, err)
 		}
-		if news, err := feed.Since(t.Context(), id, at); err != nil || news.Seq != seq {
+		if news, err := feed.ReadSince(t.Context(), id, at); err != nil || news.Seq != seq {
 			t.Errorf("heartbeat %d is known as %d, %v", seq, news.Seq, err)
 		}
 	}

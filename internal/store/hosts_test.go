@@ -157,8 +157,8 @@ func newWay(t *testing.T, database secret.Value) *way {
 	return w
 }
 
-// A primary that was failed over and lives says that it takes writes, as the new one does. Which of them it is the Feed finds out: the
-// pool uses no other than the Feed, and a Feed that was lost is opened elsewhere, if it can be.
+// A primary that was failed over and lives says that it takes writes, as the new one does. Which of them it is the ChangeFeed finds out: the
+// pool uses no other than the ChangeFeed, and a ChangeFeed that was lost is opened elsewhere, if it can be.
 func TestOfTwoHostsThatTakeWritesThePoolUsesTheFeeds(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)

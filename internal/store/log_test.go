@@ -352,7 +352,7 @@ func TestDamagedLogIsHealed(t *testing.T) {
 					t.Fatalf("healing: %v", err)
 				}
 			}
-			news, err := feed.Since(t.Context(), id, known)
+			news, err := feed.ReadSince(t.Context(), id, known)
 			if what == "head moved back" { // nothing was lost
 				if err != nil || !news.Continues || news.Head != known {
 					t.Errorf("from before: %+v, %v", news, err)
@@ -382,7 +382,7 @@ func TestDamagedLogIsHealed(t *testing.T) {
 				t.Errorf("a heartbeat at the new one: %v, %v", held, err)
 			}
 			w.exec(`UPDATE customers SET tm_update = now()`)
-			if next, err := feed.Since(t.Context(), id, news.Head); err != nil || !next.Continues || len(next.Changes) != 1 {
+			if next, err := feed.ReadSince(t.Context(), id, news.Head); err != nil || !next.Continues || len(next.Changes) != 1 {
 				t.Errorf("after it: %+v, %v", next, err)
 			}
 		})

@@ -63,8 +63,8 @@ func (s *Store) Lookup(ctx context.Context, l Lookup, known Position, order Orde
 	return found, s.failed("looking credentials up", err)
 }
 
-// Lookup is Store.Lookup over the Feed's own connection, for the instance with this id. The log's head is read first.
-func (f *Feed) Lookup(ctx context.Context, l Lookup, known Position, id uuid.UUID) (Found, error) {
+// Lookup is Store.Lookup over the ChangeFeed's own connection, for the instance with this id. The log's head is read first.
+func (f *ChangeFeed) Lookup(ctx context.Context, l Lookup, known Position, id uuid.UUID) (Found, error) {
 	found, err := lookup(ctx, f.conn, l, known, id, HeadFirst)
 	return found, translate("looking credentials up", err)
 }
@@ -78,7 +78,7 @@ func lookup(ctx context.Context, conn *pgx.Conn, l Lookup, known Position, self 
 			       coalesce((SELECT seq FROM instances WHERE id = $3), 0),
 			       current_setting('transaction_read_only') = 'on', now()
 			FROM change_head
-			WHERE single = 1`, known.Number, quick(known.Entry), nullable(self)).QueryRow(func(row pgx.Row) error {
+			WHERE single = 1`, known.Number, pgUUID(known.Entry), nullable(self)).QueryRow(func(row pgx.Row) error {
 			return row.Scan(&f.Head.Number, &f.Head.Entry, &held, &f.Seq, &readOnly, &f.Now)
 		})
 	}
@@ -130,7 +130,7 @@ func (l Lookup) queue(b *pgx.Batch, f *Found) {
 			c, err := scanAgent(row)
 			f.Agents[c.ID] = c
 			return err
-		}, agentsByID, quickAll(l.Agents))
+		}, agentsByID, pgUUIDs(l.Agents))
 	}
 	if len(l.ServiceAccountKeys) > 0 {
 		f.ServiceAccountKeys = make(map[uuid.UUID]ServiceAccountCredential, len(l.ServiceAccountKeys))
@@ -138,7 +138,7 @@ func (l Lookup) queue(b *pgx.Batch, f *Found) {
 			c, err := scanServiceAccountKey(row)
 			f.ServiceAccountKeys[c.Key.ID] = c
 			return err
-		}, serviceAccountKeysByID, quickAll(l.ServiceAccountKeys))
+		}, serviceAccountKeysByID, pgUUIDs(l.ServiceAccountKeys))
 	}
 }
 

@@ -117,7 +117,7 @@ func TestDatabaseOfAnEarlierVersionUpgradesWhole(t *testing.T) {
 					t.Errorf("round %d: it is taken to have acknowledged", round)
 				}
 				feed := must(s.OpenFeed(t.Context()))(t)
-				if news := must(feed.Since(t.Context(), uuid.New(), w.head()))(t); !news.Continues {
+				if news := must(feed.ReadSince(t.Context(), uuid.New(), w.head()))(t); !news.Continues {
 					t.Errorf("round %d: the log does not go on: %+v", round, news)
 				}
 				feed.Close()

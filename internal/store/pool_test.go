@@ -37,8 +37,8 @@ func busy(t *testing.T, s *store.Store, many int) (connections int32, failed int
 	return s.PoolStats().Total, failed
 }
 
-// A Store that wants a Feed and has none gives its connections back, and takes few: what it could read counts for nothing, and the
-// server's connections are for those who need them for a Feed. Once there is one it takes what it may.
+// A Store that wants a ChangeFeed and has none gives its connections back, and takes few: what it could read counts for nothing, and the
+// server's connections are for those who need them for a ChangeFeed. Once there is one it takes what it may.
 func TestWithoutAFeedThePoolIsSmall(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -48,7 +48,7 @@ func TestWithoutAFeedThePoolIsSmall(t *testing.T) {
 	if _, failed := busy(t, s, 64); failed != 0 {
 		t.Errorf("with a Feed %d have failed", failed)
 	}
-	// The database takes nobody more; the Feed is lost.
+	// The database takes nobody more; the ChangeFeed is lost.
 	w.exec(`UPDATE pg_database SET datallowconn = false WHERE datname = current_database()`)
 	if _, err := s.OpenFeed(t.Context()); !errors.Is(err, store.ErrUnavailable) {
 		t.Fatalf("opening a Feed: %v", err)

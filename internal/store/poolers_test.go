@@ -27,7 +27,7 @@ func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	}
 	feed := must(s.OpenFeed(t.Context()))(t)
 	defer feed.Close()
-	known := must(feed.Since(t.Context(), uuid.New(), store.Position{}))(t).Head
+	known := must(feed.ReadSince(t.Context(), uuid.New(), store.Position{}))(t).Head
 	for order, name := range map[store.Order]string{store.HeadFirst: "head first", store.HeadLast: "head last"} {
 		found := must(s.Lookup(t.Context(), store.Lookup{
 			AccessKeys: []store.TokenHash{wide.TokenHash, {}}, Agents: []uuid.UUID{agent.ID}, ServiceAccountKeys: []uuid.UUID{pair.ID},

@@ -48,7 +48,7 @@ func (s *Store) CreateServiceAccount(ctx context.Context, caller Caller, a NewSe
 // ServiceAccount returns an account that is not deleted, else ErrNotFound. It is not limited to one customer: the caller
 // has to tell one of another customer from one that does not exist.
 func (s *Store) ServiceAccount(ctx context.Context, id uuid.UUID) (ServiceAccount, error) {
-	return one[ServiceAccount](ctx, s, "reading a service account", `
+	return queryRow[ServiceAccount](ctx, s, "reading a service account", `
 		SELECT `+serviceAccountColumns+`
 		FROM service_accounts
 		WHERE id = $1 AND `+liveByID,
@@ -58,7 +58,7 @@ func (s *Store) ServiceAccount(ctx context.Context, id uuid.UUID) (ServiceAccoun
 // ServiceAccounts returns up to limit accounts of a customer's that are not deleted and come after the cursor, newest
 // first.
 func (s *Store) ServiceAccounts(ctx context.Context, customerID uuid.UUID, after Cursor, limit int) ([]ServiceAccount, error) {
-	return many[ServiceAccount](ctx, s, "listing service accounts", `
+	return queryRows[ServiceAccount](ctx, s, "listing service accounts", `
 		SELECT `+serviceAccountColumns+`
 		FROM service_accounts
 		WHERE customer_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
@@ -78,7 +78,7 @@ type ServiceAccountChange struct {
 func (s *Store) UpdateServiceAccount(
 	ctx context.Context, caller Caller, customerID, id uuid.UUID, change ServiceAccountChange,
 ) (ServiceAccount, error) {
-	return reviseOne[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "updating a service account", `
+	return writeOneAndWait[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "updating a service account", `
 		UPDATE service_accounts
 		SET name = coalesce($3, name), description = coalesce($4, description), roles = coalesce($5::text[], roles), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
@@ -89,7 +89,7 @@ func (s *Store) UpdateServiceAccount(
 // DeleteServiceAccount deletes a live account of this customer's with the access keys that it made. Its tokens and its key pairs
 // are void from then on. It returns ErrNotFound and ErrChanged.
 func (s *Store) DeleteServiceAccount(ctx context.Context, caller Caller, customerID, id uuid.UUID) (ServiceAccount, error) {
-	return reviseOne[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "deleting a service account", `
+	return writeOneAndWait[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "deleting a service account", `
 		WITH made AS (
 			UPDATE accesskeys
 			SET tm_delete = now(), tm_update = now()
@@ -148,7 +148,7 @@ func (s *Store) CreateServiceAccountKey(
 // ServiceAccountKeys returns up to limit keys of an account's that are not deleted and come after the cursor, newest
 // first.
 func (s *Store) ServiceAccountKeys(ctx context.Context, accountID uuid.UUID, after Cursor, limit int) ([]ServiceAccountKey, error) {
-	return many[ServiceAccountKey](ctx, s, "listing a service account's keys", `
+	return queryRows[ServiceAccountKey](ctx, s, "listing a service account's keys", `
 		SELECT `+serviceAccountKeyColumns+`
 		FROM service_account_keys
 		WHERE account_id = $1 AND `+live+` AND (tm_create, id) < ($2, $3)
@@ -160,7 +160,7 @@ func (s *Store) ServiceAccountKeys(ctx context.Context, accountID uuid.UUID, aft
 // DeleteServiceAccountKey deletes a live key of this account's, else returns ErrNotFound. It returns ErrChanged.
 func (s *Store) DeleteServiceAccountKey(ctx context.Context, caller Caller, account ServiceAccount, id uuid.UUID) (ServiceAccountKey, error) {
 	on := target{customerID: account.CustomerID}
-	return reviseOne[ServiceAccountKey](ctx, s, caller, on, NounServiceAccountKeys, id, "deleting a service account's key", `
+	return writeOneAndWait[ServiceAccountKey](ctx, s, caller, on, NounServiceAccountKeys, id, "deleting a service account's key", `
 		UPDATE service_account_keys
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND account_id = (SELECT a.id FROM service_accounts a WHERE a.id = $2 AND a.customer_id = $3) AND `+liveByID+`

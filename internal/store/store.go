@@ -72,12 +72,12 @@ type Store struct {
 	chosenSize bool
 
 	host            atomic.Pointer[host]    // that of the last Feed, nil before the first
-	feedless        atomic.Bool             // a Feed is wanted, and not there
+	feedless        atomic.Bool             // a ChangeFeed is wanted, and not there
 	connectionLimit atomic.Int64            // of the server, 0 where it is not known
 	witness         atomic.Pointer[witness] // nil before the first heartbeat
 	begunBeats      atomic.Int64            // the newest heartbeat that was begun
 	needsBegin      atomic.Bool             // transactions have another isolation unless they say which
-	elsewheres      atomic.Int64            // writes that reached another database than the Feed's
+	elsewheres      atomic.Int64            // writes that reached another database than the ChangeFeed's
 }
 
 // Open makes a Store over the database at url, a postgres:// URL or a keyword/value string with pgx's pool_* settings.
@@ -101,10 +101,10 @@ func Open(ctx context.Context, url secret.Value) (*Store, error) {
 	return s, nil
 }
 
-// beforeConnect has the pool connect to the host of the Feed. A primary that was failed over and lives says that it takes writes as
-// well; the Feed is the one to find out, because its commits are confirmed there no more.
+// beforeConnect has the pool connect to the host of the ChangeFeed. A primary that was failed over and lives says that it takes writes as
+// well; the ChangeFeed is the one to find out, because its commits are confirmed there no more.
 //
-// Without a Feed nothing that a connection could read would count. So there are few, and the Feed of whoever needs one finds room.
+// Without a ChangeFeed nothing that a connection could read would count. So there are few, and the ChangeFeed of whoever needs one finds room.
 func (s *Store) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	if s.feedless.Load() && s.pool().Stat().TotalConns() > feedlessConns {
 		return errFeedless
@@ -244,17 +244,17 @@ func (s *Store) PoolStats() PoolStats {
 	}
 }
 
-// one runs a statement that gives one row, made into a T by its columns' names.
-func one[T any](ctx context.Context, s *Store, doing, sql string, args ...any) (row T, err error) {
-	err = s.confirmed(ctx, func(conn *pgx.Conn) error {
-		row, err = oneIn[T](ctx, conn, sql, args...)
+// queryRow runs a statement that gives queryRow row, made into a T by its columns' names.
+func queryRow[T any](ctx context.Context, s *Store, doing, sql string, args ...any) (row T, err error) {
+	err = s.withDurableCommit(ctx, func(conn *pgx.Conn) error {
+		row, err = queryRowIn[T](ctx, conn, sql, args...)
 		return err
 	})
 	return row, s.failed(doing, err)
 }
 
-// many runs a query and makes each row into a T by its columns' names. It never returns a nil slice without an error.
-func many[T any](ctx context.Context, s *Store, doing, sql string, args ...any) ([]T, error) {
+// queryRows runs a query and makes each row into a T by its columns' names. It never returns a nil slice without an error.
+func queryRows[T any](ctx context.Context, s *Store, doing, sql string, args ...any) ([]T, error) {
 	rows, err := s.pool().Query(ctx, sql, args...)
 	if err != nil {
 		return nil, s.failed(doing, err)
@@ -263,8 +263,8 @@ func many[T any](ctx context.Context, s *Store, doing, sql string, args ...any) 
 	return all, s.failed(doing, err)
 }
 
-// oneIn is one on a connection or in a transaction, whose owner reads the driver's errors.
-func oneIn[T any](ctx context.Context, q querier, sql string, args ...any) (T, error) {
+// queryRowIn is one on a connection or in a transaction, whose owner reads the driver's errors.
+func queryRowIn[T any](ctx context.Context, q querier, sql string, args ...any) (T, error) {
 	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
 		var zero T
@@ -273,18 +273,18 @@ func oneIn[T any](ctx context.Context, q querier, sql string, args ...any) (T, e
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[T])
 }
 
-// quickAll is quick for each of them.
-func quickAll(ids []uuid.UUID) []pgtype.UUID {
+// pgUUIDs is pgUUID for each of them.
+func pgUUIDs(ids []uuid.UUID) []pgtype.UUID {
 	all := make([]pgtype.UUID, len(ids))
 	for i, id := range ids {
-		all[i] = quick(id)
+		all[i] = pgUUID(id)
 	}
 	return all
 }
 
-// quick is an id in the driver's own type, for statements that are run all the time: an id of ours it would write out as text
+// pgUUID is an id in the driver's own type, for statements that are run all the time: an id of ours it would write out as text
 // and read again. It knows the type in every mode, also where poolers let it ask the server for none.
-func quick(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
+func pgUUID(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
 
 // querier is what a connection, a transaction and the pool have in common.
 type querier interface {
@@ -296,7 +296,7 @@ type querier interface {
 // underReadCommitted runs do in a transaction in which each statement sees what was committed before it, whatever the
 // database's default.
 func (s *Store) underReadCommitted(ctx context.Context, do func(pgx.Tx) error) error {
-	return s.confirmed(ctx, func(conn *pgx.Conn) error {
+	return s.withDurableCommit(ctx, func(conn *pgx.Conn) error {
 		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, do)
 	})
 }
@@ -308,8 +308,8 @@ var errUnconfirmed = errors.New("the wait for the standby was cancelled, the out
 // unconfirmed is the name under which a connection remembers that it was told so.
 const unconfirmed = "accesskeys.unconfirmed"
 
-// confirmed runs do on a connection of the pool, and returns errUnconfirmed where what it committed is not safe.
-func (s *Store) confirmed(ctx context.Context, do func(*pgx.Conn) error) error {
+// withDurableCommit runs do on a connection of the pool, and returns errUnconfirmed where what it committed is not safe.
+func (s *Store) withDurableCommit(ctx context.Context, do func(*pgx.Conn) error) error {
 	conn, err := s.pool().Acquire(ctx)
 	if err != nil {
 		return err

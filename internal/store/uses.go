@@ -23,7 +23,7 @@ func (s *Store) RecordUses(ctx context.Context, uses []Use) error {
 	slices.SortFunc(uses, func(a, b Use) int { return bytes.Compare(a.AccessKeyID[:], b.AccessKeyID[:]) })
 	ids, times := make([]pgtype.UUID, len(uses)), make([]time.Time, len(uses))
 	for i, use := range uses {
-		ids[i], times[i] = quick(use.AccessKeyID), use.TmLastUsed
+		ids[i], times[i] = pgUUID(use.AccessKeyID), use.TmLastUsed
 	}
 	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
 		// Nothing is lost with the last of them that is worth a wait for the disk.

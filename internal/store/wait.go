@@ -61,7 +61,7 @@ func (s *Store) waitForInstances(ctx context.Context, r revision) error {
 		return nil // by this server too, after the commit, on the database that shows the commit
 	case <-waiting.Done():
 	case <-s.waiters.turn:
-		acknowledged := s.lookForAll(waiting, w)
+		acknowledged := s.pollForAll(waiting, w)
 		s.waiters.turn <- struct{}{}
 		if acknowledged {
 			return nil
@@ -74,7 +74,7 @@ func (s *Store) waitForInstances(ctx context.Context, r revision) error {
 // began after it.
 //
 // SECURITY: an address may lead elsewhere from one connection to the next, to a standby that was promoted for example, while
-// the Feeds, and the leases with them, stay with the server that was. Then no lease's end can be waited for: they go on.
+// the ChangeFeeds, and the leases with them, stay with the server that was. Then no lease's end can be waited for: they go on.
 func (s *Store) checkWitness(ctx context.Context, r revision) error {
 	w := s.witness.Load()
 	if w == nil { // no Feed: nothing is known of where others have theirs
@@ -104,10 +104,10 @@ func (s *Store) checkWitness(ctx context.Context, r revision) error {
 	return err
 }
 
-// lookForAll looks at the acknowledgements until w's are there, which it reports, or ctx ends.
-func (s *Store) lookForAll(ctx context.Context, w *waiter) bool {
+// pollForAll looks at the acknowledgements until w's are there, which it reports, or ctx ends.
+func (s *Store) pollForAll(ctx context.Context, w *waiter) bool {
 	for began := time.Now(); ; {
-		s.look(ctx)
+		s.pollAcknowledgements(ctx)
 		pause := waitPoll
 		if time.Since(began) > 100*time.Millisecond {
 			pause = waitPollSlow
@@ -122,13 +122,13 @@ func (s *Store) lookForAll(ctx context.Context, w *waiter) bool {
 	}
 }
 
-// look ends the waiting of those whose position every instance has acknowledged.
+// pollAcknowledgements ends the waiting of those whose position every instance has acknowledged.
 //
 // SECURITY: an acknowledgement counts only if the database that shows it holds what is acknowledged, and the position that is
 // waited for. One that has been failed over, or a log that was begun anew, may have used the same numbers for other changes. This
 // server's own has to be among them: it shows that this is the database that its Feed is on. An error counts for nothing:
 // the wait goes on.
-func (s *Store) look(ctx context.Context) {
+func (s *Store) pollAcknowledgements(ctx context.Context) {
 	s.waiters.mu.Lock()
 	numbers := make([]int64, 0, len(s.waiters.waiting))
 	for w := range s.waiters.waiting {

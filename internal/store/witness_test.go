@@ -19,7 +19,7 @@ import (
 // heartbeats are what keeps an instance in the list.
 type heartbeats struct {
 	w    *world
-	feed *store.Feed
+	feed *store.ChangeFeed
 	id   uuid.UUID
 	seq  int64
 }
@@ -41,7 +41,7 @@ func (b *heartbeats) beat() {
 	}
 }
 
-// try is a heartbeat, which the store is told of where it was committed and the Feed's server shows it.
+// try is a heartbeat, which the store is told of where it was committed and the ChangeFeed's server shows it.
 func (b *heartbeats) try(at store.Position) (bool, error) {
 	b.seq++
 	beat := store.Beat{ID: b.id, Seq: b.seq, Lease: time.Second, Applied: at}
@@ -269,7 +269,7 @@ func TestOutdatedProgramGetsNoFurther(t *testing.T) {
 	newest := newestStep(t)
 	for version, want := range map[int]error{newest: nil, newest + 1: store.ErrOutdated} {
 		w.internal(`UPDATE change_head SET oldest_version = $1`, version)
-		_, err := beats.feed.Since(t.Context(), beats.id, w.head())
+		_, err := beats.feed.ReadSince(t.Context(), beats.id, w.head())
 		if !errors.Is(err, want) || want != nil && !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("version %d: reading the log: %v", version, err)
 		}
@@ -293,7 +293,9 @@ func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 	w := newWorld(t)
 	feed := must(w.store.OpenFeed(t.Context()))(t)
 	defer feed.Close()
-	since := func(known store.Position) store.News { return must(feed.Since(t.Context(), uuid.New(), known))(t) }
+	since := func(known store.Position) store.ChangeBatch {
+		return must(feed.ReadSince(t.Context(), uuid.New(), known))(t)
+	}
 	start := since(store.Position{})
 	if start.WentBack || start.Epoch == "" || start.Continues {
 		t.Errorf("from nothing: %+v", start)
@@ -303,7 +305,7 @@ func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 	if !now.Continues || now.WentBack || now.Epoch != start.Epoch || len(now.Changes) != 1 {
 		t.Errorf("after a change: %+v", now)
 	}
-	if same := must(must(w.store.OpenFeed(t.Context()))(t).Since(t.Context(), uuid.New(), now.Head))(t); same.Epoch != start.Epoch {
+	if same := must(must(w.store.OpenFeed(t.Context()))(t).ReadSince(t.Context(), uuid.New(), now.Head))(t); same.Epoch != start.Epoch {
 		t.Errorf("on another connection the epoch is %s, not %s", same.Epoch, start.Epoch)
 	}
 	for name, known := range map[string]store.Position{
@@ -340,7 +342,7 @@ func TestLogWithAGapDoesNotContinue(t *testing.T) {
 		if gap {
 			w.internal(`DELETE FROM changes WHERE position = $1`, known.Number+2)
 		}
-		if news := must(feed.Since(t.Context(), uuid.New(), known))(t); news.Continues == gap || len(news.Changes) != map[bool]int{false: 3}[gap] {
+		if news := must(feed.ReadSince(t.Context(), uuid.New(), known))(t); news.Continues == gap || len(news.Changes) != map[bool]int{false: 3}[gap] {
 			t.Errorf("with a gap: %t: %+v", gap, news)
 		}
 	}

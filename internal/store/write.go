@@ -36,9 +36,9 @@ func insertOne[T any](ctx context.Context, s *Store, c Caller, t target, doing, 
 	err = s.attempt(ctx, func(conn *pgx.Conn) error {
 		var err error
 		if s.needsBegin.Load() {
-			err = atOnce(ctx, conn, func(b *pgx.Batch) { queueOne(b, &row, sql, args...) })
+			err = inOneBatch(ctx, conn, func(b *pgx.Batch) { queueOne(b, &row, sql, args...) })
 		} else {
-			row, err = oneIn[T](ctx, conn, sql, args...)
+			row, err = queryRowIn[T](ctx, conn, sql, args...)
 		}
 		return err
 	})
@@ -50,7 +50,7 @@ func insertAfter[T any](
 	ctx context.Context, s *Store, c Caller, t target, doing string, first func(*pgx.Batch), sql string, args ...any,
 ) (row T, err error) {
 	err = s.attempt(ctx, func(conn *pgx.Conn) error {
-		return atOnce(ctx, conn, func(b *pgx.Batch) {
+		return inOneBatch(ctx, conn, func(b *pgx.Batch) {
 			s.queueAdmission(b, c, t, false)
 			first(b)
 			queueOne(b, &row, sql, args...)
@@ -66,11 +66,11 @@ type revision struct {
 	after int64         // this server's newest heartbeat that was begun before the commit
 }
 
-// revise changes a logged row, that of a table with an id, on behalf of a caller, and returns once no instance trusts the rows
+// writeAndWait changes a logged row, that of a table with an id, on behalf of a caller, and returns once no instance trusts the rows
 // as they were before: until then it waits, for as long as a lease at most. It returns ErrChanged, an error of the
 // statements, or the driver's.
-func (s *Store) revise(ctx context.Context, c Caller, t target, changed Noun, id uuid.UUID, queue func(*pgx.Batch)) error {
-	r, err := s.reviseOnly(ctx, c, t, changed, id, queue)
+func (s *Store) writeAndWait(ctx context.Context, c Caller, t target, changed Noun, id uuid.UUID, queue func(*pgx.Batch)) error {
+	r, err := s.writeLogged(ctx, c, t, changed, id, queue)
 	if err != nil {
 		return err
 	}
@@ -78,10 +78,10 @@ func (s *Store) revise(ctx context.Context, c Caller, t target, changed Noun, id
 	return s.waitForInstances(context.WithoutCancel(ctx), r)
 }
 
-// reviseOnly is revise without the waiting.
-func (s *Store) reviseOnly(ctx context.Context, c Caller, t target, changed Noun, id uuid.UUID, queue func(*pgx.Batch)) (r revision, err error) {
+// writeLogged is writeAndWait without the waiting.
+func (s *Store) writeLogged(ctx context.Context, c Caller, t target, changed Noun, id uuid.UUID, queue func(*pgx.Batch)) (r revision, err error) {
 	err = s.attempt(ctx, func(conn *pgx.Conn) error {
-		return atOnce(ctx, conn, func(b *pgx.Batch) {
+		return inOneBatch(ctx, conn, func(b *pgx.Batch) {
 			s.queueAdmission(b, c, t, true)
 			queue(b)
 			b.Queue(`SELECT ensure_logged($1) WHERE EXISTS (
@@ -99,11 +99,11 @@ func (s *Store) reviseOnly(ctx context.Context, c Caller, t target, changed Noun
 	return r, err
 }
 
-// reviseOne is revise of one row, by a statement that gives it.
-func reviseOne[T any](
+// writeOneAndWait is writeAndWait of one row, by a statement that gives it.
+func writeOneAndWait[T any](
 	ctx context.Context, s *Store, c Caller, t target, changed Noun, id uuid.UUID, doing, sql string, args ...any,
 ) (row T, err error) {
-	err = s.revise(ctx, c, t, changed, id, func(b *pgx.Batch) { queueOne(b, &row, sql, args...) })
+	err = s.writeAndWait(ctx, c, t, changed, id, func(b *pgx.Batch) { queueOne(b, &row, sql, args...) })
 	return row, s.failed(doing, err)
 }
 
@@ -127,7 +127,7 @@ func (s *Store) admitted(sql string, args []any, c Caller, t target, revises boo
 // insertIn runs an INSERT that nobody with a credential asks for, in a transaction whose owner reads the driver's errors.
 func insertIn[T any](ctx context.Context, tx pgx.Tx, on target, insert string, values []any) (T, error) {
 	sql, args := admitted(insert, values, Operator(), on, false, nil)
-	return oneIn[T](ctx, tx, sql, args...)
+	return queryRowIn[T](ctx, tx, sql, args...)
 }
 
 // queueOne queues a statement that gives one row.
@@ -142,7 +142,7 @@ func queueOne[T any](b *pgx.Batch, into *T, sql string, args ...any) {
 // locks in an order of their own.
 func (s *Store) attempt(ctx context.Context, do func(*pgx.Conn) error) error {
 	for attempt := 1; ; attempt++ {
-		err := s.confirmed(ctx, do)
+		err := s.withDurableCommit(ctx, do)
 		switch sqlState(err) {
 		case codeDeadlock, codeSerialization:
 			if attempt == writeAttempts {
@@ -175,11 +175,11 @@ func (s *Store) elsewhere() error {
 	return fmt.Errorf("%w: writes reach another database than the one that this server hears of changes from", ErrUnavailable)
 }
 
-// atOnce runs statements in a transaction of which the server has everything, its COMMIT too, before it begins. Every change
+// inOneBatch runs statements in a transaction of which the server has everything, its COMMIT too, before it begins. Every change
 // locks the head of the log: were the server to wait for its client in between, a client that is stopped, or cut off, would
 // keep everybody else from changing anything. Each statement sees what was committed before it, whatever the database's
 // default; the commit waits for the disk, and for the standby where there is a synchronous one, and says where that was cut short.
-func atOnce(ctx context.Context, conn *pgx.Conn, queue func(*pgx.Batch)) error {
+func inOneBatch(ctx context.Context, conn *pgx.Conn, queue func(*pgx.Batch)) error {
 	var b pgx.Batch
 	b.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
 	b.Queue(`

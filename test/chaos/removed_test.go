@@ -39,9 +39,9 @@ var removals = map[string][]edit{
 	// Nothing is answered from memory but under a lease.
 	"without_rule_lease": {{"internal/authcache/cache.go", "clock < k.ends\n", "clock < k.ends || true\n"}},
 	// What was read before a change is not remembered after it.
-	"without_rule_fill": {{"internal/authcache/lookups.go", "r.known.Load().covers(k, found.Head) {", "true || r.known.Load().covers(k, found.Head) {"}},
+	"without_rule_fill": {{"internal/authcache/lookups.go", "r.state.Load().covers(k, found.Head) {", "true || r.state.Load().covers(k, found.Head) {"}},
 	// Nothing is refused that is not proven.
-	"without_rule_proof": {{"internal/authcache/reading.go", "got := r.prove(ctx, q.key)", "got := r.lookups.ask(ctx, q.key, from)"}},
+	"without_rule_proof": {{"internal/authcache/query.go", "got := r.prove(ctx, q.key)", "got := r.lookups.ask(ctx, q.key, from)"}},
 }
 
 // root is the folder of the module.

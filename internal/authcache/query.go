@@ -10,15 +10,15 @@ import (
 	"accesskeys/internal/store"
 )
 
-// reading is how one kind of credential is had.
-type reading[T any] struct {
+// query is how one kind of credential is had.
+type query[T any] struct {
 	key key
-	// recall puts the rows together from memory, and says when the oldest of them was checked.
-	recall func(*Cache, key) (T, time.Duration, bool)
+	// cached puts the rows together from memory, and says when the oldest of them was checked.
+	cached func(*Cache, key) (T, time.Duration, bool)
 	// pick takes it out of what was found.
 	pick func(store.Found, key) (T, bool)
-	// at sets the database's time.
-	at func(*T, time.Time)
+	// setNow sets the database's time.
+	setNow func(*T, time.Time)
 }
 
 // inMemory returns rows from memory with the database's time, where the instance may trust them: the lease is held, nothing
@@ -26,13 +26,13 @@ type reading[T any] struct {
 // row that is found while no lease is held may have been revoked long ago; that a round then applies the revocation, and renews
 // the lease, doesn't make it valid. Nor does it wait for whoever reads old rows again and forgets them, and may be held up.
 func inMemory[T any](r *Cache, k key, recall func(*Cache, key) (T, time.Duration, bool)) (rows T, now time.Time, ok bool) {
-	before := r.known.Load()
+	before := r.state.Load()
 	rows, oldest, ok := recall(r, k)
 	if !ok {
 		return rows, now, false
 	}
-	after, clock := r.known.Load(), r.clock()
-	now, held := after.at(clock)
+	after, clock := r.state.Load(), r.clock()
+	now, held := after.leaseHeldAt(clock)
 	if !held || after.version != before.version || clock-oldest >= r.maxAge {
 		return rows, now, false
 	}
@@ -43,28 +43,28 @@ func inMemory[T any](r *Cache, k key, recall func(*Cache, key) (T, time.Duration
 // attempts is how often a request has the pool look while changes are being applied, before it waits for a look-up that none disturbs.
 const attempts = 3
 
-// do returns the rows as the database has them at some moment after the call, for a client at an address. It returns
+// get returns the rows as the database has them at some moment after the call, for a client at an address. It returns
 // store.ErrNotFound, which is proven, or store.ErrUnavailable where it can't tell.
-func (q reading[T]) do(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
+func (q query[T]) get(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	if r.lease == 0 {
 		return q.uncached(ctx, r, from)
 	}
 	for attempt := 0; ctx.Err() == nil; {
-		if _, held := r.known.Load().at(r.clock()); !held {
-			if err := r.renew(ctx); err != nil {
+		if _, held := r.state.Load().leaseHeldAt(r.clock()); !held {
+			if err := r.requestRenewal(ctx); err != nil {
 				return rows, err
 			}
 			continue
 		}
-		rows, now, ok := inMemory(r, q.key, q.recall)
+		rows, now, ok := inMemory(r, q.key, q.cached)
 		if ok {
-			q.at(&rows, now)
+			q.setNow(&rows, now)
 			return rows, nil
 		}
 		r.misses.Add(1)
 		got := r.lookups.ask(ctx, q.key, from)
 		if errors.Is(got.err, store.ErrOtherLog) {
-			if err := r.renew(ctx); err != nil { // which finds out what there is
+			if err := r.requestRenewal(ctx); err != nil { // which finds out what there is
 				return rows, err
 			}
 			if attempt++; attempt >= attempts { // the pool reaches another database than the lease is from
@@ -77,8 +77,8 @@ func (q reading[T]) do(ctx context.Context, r *Cache, from netip.Addr) (rows T, 
 		}
 		rows, found := q.pick(got.found, q.key)
 		if found && got.usable(r) {
-			now, _ := r.known.Load().at(r.clock())
-			q.at(&rows, now)
+			now, _ := r.state.Load().leaseHeldAt(r.clock())
+			q.setNow(&rows, now)
 			return rows, nil
 		}
 		if !found {
@@ -93,7 +93,7 @@ func (q reading[T]) do(ctx context.Context, r *Cache, from netip.Addr) (rows T, 
 
 // proven returns the rows as the primary has them at some moment after the call, by a heartbeat that was committed since. It returns
 // store.ErrNotFound and store.ErrUnavailable. Without a lease there is no such proof, and it is as do.
-func (q reading[T]) proven(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
+func (q query[T]) proven(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	if r.lease == 0 {
 		return q.uncached(ctx, r, from)
 	}
@@ -105,13 +105,13 @@ func (q reading[T]) proven(ctx context.Context, r *Cache, from netip.Addr) (rows
 	if !found {
 		return rows, store.ErrNotFound
 	}
-	q.at(&rows, got.found.Now)
+	q.setNow(&rows, got.found.Now)
 	return rows, nil
 }
 
 // agreed is proven where the pool has found the rows, or reaches another database than the lease is from. That they are not found is no
 // answer then: which of the two is right nobody here can tell.
-func (q reading[T]) agreed(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
+func (q query[T]) agreed(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	rows, err = q.proven(ctx, r, from)
 	if errors.Is(err, store.ErrNotFound) {
 		err = fmt.Errorf("%w: its connections lead to databases that disagree", store.ErrUnavailable)
@@ -120,7 +120,7 @@ func (q reading[T]) agreed(ctx context.Context, r *Cache, from netip.Addr) (rows
 }
 
 // uncached asks the database, which no lease says anything about.
-func (q reading[T]) uncached(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
+func (q query[T]) uncached(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	if trouble := r.trouble.Load(); trouble != nil && trouble.outdated {
 		return rows, store.ErrOutdated
 	}

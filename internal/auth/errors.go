@@ -14,7 +14,7 @@ var (
 	ErrBusy = errors.New("too much slow work at once")
 )
 
-// LimitedError means that a username was tried as often as it may be, whoever has it or nobody. It may be tried again after Wait.
+// LimitedError means that a username was tried as often as it may be, whether an agent has it or not. It may be tried again after Wait.
 type LimitedError struct{ Wait time.Duration }
 
 // Error implements error.

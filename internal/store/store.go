@@ -104,7 +104,7 @@ func Open(ctx context.Context, url secret.Value) (*Store, error) {
 // beforeConnect has the pool connect to the host of the ChangeFeed. A primary that was failed over and lives says that it takes writes as
 // well; the ChangeFeed is the one to find out, because its commits are confirmed there no more.
 //
-// Without a ChangeFeed nothing that a connection could read would count. So there are few, and the ChangeFeed of whoever needs one finds room.
+// Without a ChangeFeed nothing that a connection could read would count. So there are few, and a ChangeFeed that needs one finds room.
 func (s *Store) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	if s.feedless.Load() && s.pool().Stat().TotalConns() > feedlessConns {
 		return errFeedless

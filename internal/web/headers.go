@@ -30,7 +30,7 @@ func SetPrivate(header http.Header) {
 	header["Referrer-Policy"] = noReferrer
 }
 
-// strictTransport is a year, for this host alone: whoever else has names below it may not be ours to speak for.
+// strictTransport is a year, for this host alone: names below it may belong to others.
 var strictTransport = []string{"max-age=31536000"}
 
 // HSTS keeps browsers from coming back without TLS, where they came with it (RFC 6797, section 7.1).

@@ -428,6 +428,33 @@ func contents(t testing.TB, database string) (all string) {
 	return all
 }
 
+// stopBetweenTransactions stops the server while it is in no transaction, which the migration would wait for.
+func (o *outdated) stopBetweenTransactions(t testing.TB) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), o.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	eventually(t, "the server is stopped outside of a transaction", func() bool {
+		if err := o.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond) // what it has sent is done by then
+		var inside bool
+		err := conn.QueryRow(t.Context(), `
+			SELECT EXISTS (SELECT FROM pg_stat_activity
+				WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND state <> 'idle')`).Scan(&inside)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if inside {
+			_ = o.cmd.Process.Signal(syscall.SIGCONT)
+		}
+		return !inside
+	})
+}
+
 // migrate brings the database to the newest schema, by the new server's program, and returns when that was done.
 func (o *outdated) migrate(t testing.TB) time.Time {
 	t.Helper()
@@ -674,9 +701,7 @@ func TestKeyPairOfAnOlderServerIsNotWrittenAfterTheUpgrade(t *testing.T) {
 				t.Fatal("no key pair could be made at all")
 			}
 			stopping.Store(true)
-			if err := o.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
+			o.stopBetweenTransactions(t)
 			defer func() { _ = o.cmd.Process.Signal(syscall.SIGCONT) }()
 			o.migrate(t)
 			before := contents(t, o.database)

@@ -185,7 +185,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	slow := dial(t, p.base())
 	slow.upload()
 	p.signal(syscall.SIGTERM)
-	eventually(t, "it stops", func() bool { return strings.Contains(p.stderr.String(), `"stopping: `) })
+	eventually(t, "it stops", func() bool { return strings.Contains(p.stderr.String(), `"shutting down: `) })
 	p.signal(syscall.SIGTERM)
 	if code := p.code(); code != -1 {
 		t.Errorf("exit code %d", code)

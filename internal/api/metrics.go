@@ -40,7 +40,7 @@ func newMetrics(s *store.Store, r *authcache.Cache) *metrics {
 	return m
 }
 
-// handler shows the figures. Where they can't be gathered it panics, so that observe answers as for any other defect.
+// handler shows the figures. Where they can't be gathered it panics, so that web.Kit.Observe answers as for any other defect.
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.PanicOnError})
 }

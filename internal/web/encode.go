@@ -91,7 +91,7 @@ func encode(to io.Writer, v any) {
 		_, err = to.Write(newline)
 	}
 	if err != nil {
-		// Only a defect in our own types leads here; observe turns it into a logged 500.
+		// Only a defect in our own types leads here; Observe turns it into a logged 500.
 		panic(err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"go/token"
 	"io"
 	"maps"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -25,15 +26,17 @@ const module = "accesskeys/"
 var allowed = map[string][]string{
 	"api":        {},
 	"migrations": {},
-	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/authcache", "internal/certificate", "internal/web", "internal/buildinfo"},
+	"cmd/server": {"internal/api", "internal/auth", "internal/store", "internal/changelog", "internal/postgres", "internal/secret", "internal/privatepg", "internal/logging", "internal/mail", "internal/authcache", "internal/certificate", "internal/web", "internal/buildinfo"},
 
 	"internal/api":         {"internal/auth", "internal/mail", "internal/authcache", "internal/store", "internal/secret", "internal/web", "internal/buildinfo", "api"},
 	"internal/buildinfo":   {},
 	"internal/web":         {"internal/secret", "internal/slowclient"},
 	"internal/slowclient":  {},
 	"internal/auth":        {"internal/authcache", "internal/store", "internal/secret"},
-	"internal/authcache":   {"internal/store"},
-	"internal/store":       {"internal/secret", "migrations"},
+	"internal/authcache":   {"internal/changelog", "internal/postgres", "internal/store"},
+	"internal/store":       {"internal/changelog", "internal/postgres", "internal/secret"},
+	"internal/changelog":   {"internal/postgres"},
+	"internal/postgres":    {"internal/secret", "migrations"},
 	"internal/logging":     {},
 	"internal/mail":        {"internal/secret"},
 	"internal/certificate": {},
@@ -88,6 +91,8 @@ func TestForbiddenImportsAreFound(t *testing.T) {
 		"sideways":                        {"internal/secret", module + "internal/privatepg", "internal/secret imports internal/privatepg"},
 		"test support":                    {"cmd/server", module + "internal/pgtest", "cmd/server imports internal/pgtest"},
 		"the driver":                      {"internal/api", "github.com/jackc/pgx/v5/pgconn", "internal/api imports the database's driver"},
+		"the pool beside the SQL":         {"internal/store", "github.com/jackc/pgx/v5/pgxpool", "internal/store imports the database's driver"},
+		"the driver's errors":             {"internal/changelog", "github.com/jackc/pgx/v5/pgconn", "internal/changelog imports the database's driver"},
 		"the driver from the top":         {"cmd/server", "github.com/jackc/pgx/v5", "cmd/server imports the database's driver"},
 		"the testing package":             {"internal/api", "testing", "internal/api imports testing"},
 		"HTTP in the store":               {"internal/store", "net/http", "internal/store imports net/http"},
@@ -125,7 +130,7 @@ func importViolations(packages []pkg) (violations []string) {
 			switch {
 			case isOurs && !slices.Contains(imports, ours):
 				violations = append(violations, from+" imports "+ours)
-			case strings.HasPrefix(imported, "github.com/jackc/pgx") && from != "internal/store" && !slices.Contains(testSupport, from):
+			case strings.HasPrefix(imported, "github.com/jackc/pgx") && !mayImport(from, imported) && !slices.Contains(testSupport, from):
 				violations = append(violations, from+" imports the database's driver")
 			case forTests && !slices.Contains(testSupport, from),
 				imported == "net/http" && !slices.Contains([]string{"cmd/server", "internal/api", "internal/web", "internal/slowclient"}, from):
@@ -135,6 +140,49 @@ func importViolations(packages []pkg) (violations []string) {
 	}
 	return violations
 }
+
+// mayImport reports whether a package may import one of the driver's: internal/postgres all of them, and those with SQL what statements are
+// made with, but neither the pool nor the driver's errors.
+func mayImport(from, imported string) bool {
+	switch from {
+	case "internal/postgres":
+		return true
+	case "internal/store", "internal/changelog":
+		return imported == "github.com/jackc/pgx/v5" || imported == "github.com/jackc/pgx/v5/pgtype"
+	default:
+		return false
+	}
+}
+
+// The most that a package may have before it is split.
+const (
+	mostLines = 3000
+	mostFiles = 20
+)
+
+// A package that is too large is split in the change that makes it so.
+func TestPackagesAreSmallEnough(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t, "./...") {
+		lines := 0
+		for _, name := range p.GoFiles {
+			source, err := os.ReadFile(filepath.Join(p.Dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines += bytes.Count(source, []byte("\n"))
+		}
+		if tooLarge(lines, len(p.GoFiles)) {
+			t.Errorf("%s has %d lines in %d files, more than %d or %d: split it", p.ImportPath, lines, len(p.GoFiles), mostLines, mostFiles)
+		}
+	}
+	// Control.
+	if tooLarge(mostLines, mostFiles) || !tooLarge(mostLines+1, 1) || !tooLarge(1, mostFiles+1) {
+		t.Error("the bounds are not where they should be")
+	}
+}
+
+func tooLarge(lines, files int) bool { return lines > mostLines || files > mostFiles }
 
 // Style, Ways: "Nothing below reads the environment": cmd/server's main passes it on, and test support has a server to find.
 func TestOnlyMainReadsTheEnvironment(t *testing.T) {

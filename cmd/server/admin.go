@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"strings"
 	"unicode/utf8"
@@ -20,6 +19,7 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -28,7 +28,7 @@ func migrateUp(ctx context.Context, inv invocation) error {
 	return migrateTo(ctx, inv, "migrate up", func(ctx context.Context, cfg *settings) (int, error) {
 		log, flush := newLogger(inv.stderr, cfg)
 		defer flush()
-		return store.MigrateUp(ctx, cfg.databaseURL, log)
+		return store.Migrator(cfg.databaseURL, log).Up(ctx)
 	})
 }
 
@@ -59,9 +59,9 @@ func migrateDown(ctx context.Context, inv invocation) error {
 	defer flush()
 	takeBack := inv.takeBackAgreed
 	if *yes {
-		takeBack = store.MigrateDown
+		takeBack = func(ctx context.Context, m postgres.Migrator) (int, error) { return m.Down(ctx) }
 	}
-	version, err := takeBack(ctx, cfg.databaseURL, log)
+	version, err := takeBack(ctx, store.Migrator(cfg.databaseURL, log))
 	if err != nil {
 		return err
 	}
@@ -69,11 +69,11 @@ func migrateDown(ctx context.Context, inv invocation) error {
 	return err
 }
 
-// takeBackAgreed is store.MigrateDown, once somebody has agreed where data is lost.
-func (inv invocation) takeBackAgreed(ctx context.Context, url secret.Value, log *slog.Logger) (int, error) {
+// takeBackAgreed takes the newest step back, once somebody has agreed where data is lost.
+func (inv invocation) takeBackAgreed(ctx context.Context, m postgres.Migrator) (int, error) {
 	for agreed := 0; ; {
-		version, err := store.MigrateDownAgreed(ctx, url, log, agreed)
-		loss, loses := errors.AsType[*store.LossError](err)
+		version, err := m.DownAgreed(ctx, agreed)
+		loss, loses := errors.AsType[*postgres.LossError](err)
 		if !loses {
 			return version, err
 		}
@@ -103,7 +103,7 @@ func (inv invocation) confirmLoss(version int) error {
 
 func migrateVersion(ctx context.Context, inv invocation) error {
 	return migrateTo(ctx, inv, "migrate version", func(ctx context.Context, cfg *settings) (int, error) {
-		return store.SchemaVersion(ctx, cfg.databaseURL)
+		return postgres.SchemaVersion(ctx, cfg.databaseURL)
 	})
 }
 
@@ -249,7 +249,7 @@ func (inv invocation) openStore(ctx context.Context, flags *flag.FlagSet, given 
 	if err != nil {
 		return nil, nil, usagef("DATABASE_URL: %w", err)
 	}
-	if err := s.Ready(ctx); err != nil {
+	if err := s.DB.Ready(ctx); err != nil {
 		s.Close()
 		return nil, nil, fmt.Errorf("%w (server migrate up prepares a database)", err)
 	}

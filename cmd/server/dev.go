@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/changelog"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -78,19 +80,19 @@ func dev(ctx context.Context, inv invocation) error {
 		if err := inv.forgetLibpq(); err != nil {
 			return err
 		}
-		postgres, err := ownPostgres(ctx, folder, inv.getenv, log)
+		cluster, err := ownPostgres(ctx, folder, inv.getenv, log)
 		if err != nil {
 			return err
 		}
 		defer func() {
-			if err := postgres.Close(); err != nil {
+			if err := cluster.Close(); err != nil {
 				log.Error("stopping Postgres", "error", err.Error())
 			}
 		}()
-		if err := store.CreateDatabase(ctx, secret.New(postgres.URL("postgres")), demoDatabase); err != nil {
+		if err := postgres.CreateDatabase(ctx, secret.New(cluster.URL("postgres")), demoDatabase); err != nil {
 			return err
 		}
-		cfg.databaseURL = secret.New(postgres.URL(demoDatabase))
+		cfg.databaseURL = secret.New(cluster.URL(demoDatabase))
 	}
 	if cfg.jwtSecret.Empty() {
 		if cfg.jwtSecret, err = keptSecret(filepath.Join(folder, "jwt_secret")); err != nil {
@@ -133,10 +135,10 @@ func ownPostgres(ctx context.Context, folder string, getenv func(string) string,
 	deadline := time.Now().Add(takeoverWait)
 	asked := 0
 	for {
-		postgres, err := privatepg.Start(ctx, privatepg.Config{Dir: filepath.Join(folder, "postgres"), Logger: log, Getenv: getenv})
+		cluster, err := privatepg.Start(ctx, privatepg.Config{Dir: filepath.Join(folder, "postgres"), Logger: log, Getenv: getenv})
 		inUse, held := errors.AsType[*privatepg.InUseError](err)
 		if !held || time.Now().After(deadline) {
-			return postgres, err
+			return cluster, err
 		}
 		if inUse.PID > 0 && inUse.PID != asked && inUse.PID != os.Getpid() {
 			log.Warn("taking over from another `server dev` on this folder, which is asked to stop", "pid", inUse.PID)
@@ -258,7 +260,7 @@ func (a *app) retirePublished(ctx context.Context) error {
 // publishedKey is the published demo key where the database has it and it is live, else store.ErrNotFound.
 func (a *app) publishedKey(ctx context.Context) (store.AccessKeyCredential, error) {
 	published, _ := auth.ParseAccessToken(demoAccessKey)
-	found, err := a.store.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{published.Hash()}}, store.Position{}, store.HeadFirst)
+	found, err := a.store.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{published.Hash()}}, changelog.Position{}, store.HeadFirst)
 	key, there := found.AccessKeys[published.Hash()]
 	if err == nil && (!there || key.TmDelete.Before(key.Now) || key.TmExpire.Before(key.Now)) {
 		err = store.ErrNotFound

@@ -7,8 +7,8 @@ import (
 	"testing"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
-	"accesskeys/internal/store"
 	"accesskeys/migrations"
 )
 
@@ -113,7 +113,7 @@ func TestEveryMigrationSaysWhatItsWayBackLoses(t *testing.T) {
 	}
 	said := map[string]bool{lostWith(0): true} // which stands for a version that is not known
 	for i, step := range steps {
-		if !store.LosesData(i + 1) {
+		if !postgres.LosesData(i + 1) {
 			continue
 		}
 		lost := lostWith(i + 1)

@@ -17,9 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
-	"accesskeys/internal/store"
 )
 
 // Contract 5: "The database away: 503 `SERVICE_UNAVAILABLE` with `Retry-After` within 5 s, and recovery without a
@@ -27,19 +27,19 @@ import (
 // turns; what was acknowledged before holds after. A credential alone may be verified from memory for a lease, and no longer.
 func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 	t.Parallel()
-	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Dir: filepath.Join(newFolder(t), "postgres"), Getenv: os.Getenv})
+	cluster, err := privatepg.Start(t.Context(), privatepg.Config{Dir: filepath.Join(newFolder(t), "postgres"), Getenv: os.Getenv})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := postgres.Close(); err != nil {
+		if err := cluster.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := store.CreateDatabase(t.Context(), secret.New(postgres.URL("postgres")), "accesskeys"); err != nil {
+	if err := postgres.CreateDatabase(t.Context(), secret.New(cluster.URL("postgres")), "accesskeys"); err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, environment(secret.New(postgres.URL("accesskeys")), map[string]string{"LOG_LEVEL": "info", "CACHE_LEASE": lease.String()}), "serve")
+	p := launch(t, environment(secret.New(cluster.URL("accesskeys")), map[string]string{"LOG_LEVEL": "info", "CACHE_LEASE": lease.String()}), "serve")
 	base := p.base()
 
 	tr := newTraffic(t, base, testKey)
@@ -49,11 +49,11 @@ func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 		name     string
 		down, up func() error
 	}{
-		{"stopped", func() error { return postgres.Stop(t.Context()) }, func() error { return postgres.Start(t.Context()) }},
-		{"killed", postgres.Kill, func() error { return postgres.Start(t.Context()) }},
+		{"stopped", func() error { return cluster.Stop(t.Context()) }, func() error { return cluster.Start(t.Context()) }},
+		{"killed", cluster.Kill, func() error { return cluster.Start(t.Context()) }},
 		{
 			"silent",
-			func() (err error) { silenced, err = silence(filepath.Join(postgres.Dir(), "data")); return err },
+			func() (err error) { silenced, err = silence(filepath.Join(cluster.Dir(), "data")); return err },
 			func() error { return signalAll(silenced, syscall.SIGCONT) },
 		},
 	} {

@@ -20,6 +20,7 @@ import (
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/certificate"
 	"accesskeys/internal/logging"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -185,7 +186,7 @@ func newApp(ctx context.Context, cfg *settings, log *slog.Logger) (_ *app, err e
 
 // prepare migrates and bootstraps.
 func (a *app) prepare(ctx context.Context, cfg *settings) error {
-	if _, err := store.MigrateUp(ctx, cfg.databaseURL, a.log); err != nil {
+	if _, err := store.Migrator(cfg.databaseURL, a.log).Up(ctx); err != nil {
 		return fmt.Errorf("preparing the database at DATABASE_URL: %w", err)
 	}
 	if cfg.bootstrap.customer != "" {
@@ -196,13 +197,13 @@ func (a *app) prepare(ctx context.Context, cfg *settings) error {
 	return a.warnOfFailover(ctx)
 }
 
-// retryForConnection calls do until it ends otherwise than with store.ErrNoConnection, for as long as patience lasts. Servers that are
+// retryForConnection calls do until it ends otherwise than with postgres.ErrNoConnection, for as long as patience lasts. Servers that are
 // flooded can hold all that the database has for a moment: a start that gave up then would be no help to them.
 func retryForConnection(ctx context.Context, log *slog.Logger, patience time.Duration, do func() error) error {
 	ended := time.After(patience)
 	for attempt := 1; ; attempt++ {
 		err := do()
-		if !errors.Is(err, store.ErrNoConnection) {
+		if !errors.Is(err, postgres.ErrNoConnection) {
 			return err
 		}
 		if attempt == 1 {
@@ -304,7 +305,7 @@ func (a *app) close() {
 
 // warnOfFailover says what a failover can undo (docs/revocation.md).
 func (a *app) warnOfFailover(ctx context.Context) error {
-	d, err := a.store.Durability(ctx)
+	d, err := a.store.DB.Durability(ctx)
 	switch {
 	case err != nil:
 		return fmt.Errorf("the database at DATABASE_URL: %w", err)

@@ -20,6 +20,7 @@ import (
 	"accesskeys/internal/auth"
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/mail"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
@@ -250,7 +251,7 @@ func setDatabaseURL(s *settings, v string) error {
 		return err
 	}
 	s.databaseURL = secret.New(v)
-	if store.CheckURL(s.databaseURL) != nil {
+	if postgres.CheckURL(s.databaseURL) != nil {
 		return errNotValid // the setting says itself what it takes
 	}
 	return nil

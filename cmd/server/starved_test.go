@@ -17,9 +17,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
-	"accesskeys/internal/store"
 )
 
 // Promised: a flood that has taken every connection doesn't keep a new server from starting. It says that it waits, and starts once
@@ -145,7 +145,7 @@ func newRefuser(t *testing.T, codes []string) *refuser {
 // The waiting has an end, whatever the database says, and ends with the program.
 func TestWaitForAConnectionIsBounded(t *testing.T) {
 	t.Parallel()
-	full := fmt.Errorf("connecting: %w", store.ErrNoConnection)
+	full := fmt.Errorf("connecting: %w", postgres.ErrNoConnection)
 	stopped, stop := context.WithCancel(t.Context())
 	for name, test := range map[string]struct {
 		ctx      func() context.Context
@@ -157,7 +157,7 @@ func TestWaitForAConnectionIsBounded(t *testing.T) {
 	} {
 		attempts := 0
 		err := retryForConnection(test.ctx(), slog.New(slog.DiscardHandler), test.patience, func() error { attempts++; return test.do() })
-		if !errors.Is(err, store.ErrNoConnection) || attempts == 0 {
+		if !errors.Is(err, postgres.ErrNoConnection) || attempts == 0 {
 			t.Errorf("%s: %d attempts, %v", name, attempts, err)
 		}
 	}

@@ -26,6 +26,7 @@ import (
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/mail"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
@@ -230,7 +231,7 @@ func (h *harness) jwtFor(a store.Agent) string {
 // agentCredential is an agent as the database has it now.
 func (h *harness) agentCredential(id uuid.UUID) store.AgentCredential {
 	h.t.Helper()
-	found, err := h.store.Lookup(h.t.Context(), store.Lookup{Agents: []uuid.UUID{id}}, store.Position{}, store.HeadFirst)
+	found, err := h.store.Lookup(h.t.Context(), store.Lookup{Agents: []uuid.UUID{id}}, changelog.Position{}, store.HeadFirst)
 	if err != nil {
 		h.t.Fatal(err)
 	}

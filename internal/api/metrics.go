@@ -77,7 +77,7 @@ func (c poolCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.Describ
 
 // Collect implements prometheus.Collector.
 func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
-	st := c.store.PoolStats()
+	st := c.store.DB.Stats()
 	gauge := func(name, help string, v float64) {
 		ch <- prometheus.MustNewConstMetric(poolDesc(name, help), prometheus.GaugeValue, v)
 	}

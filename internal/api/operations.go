@@ -39,7 +39,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
-	if err := s.store.Ready(ctx); err != nil {
+	if err := s.store.DB.Ready(ctx); err != nil {
 		return err
 	}
 	err := s.cache.Ready(ctx)

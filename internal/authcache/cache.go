@@ -14,6 +14,7 @@ import (
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -68,7 +69,7 @@ type Cache struct {
 	uses   uses
 	// flushEvery is usesFlush.
 	flushEvery time.Duration
-	lookup     func(context.Context, store.Lookup, store.Position, store.Order) (store.Found, error) // the Store's
+	lookup     func(context.Context, store.Lookup, changelog.Position, store.Order) (store.Found, error) // the Store's
 
 	rows    *otter.Cache[key, any]
 	lookups lookups
@@ -94,7 +95,7 @@ type Cache struct {
 	interrupt context.CancelFunc // ends the pause between rounds; nil where there is none
 
 	trouble atomic.Pointer[TroubleError]
-	holder  atomic.Pointer[store.Holder]
+	holder  atomic.Pointer[changelog.Holder]
 
 	hits, misses, evictions   atomic.Int64
 	unlogged, aged, lostCount atomic.Int64
@@ -105,7 +106,7 @@ type state struct {
 	version uint64 // counts the states whose position differs
 	unsure  bool   // everything was forgotten, and there was no lease since
 	past    uint64 // counts the times that everything was forgotten, for a database that was another one or had been put back
-	applied store.Position
+	applied changelog.Position
 	began   time.Duration // of the lease, in boot time
 	ends    time.Duration // of the lease, in boot time; 0 for none
 	now     time.Time     // the database's time at read, or later
@@ -184,7 +185,7 @@ func (r *Cache) Ready(ctx context.Context) error {
 		return trouble
 	}
 	if r.lease == 0 { // a database that only reads is not the one that revocations are written to
-		_, err := r.store.Lookup(ctx, store.Lookup{}, store.Position{}, store.HeadFirst)
+		_, err := r.store.Lookup(ctx, store.Lookup{}, changelog.Position{}, store.HeadFirst)
 		return err
 	}
 	if _, held := r.state.Load().leaseHeldAt(r.clock()); held {

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -243,7 +244,7 @@ func TestHeldRowOfADeadInstanceCostsNobodyTheLease(t *testing.T) {
 	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, dead)
 	r, off := w.run(authcache.MinLease), w.run(0)
 	r.reads(w.acme)
-	for began := time.Now(); time.Since(began) < 10*store.LeaseEnd(authcache.MinLease); { // which is swept again and again
+	for began := time.Now(); time.Since(began) < 10*changelog.LeaseEnd(authcache.MinLease); { // which is swept again and again
 		if err := r.Renew(within(t)); err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -41,7 +42,7 @@ func NetworkOf(addr netip.Addr) netip.Prefix { return networkOf(addr) }
 func (r *Cache) SetClock(clock func() time.Duration) { r.clock = clock }
 
 // LookupFunc is a look-up by the pool.
-type LookupFunc = func(context.Context, store.Lookup, store.Position, store.Order) (store.Found, error)
+type LookupFunc = func(context.Context, store.Lookup, changelog.Position, store.Order) (store.Found, error)
 
 // WrapLookup puts something between the instance and its look-ups by the pool. To be called before Run.
 func (r *Cache) WrapLookup(wrap func(LookupFunc) LookupFunc) { r.lookup = wrap(r.lookup) }
@@ -131,7 +132,7 @@ func (r *Cache) RemembersServiceAccountKey(id uuid.UUID) bool {
 type Census struct{ reaper }
 
 // Sweep removes those that have died.
-func (c *Census) Sweep(ctx context.Context, feed *store.ChangeFeed, self uuid.UUID) error {
+func (c *Census) Sweep(ctx context.Context, feed *changelog.Feed, self uuid.UUID) error {
 	_, err := c.reap(ctx, feed, self)
 	return err
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -191,7 +192,7 @@ func (r *runner) holdLookups(stops int64) *heldLookups {
 	h.stops.Store(stops)
 	r.held = h
 	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
 			h.begun.Add(1)
 			stop := func() {
 				h.stopped <- struct{}{}
@@ -328,17 +329,17 @@ func pairRead(
 // These read one credential from a store, as any database has it that the store reaches.
 
 func accessKeyByHash(ctx context.Context, s *store.Store, hash store.TokenHash) (store.AccessKeyCredential, error) {
-	found, err := s.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{hash}}, store.Position{}, store.HeadFirst)
+	found, err := s.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{hash}}, changelog.Position{}, store.HeadFirst)
 	return only(found.AccessKeys, hash, err)
 }
 
 func agentCredential(ctx context.Context, s *store.Store, id uuid.UUID) (store.AgentCredential, error) {
-	found, err := s.Lookup(ctx, store.Lookup{Agents: []uuid.UUID{id}}, store.Position{}, store.HeadFirst)
+	found, err := s.Lookup(ctx, store.Lookup{Agents: []uuid.UUID{id}}, changelog.Position{}, store.HeadFirst)
 	return only(found.Agents, id, err)
 }
 
 func serviceAccountCredential(ctx context.Context, s *store.Store, keyID uuid.UUID) (store.ServiceAccountCredential, error) {
-	found, err := s.Lookup(ctx, store.Lookup{ServiceAccountKeys: []uuid.UUID{keyID}}, store.Position{}, store.HeadFirst)
+	found, err := s.Lookup(ctx, store.Lookup{ServiceAccountKeys: []uuid.UUID{keyID}}, changelog.Position{}, store.HeadFirst)
 	return only(found.ServiceAccountKeys, keyID, err)
 }
 

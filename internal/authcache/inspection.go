@@ -7,11 +7,11 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/store"
+	"accesskeys/internal/changelog"
 )
 
 // noteHolder keeps who holds the head of the log, and says so when that changes. One whose age can't be seen must be found twice.
-func (r *Cache) noteHolder(now, last *store.Holder) {
+func (r *Cache) noteHolder(now, last *changelog.Holder) {
 	if now != nil && now.Since.IsZero() && (last == nil || last.PID != now.PID) {
 		now = nil
 	}
@@ -26,7 +26,7 @@ func (r *Cache) noteHolder(now, last *store.Holder) {
 }
 
 // Holder is the transaction that keeps revocations waiting, nil where there is none.
-func (r *Cache) Holder() *store.Holder { return r.holder.Load() }
+func (r *Cache) Holder() *changelog.Holder { return r.holder.Load() }
 
 // inspectionPause is how often it is looked at what people can have changed in the database.
 const inspectionPause = time.Second
@@ -46,12 +46,12 @@ func (r *Cache) runInspections(ctx context.Context) error {
 	tick := time.NewTicker(inspectionPause)
 	defer tick.Stop()
 	var others reaper
-	var before store.Inspection
+	var before changelog.Inspection
 	for {
 		r.inspect(ctx, &before)
 		if r.lease == 0 {
 			sweeping, cancel := context.WithTimeout(ctx, roundTimeout)
-			_, _ = others.reap(sweeping, r.store, uuid.Nil) // it is tried again
+			_, _ = others.reap(sweeping, r.store.Log, uuid.Nil) // it is tried again
 			cancel()
 		}
 		select {
@@ -63,10 +63,10 @@ func (r *Cache) runInspections(ctx context.Context) error {
 }
 
 // inspect keeps what is wrong, if anything, and says so when that changes. A database that can't be asked changes nothing.
-func (r *Cache) inspect(ctx context.Context, last *store.Inspection) {
+func (r *Cache) inspect(ctx context.Context, last *changelog.Inspection) {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
-	found, err := r.store.Inspect(ctx)
+	found, err := r.store.Log.Inspect(ctx)
 	if err != nil {
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -50,10 +51,10 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 	r.advance(long)
 	for _, r := range []*runner{r, off} {
 		for _, reader := range append(w.acme.readers(), strangers()...) {
-			if _, _, err := reader.cached(within(t), r.Cache); !errors.Is(err, store.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
+			if _, _, err := reader.cached(within(t), r.Cache); !errors.Is(err, changelog.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%s: %v", reader.name, err)
 			}
-			if _, _, err := reader.proven(within(t), r.Cache); !errors.Is(err, store.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
+			if _, _, err := reader.proven(within(t), r.Cache); !errors.Is(err, changelog.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%s, proven: %v", reader.name, err)
 			}
 		}
@@ -125,7 +126,7 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 	query := other.Query()
 	query.Set("search_path", "elsewhere")
 	other.RawQuery = query.Encode()
-	must(store.MigrateUp(t.Context(), secret.New(other.String()), slog.New(slog.DiscardHandler)))(t)
+	must(store.Migrator(secret.New(other.String()), slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
 	r := w.run(long)
 	r.reads(w.acme)
 	var feed int
@@ -181,7 +182,7 @@ func TestTheDeadAreSweptWithoutALease(t *testing.T) {
 		dead, lease.Milliseconds())
 	w.run(0)
 	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances`) == 0 })
-	if took := time.Since(began); took < store.LeaseEnd(lease) {
+	if took := time.Since(began); took < changelog.LeaseEnd(lease) {
 		t.Errorf("it was removed after %v, before its lease could have ended", took)
 	}
 	// Who lives stays.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -53,7 +54,7 @@ func (r *Cache) runLease(ctx context.Context) error {
 		}
 		failing = true
 		pause := retryPause
-		if errors.Is(failure, store.ErrOutdated) {
+		if errors.Is(failure, changelog.ErrOutdated) {
 			pause = outdatedPause
 		}
 		select {
@@ -77,7 +78,7 @@ func (r *Cache) follow(ctx context.Context, held func()) (err error) {
 	}()
 	connecting, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
-	feed, err := r.store.OpenFeed(connecting)
+	feed, err := r.store.Log.OpenFeed(connecting)
 	if err != nil {
 		return err
 	}
@@ -113,19 +114,19 @@ func (r *Cache) follow(ctx context.Context, held func()) (err error) {
 }
 
 // reap removes instances that have died, and has the pool take no more than its share beside the others.
-func (r *Cache) reap(ctx context.Context, feed *store.ChangeFeed, others *reaper) (err error) {
+func (r *Cache) reap(ctx context.Context, feed *changelog.Feed, others *reaper) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	r.swept = r.clock()
 	if r.instances, err = others.reap(ctx, feed, *r.id.Load()); err != nil {
 		return err
 	}
-	return r.store.Share(r.instances)
+	return r.store.DB.Share(r.instances)
 }
 
 // idle returns when the next round is due, with those who asked for it: for its time, because something is in the log, or
 // because somebody waits. It reports whether the round is for more than proofs.
-func (r *Cache) idle(ctx context.Context, feed *store.ChangeFeed) (asked *renewal, usual bool, err error) {
+func (r *Cache) idle(ctx context.Context, feed *changelog.Feed) (asked *renewal, usual bool, err error) {
 	for {
 		err := r.pause(ctx, feed)
 		if err == nil {
@@ -149,7 +150,7 @@ func (r *Cache) idle(ctx context.Context, feed *store.ChangeFeed) (asked *renewa
 }
 
 // pause returns on a notification, when somebody asks for a round, or when it is time to look.
-func (r *Cache) pause(ctx context.Context, feed *store.ChangeFeed) error {
+func (r *Cache) pause(ctx context.Context, feed *changelog.Feed) error {
 	r.asking.Lock()
 	pause := min(logPoll, r.lease/4)
 	wait, waiting := r.proofs.due(r.clock(), r.instances)
@@ -198,7 +199,7 @@ const healAfter = 3
 // renewLease applies the log, commits a heartbeat that acknowledges it, applies what has come since, and so has a lease that began
 // before the heartbeat was sent. The order of these steps is what the proof rests on. It reports whether something has
 // come since, which another renewLease would acknowledge.
-func (r *Cache) renewLease(ctx context.Context, feed *store.ChangeFeed) (again bool, err error) {
+func (r *Cache) renewLease(ctx context.Context, feed *changelog.Feed) (again bool, err error) {
 	// A round that has begun is ended: what is broken off costs the connection.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
@@ -237,7 +238,7 @@ const (
 )
 
 // heartbeat is a round's heartbeat, and what follows it.
-func (r *Cache) heartbeat(ctx context.Context, feed *store.ChangeFeed, proofs []*lookupRequest) (again bool, came beatOutcome, err error) {
+func (r *Cache) heartbeat(ctx context.Context, feed *changelog.Feed, proofs []*lookupRequest) (again bool, came beatOutcome, err error) {
 	defer func() {
 		if came != beatLeased {
 			r.proofs.fail(proofs, cmp.Or(err, fmt.Errorf("no heartbeat could be committed: %w", store.ErrUnavailable)))
@@ -245,9 +246,9 @@ func (r *Cache) heartbeat(ctx context.Context, feed *store.ChangeFeed, proofs []
 	}()
 	began := r.clock()
 	r.beats++
-	beat := store.Beat{ID: *r.id.Load(), Seq: r.beats, Lease: r.lease, Applied: r.state.Load().applied}
+	beat := changelog.Beat{ID: *r.id.Load(), Seq: r.beats, Lease: r.lease, Applied: r.state.Load().applied}
 	held, err := feed.Heartbeat(ctx, beat)
-	if errors.Is(err, store.ErrRowLocked) {
+	if errors.Is(err, changelog.ErrRowLocked) {
 		r.log.Warn("somebody holds this server's row in instances; it goes on under another id", "id", r.id.Load().String())
 		r.newID()
 		return false, beatUnclear, nil
@@ -296,12 +297,12 @@ func (r *Cache) forgetEverything(k *state) {
 }
 
 // readLog reads what the log holds, and applies it.
-func (r *Cache) readLog(ctx context.Context, feed *store.ChangeFeed) (store.ChangeBatch, error) {
+func (r *Cache) readLog(ctx context.Context, feed *changelog.Feed) (changelog.Batch, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), roundTimeout)
 	defer cancel()
 	at := r.clock()
 	news, err := feed.ReadSince(ctx, *r.id.Load(), r.state.Load().applied)
-	if errors.Is(err, store.ErrNoHead) {
+	if errors.Is(err, changelog.ErrNoHead) {
 		r.log.Error("the log of changes has lost its head; it is mended, and everything that is remembered is forgotten")
 		err = errors.Join(err, feed.Heal(ctx, MaxLease))
 	}
@@ -333,7 +334,7 @@ func (r *Cache) readLog(ctx context.Context, feed *store.ChangeFeed) (store.Chan
 }
 
 // noteLost tells whoever looks after the database that it has lost what it had confirmed.
-func (r *Cache) noteLost(news store.ChangeBatch) {
+func (r *Cache) noteLost(news changelog.Batch) {
 	if news.Seq >= r.confirmed && !news.WentBack || news.Seq == 0 && !news.WentBack {
 		return
 	}
@@ -344,7 +345,7 @@ func (r *Cache) noteLost(news store.ChangeBatch) {
 }
 
 // leave ends the lease and takes the instance out of the list of those that revocations wait for.
-func (r *Cache) leave(feed *store.ChangeFeed) {
+func (r *Cache) leave(feed *changelog.Feed) {
 	r.extend(-r.lease) // ends at 0
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -222,7 +223,7 @@ func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 		t.Errorf("with a dead instance a revocation returned after %v", after)
 	}
 	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
-	if took := time.Since(began); took < store.LeaseEnd(lease) {
+	if took := time.Since(began); took < changelog.LeaseEnd(lease) {
 		t.Errorf("it was removed after %v, before its lease could have ended", took)
 	}
 	until(t, "a revocation waits for no lease", func() bool { return revoke() < lease })
@@ -270,11 +271,11 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
-	known := store.Position{Number: value[int64](w, `SELECT position FROM change_head`), Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
+	known := changelog.Position{Number: value[int64](w, `SELECT position FROM change_head`), Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
 	registered := uuid.New()
-	first := must(w.store.OpenFeed(t.Context()))(t)
+	first := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer first.Close()
-	if held, err := first.Heartbeat(t.Context(), store.Beat{ID: registered, Seq: 1, Lease: time.Second, Applied: known}); !held || err != nil {
+	if held, err := first.Heartbeat(t.Context(), changelog.Beat{ID: registered, Seq: 1, Lease: time.Second, Applied: known}); !held || err != nil {
 		t.Fatal(held, err)
 	}
 	lookups := map[string]store.Lookup{
@@ -283,16 +284,16 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 		"pair":       {ServiceAccountKeys: []uuid.UUID{w.acme.pair.ID}},
 		"nothing":    {},
 	}
-	for name, p := range map[string]store.Position{
+	for name, p := range map[string]changelog.Position{
 		"another entry":             {Number: known.Number, Entry: uuid.New()},
 		"a position yet to come":    {Number: known.Number + 1, Entry: known.Entry},
 		"the entry somewhere else":  {Number: known.Number - 1, Entry: known.Entry},
 		"a position of before":      {Number: -1, Entry: known.Entry},
 		"the number 0, of no entry": {Number: 0, Entry: uuid.New()},
 	} {
-		feed := must(w.store.OpenFeed(t.Context()))(t)
+		feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 		for _, id := range []uuid.UUID{uuid.New(), registered} {
-			if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: p}); held || err != nil {
+			if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: p}); held || err != nil {
 				t.Errorf("%s: a heartbeat gives %v, %v", name, held, err)
 			}
 		}
@@ -301,7 +302,7 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 		}
 		feed.Close()
 		for what, l := range lookups {
-			if _, err := w.store.Lookup(t.Context(), l, p, store.HeadFirst); !errors.Is(err, store.ErrOtherLog) || !errors.Is(err, store.ErrUnavailable) {
+			if _, err := w.store.Lookup(t.Context(), l, p, store.HeadFirst); !errors.Is(err, changelog.ErrOtherLog) || !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("%s, %s: %v", name, what, err)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -188,7 +189,7 @@ func (got lookupResult) usable(r *Cache) bool {
 
 // covers reports whether nothing has been applied to k that a look-up doesn't know of, which began when the instance knew before, and
 // found a head. A head of before the database was put back says nothing, though it may be the head again.
-func (k *state) covers(before *state, head store.Position) bool {
+func (k *state) covers(before *state, head changelog.Position) bool {
 	return k.version == before.version || k.past == before.past && k.applied == head
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -27,7 +28,7 @@ func TestLookUpsUseFewConnections(t *testing.T) {
 		r := w.newCache(lease)
 		var underWay, most, looked atomic.Int64
 		r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-			return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+			return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
 				now := underWay.Add(1)
 				defer underWay.Add(-1)
 				for before := most.Load(); now > before && !most.CompareAndSwap(before, now); before = most.Load() {
@@ -57,7 +58,7 @@ func TestLookUpsUseFewConnections(t *testing.T) {
 			t.Errorf("%d of %d keys were looked up", looked.Load(), clients*each)
 		}
 		// Beside these there are that of the inspections, and that of the writing of uses.
-		if total := r.store.PoolStats().Total; total > authcache.LookupsAtOnce+2 {
+		if total := r.store.DB.Stats().Total; total > authcache.LookupsAtOnce+2 {
 			t.Errorf("the pool has %d connections", total)
 		}
 		r.stop()
@@ -80,7 +81,7 @@ func TestNetworksTakeTurns(t *testing.T) {
 		var batches [][]store.TokenHash
 		var mu sync.Mutex
 		r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-			return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+			return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
 				mu.Lock()
 				batches = append(batches, l.AccessKeys)
 				mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -83,12 +84,12 @@ func (p *proofs) fail(requests []*lookupRequest, err error) {
 // nothing is applied meanwhile, since only the caller does that.
 //
 // It returns an error where the connection is of no more use.
-func (r *Cache) answerProofs(ctx context.Context, feed *store.ChangeFeed, requests []*lookupRequest) (broken error) {
+func (r *Cache) answerProofs(ctx context.Context, feed *changelog.Feed, requests []*lookupRequest) (broken error) {
 	for batch := range slices.Chunk(requests, proofBatch) {
 		got := lookupResult{known: r.state.Load(), err: broken}
 		if broken == nil {
 			at := r.clock()
-			got.found, broken = feed.Lookup(ctx, lookupOf(batch), got.known.applied, *r.id.Load())
+			got.found, broken = store.LookupByFeed(ctx, feed, lookupOf(batch), got.known.applied, *r.id.Load())
 			_, held := got.known.leaseHeldAt(r.clock())
 			switch {
 			case broken != nil:

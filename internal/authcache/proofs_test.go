@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -266,7 +267,7 @@ func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
 	r := w.newCache(long)
 	var underWay, looked atomic.Int64
 	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
 			underWay.Add(1)
 			defer underWay.Add(-1)
 			defer looked.Add(int64(len(l.AccessKeys)))
@@ -289,7 +290,7 @@ func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
 		})
 	}
 	until(t, "all wait, and no connection of the pool is in use", func() bool {
-		return looked.Load() >= strangers && r.WaitingLookups() == 0 && underWay.Load() == 0 && r.store.PoolStats().Acquired == 0
+		return looked.Load() >= strangers && r.WaitingLookups() == 0 && underWay.Load() == 0 && r.store.DB.Stats().Acquired == 0
 	})
 	stop()
 	all.Wait()

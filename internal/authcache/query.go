@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -63,7 +64,7 @@ func (q query[T]) get(ctx context.Context, r *Cache, from netip.Addr) (rows T, e
 		}
 		r.misses.Add(1)
 		got := r.lookups.ask(ctx, q.key, from)
-		if errors.Is(got.err, store.ErrOtherLog) {
+		if errors.Is(got.err, changelog.ErrOtherLog) {
 			if err := r.requestRenewal(ctx); err != nil { // which finds out what there is
 				return rows, err
 			}
@@ -122,7 +123,7 @@ func (q query[T]) agreed(ctx context.Context, r *Cache, from netip.Addr) (rows T
 // uncached asks the database, which no lease says anything about.
 func (q query[T]) uncached(ctx context.Context, r *Cache, from netip.Addr) (rows T, err error) {
 	if trouble := r.trouble.Load(); trouble != nil && trouble.outdated {
-		return rows, store.ErrOutdated
+		return rows, changelog.ErrOutdated
 	}
 	got := r.lookups.ask(ctx, q.key, from)
 	if got.err != nil {

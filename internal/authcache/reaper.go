@@ -6,12 +6,12 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/store"
+	"accesskeys/internal/changelog"
 )
 
-// registry is the list of instances: over the ChangeFeed, or by the pool where there is none.
+// registry is the list of instances: over the Feed, or by the pool where there is none.
 type registry interface {
-	Instances(ctx context.Context) ([]store.Registered, error)
+	Instances(ctx context.Context) ([]changelog.Registered, error)
 	Unregister(ctx context.Context, id uuid.UUID, seq int64) error
 }
 
@@ -40,7 +40,7 @@ func (c *reaper) reap(ctx context.Context, list registry, self uuid.UUID) (int, 
 		case other.ID == self:
 		case !known || before.seq != other.Seq:
 			seen[other.ID] = lastSeen{seq: other.Seq, from: time.Now()}
-		case time.Since(before.from) > store.LeaseEnd(other.Lease):
+		case time.Since(before.from) > changelog.LeaseEnd(other.Lease):
 			if err := list.Unregister(ctx, other.ID, other.Seq); err != nil {
 				return 0, err
 			}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -115,7 +116,7 @@ func (r *Cache) refresh(ctx context.Context, batch []aged) {
 }
 
 // waitApplied reports whether the log has been applied up to a position before ctx ends.
-func (r *Cache) waitApplied(ctx context.Context, p store.Position) bool {
+func (r *Cache) waitApplied(ctx context.Context, p changelog.Position) bool {
 	for r.state.Load().applied.Number < p.Number {
 		select {
 		case <-time.After(refreshPoll):

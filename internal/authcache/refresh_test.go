@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -169,7 +170,7 @@ func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 	w := newWorld(t)
 	r := w.newCacheOf(long, maxAge)
 	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
 			if order == store.HeadLast {
 				return store.Found{}, store.ErrUnavailable
 			}
@@ -242,7 +243,7 @@ func TestReadingAgainRemembersNothing(t *testing.T) {
 	let := sync.OnceFunc(func() { close(release) })
 	t.Cleanup(let)
 	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
 			found, err := lookup(ctx, l, known, order)
 			if order == store.HeadLast {
 				stopped <- struct{}{}
@@ -281,7 +282,7 @@ func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 	let := sync.OnceFunc(func() { close(release) })
 	t.Cleanup(let)
 	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
 			found, err := lookup(ctx, l, known, order)
 			if order == store.HeadLast {
 				stopped <- struct{}{}
@@ -320,7 +321,7 @@ func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 	var ahead atomic.Bool
 	ahead.Store(true)
 	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known store.Position, order store.Order) (store.Found, error) {
+		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
 			found, err := lookup(ctx, l, known, order)
 			if order == store.HeadLast && ahead.Load() {
 				found.Head.Number++ // somebody has changed something since, and it is not applied yet

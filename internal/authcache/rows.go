@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -55,19 +56,19 @@ func (k key) addTo(l *store.Lookup) {
 }
 
 // subjectKey is the key of a row that a change names.
-func subjectKey(noun store.Noun, subject []byte) (key, bool) {
+func subjectKey(noun changelog.Noun, subject []byte) (key, bool) {
 	out := key{}
 	size := len(uuid.UUID{})
 	switch noun {
-	case store.NounAccessKeys:
+	case changelog.NounAccessKeys:
 		out.kind, size = kindAccessKey, len(store.TokenHash{})
-	case store.NounAgents:
+	case changelog.NounAgents:
 		out.kind = kindAgent
-	case store.NounCustomers:
+	case changelog.NounCustomers:
 		out.kind = kindCustomer
-	case store.NounServiceAccounts:
+	case changelog.NounServiceAccounts:
 		out.kind = kindServiceAccount
-	case store.NounServiceAccountKeys:
+	case changelog.NounServiceAccountKeys:
 		out.kind = kindServiceAccountKey
 	default:
 		return out, false
@@ -145,7 +146,7 @@ func rolesBytes(roles []string) (n int) {
 }
 
 // forget removes what a change has made stale. The caller holds applying.
-func (r *Cache) forget(change store.Change) {
+func (r *Cache) forget(change changelog.Change) {
 	if change.Subjects == nil {
 		r.rows.InvalidateAll()
 		return

@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/authcache"
-	"accesskeys/internal/store"
+	"accesskeys/internal/changelog"
 )
 
 // A sweeper that stood still in between takes nobody for dead who was swept by another, has come back and lives: an old
@@ -16,16 +16,16 @@ import (
 func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	feed := must(w.store.OpenFeed(t.Context()))(t)
+	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	const lease = authcache.MinLease
-	at := store.Position{Number: 0, Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
+	at := changelog.Position{Number: 0, Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
 	r := uuid.New()
 	var seq int64
 	beat := func() {
 		t.Helper()
 		seq++
-		if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: r, Seq: seq, Lease: lease, Applied: at}); !held || err != nil {
+		if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: r, Seq: seq, Lease: lease, Applied: at}); !held || err != nil {
 			t.Fatal(held, err)
 		}
 	}
@@ -38,7 +38,7 @@ func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 	}
 	beat()
 	sweep()                                                            // sees r, and stands still
-	time.Sleep(store.LeaseEnd(lease) + 20*time.Millisecond)            // for longer than r's lease
+	time.Sleep(changelog.LeaseEnd(lease) + 20*time.Millisecond)        // for longer than r's lease
 	w.internally(`DELETE FROM instances WHERE id = $1 AND seq = 1`, r) // r stood still, too, and another one has swept it
 	beat()                                                             // r is back
 	sweep()

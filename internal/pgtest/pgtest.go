@@ -75,7 +75,7 @@ var template = sync.OnceValues(func() (string, error) {
 		if _, err := conn.Exec(ctx, `CREATE DATABASE `+quoted(making)); err != nil {
 			return err
 		}
-		if _, err := store.MigrateUp(ctx, address(making), slog.New(slog.DiscardHandler)); err != nil {
+		if _, err := store.Migrator(address(making), slog.New(slog.DiscardHandler)).Up(ctx); err != nil {
 			return err
 		}
 		_, err = conn.Exec(ctx, `ALTER DATABASE `+quoted(making)+` RENAME TO `+quoted(name))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -47,7 +48,7 @@ func TestEachDatabaseIsItsOwnAndGoesWithItsTest(t *testing.T) {
 				t.Errorf("%s: %d, want %d", name, got, test.want)
 			}
 		}
-		if err := Store(t).Ready(t.Context()); err != nil {
+		if err := Store(t).DB.Ready(t.Context()); err != nil {
 			t.Errorf("a store on a migrated database: %v", err)
 		}
 		// A connection that a test has forgotten keeps no database alive.
@@ -114,11 +115,11 @@ func TestTemplateIsMadeOnceForAllBinaries(t *testing.T) {
 func TestTemplateHasTheNewestSchema(t *testing.T) {
 	t.Parallel()
 	url := Empty(t)
-	newest, err := store.MigrateUp(t.Context(), url, slog.New(slog.DiscardHandler))
+	newest, err := store.Migrator(url, slog.New(slog.DiscardHandler)).Up(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := store.SchemaVersion(t.Context(), Migrated(t)); err != nil || got != newest {
+	if got, err := postgres.SchemaVersion(t.Context(), Migrated(t)); err != nil || got != newest {
 		t.Errorf("the template is at version %d (%v), want %d", got, err, newest)
 	}
 }

@@ -10,6 +10,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"accesskeys/internal/changelog"
+	"accesskeys/internal/postgres"
 )
 
 // TokenHash is the SHA-256 of an access key's token, the only form in which a token is stored.
@@ -100,11 +103,11 @@ func (s *Store) CreateAccessKey(ctx context.Context, caller Caller, k NewAccessK
 func (k NewAccessKey) values(id uuid.UUID, caller Caller) []any {
 	var agentID pgtype.UUID // null
 	if k.AgentID != nil {
-		agentID = pgUUID(*k.AgentID)
+		agentID = postgres.UUID(*k.AgentID)
 	}
 	return []any{
-		pgUUID(id), pgUUID(k.CustomerID), agentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
-		pgtype.Text{String: caller.creator.Type, Valid: caller.creator.Type != ""}, nullable(caller.creator.ID), caller.serviceAccountID(),
+		postgres.UUID(id), postgres.UUID(k.CustomerID), agentID, k.Roles, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire),
+		pgtype.Text{String: caller.creator.Type, Valid: caller.creator.Type != ""}, postgres.NullableUUID(caller.creator.ID), caller.serviceAccountID(),
 	}
 }
 
@@ -218,7 +221,7 @@ type AccessKeyChange struct {
 
 // UpdateAccessKey changes a live key of this customer's, everywhere at once, else returns ErrNotFound. It returns ErrChanged.
 func (s *Store) UpdateAccessKey(ctx context.Context, caller Caller, customerID, id uuid.UUID, change AccessKeyChange) (AccessKey, error) {
-	return writeOneAndWait[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "updating an access key", `
+	return writeOneAndWait[AccessKey](ctx, s, caller, target{customerID: customerID}, changelog.NounAccessKeys, id, "updating an access key", `
 		UPDATE accesskeys
 		SET name = coalesce($3, name), description = coalesce($4, description), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
@@ -230,7 +233,7 @@ func (s *Store) UpdateAccessKey(ctx context.Context, caller Caller, customerID, 
 // nothing that the key had under way is written. It returns ErrNotFound where there is none, so that of two deletions at once one
 // wins, and ErrChanged.
 func (s *Store) DeleteAccessKey(ctx context.Context, caller Caller, customerID, id uuid.UUID) (AccessKey, error) {
-	return writeOneAndWait[AccessKey](ctx, s, caller, target{customerID: customerID}, NounAccessKeys, id, "deleting an access key", `
+	return writeOneAndWait[AccessKey](ctx, s, caller, target{customerID: customerID}, changelog.NounAccessKeys, id, "deleting an access key", `
 		UPDATE accesskeys
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -44,7 +45,7 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	ahead.exec(`CREATE FUNCTION ahead.now() RETURNS timestamptz STABLE LANGUAGE sql
 		AS $$ SELECT pg_catalog.now() + interval '5 years' $$`)
 	url = withSetting(t, url, "search_path", "public, ahead, pg_catalog")
-	if _, err := store.MigrateUp(t.Context(), url, (&logBuffer{}).logger()); err != nil {
+	if _, err := store.Migrator(url, (&logBuffer{}).logger()).Up(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w := worldOn(t, url)
@@ -65,13 +66,13 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	if _, err := w.store.CreateAccessKey(t.Context(), store.Operator(), byHash); err != nil {
 		t.Fatal(err)
 	}
-	credential := must(keyByHash(t.Context(), w.store, byHash.TokenHash, store.Position{}))(t)
-	agentCredential := must(agentByID(t.Context(), w.store, agent.ID, store.Position{}))(t)
+	credential := must(keyByHash(t.Context(), w.store, byHash.TokenHash, changelog.Position{}))(t)
+	agentCredential := must(agentByID(t.Context(), w.store, agent.ID, changelog.Position{}))(t)
 	login := must(w.store.AgentByUsername(t.Context(), "alice", netip.Prefix{}))(t)
 	agentChange := must(w.store.UpdateAgent(t.Context(), store.Operator(), agent, store.AgentChange{Name: &change}))(t)
 	permitted := must(w.store.SetPermission(t.Context(), store.Operator(), agent, 16))(t)
 	accountChange := must(w.store.UpdateServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID, store.ServiceAccountChange{}))(t)
-	accountCredential := must(pairByID(t.Context(), w.store, accountKey.ID, store.Position{}))(t)
+	accountCredential := must(pairByID(t.Context(), w.store, accountKey.ID, changelog.Position{}))(t)
 	deletedAccountKey := must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), account, accountKey.ID))(t)
 	deletedAccount := must(w.store.DeleteServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID))(t)
 	customerChange := must(w.store.UpdateCustomer(t.Context(), store.Operator(), w.globex.ID, store.CustomerChange{}))(t)
@@ -199,7 +200,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 
 	read := func(k store.NewAccessKey) store.AccessKeyCredential {
 		t.Helper()
-		return must(keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}))(t)
+		return must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t)
 	}
 	if got := read(live); got.AccessKey != keys["live"] || !got.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the live key reads as %+v", got)
@@ -212,7 +213,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 	}
 	other := live.TokenHash
 	other[31] ^= 1
-	got, err := keyByHash(t.Context(), w.store, other, store.Position{})
+	got, err := keyByHash(t.Context(), w.store, other, changelog.Position{})
 	wantError(t, "a hash that differs in one bit", err, store.ErrNotFound)
 	if got.ID != uuid.Nil {
 		t.Errorf("with ErrNotFound comes %+v", got)

@@ -11,6 +11,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"accesskeys/internal/changelog"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 )
 
@@ -127,7 +129,7 @@ func (s *Store) AgentByUsername(ctx context.Context, username string, network ne
 		agent AgentLogin
 		rank  int
 	}
-	rows, err := s.pool().Query(ctx, sql, username, network, trimmed, key)
+	rows, err := s.DB.Query(ctx, sql, username, network, trimmed, key)
 	if err != nil {
 		return AgentLogin{}, s.failed("reading an agent by username", err)
 	}
@@ -153,7 +155,7 @@ func (s *Store) AgentByUsername(ctx context.Context, username string, network ne
 func (s *Store) RenewPasswordHash(ctx context.Context, agent AgentLogin, renewed secret.Value) error {
 	// Logged as any change is, and waited for by nobody: what verification reads is the same as before.
 	caller := AgentCaller(agent.Agent, time.Time{})
-	_, err := s.writeLogged(ctx, caller, target{customerID: agent.CustomerID}, NounAgents, agent.ID, func(b *pgx.Batch) {
+	_, err := s.writeLogged(ctx, caller, target{customerID: agent.CustomerID}, changelog.NounAgents, agent.ID, func(b *pgx.Batch) {
 		b.Queue(`
 			UPDATE agents
 			SET password_hash = $3
@@ -170,7 +172,7 @@ func (s *Store) RenewPasswordHash(ctx context.Context, agent AgentLogin, renewed
 // caller was found to be allowed to change it. It returns ErrNotFound where there is no such agent, and ErrChanged.
 func (s *Store) SetPassword(ctx context.Context, caller Caller, of Agent, hash secret.Value) (Agent, error) {
 	// Later than the one before whatever the clock says: a token knows its password by this time.
-	return writeOneAndWait[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "setting a password", `
+	return writeOneAndWait[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), changelog.NounAgents, of.ID, "setting a password", `
 		UPDATE agents
 		SET password_hash = $2, tm_password = greatest(now(), tm_password + interval '1 microsecond'), tm_update = now()
 		WHERE id = $1 AND customer_id = $3 AND `+liveByID+`
@@ -216,7 +218,7 @@ func (s *Store) UpdateAgent(ctx context.Context, caller Caller, of Agent, change
 			return Agent{}, err
 		}
 	}
-	return writeOneAndWait[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, "updating an agent", `
+	return writeOneAndWait[Agent](ctx, s, caller, caller.on(of.CustomerID, of.ID, of.Permission), changelog.NounAgents, of.ID, "updating an agent", `
 		UPDATE agents
 		SET username = coalesce($3, username), name = coalesce($4, name), description = coalesce($5, description), tm_update = now(),
 		    username_key = coalesce(nullif($6, ''), username_key),
@@ -275,9 +277,9 @@ func (s *Store) changeAdmin(
 ) (Agent, error) {
 	var agent Agent
 	var last bool
-	err := s.writeAndWait(ctx, caller, caller.on(of.CustomerID, of.ID, of.Permission), NounAgents, of.ID, func(b *pgx.Batch) {
+	err := s.writeAndWait(ctx, caller, caller.on(of.CustomerID, of.ID, of.Permission), changelog.NounAgents, of.ID, func(b *pgx.Batch) {
 		b.Queue(`SELECT `+lastAdmin, of.ID, of.CustomerID).QueryRow(func(row pgx.Row) error { return row.Scan(&last) })
-		queueOne(b, &agent, sql, args...)
+		postgres.QueueOne(b, &agent, sql, args...)
 	})
 	if errors.Is(err, pgx.ErrNoRows) && ends && last {
 		return Agent{}, ErrLastAdmin

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -118,7 +119,7 @@ func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 	admin := []string{"customer_admin"}
 	read := func(k store.NewAccessKey) store.AccessKeyCredential {
 		t.Helper()
-		return must(keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}))(t)
+		return must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t)
 	}
 	for name, test := range map[string]struct {
 		key   store.NewAccessKey
@@ -135,12 +136,12 @@ func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 	}
 	for _, permission := range []int64{0, 16, 0xFFFF} {
 		must(w.store.SetPermission(t.Context(), store.Operator(), alice, permission))(t)
-		if got := must(agentByID(t.Context(), w.store, *read(bound).AgentID, store.Position{}))(t); got.Permission != permission {
+		if got := must(agentByID(t.Context(), w.store, *read(bound).AgentID, changelog.Position{}))(t); got.Permission != permission {
 			t.Errorf("with the permission %d the key's agent reads %d", permission, got.Permission)
 		}
 	}
 	w.exec(`UPDATE agents SET tm_delete = now() WHERE id = $1`, alice.ID) // by whatever way
-	if got := must(agentByID(t.Context(), w.store, *read(bound).AgentID, store.Position{}))(t); got.TmDelete.After(got.Now) {
+	if got := must(agentByID(t.Context(), w.store, *read(bound).AgentID, changelog.Position{}))(t); got.TmDelete.After(got.Now) {
 		t.Errorf("a deleted key's agent reads as %+v", got)
 	}
 }

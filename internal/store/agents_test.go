@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -50,7 +51,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	w := newWorld(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.globex, "bob")
 	w.createAgent(w.acme, "another admin")
-	before := must(agentByID(t.Context(), w.store, alice.ID, store.Position{}))(t)
+	before := must(agentByID(t.Context(), w.store, alice.ID, changelog.Position{}))(t)
 	if before.Agent != alice || !before.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the live agent's credential is %+v", before)
 	}
@@ -58,7 +59,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	if !gone.TmDelete.Equal(gone.TmUpdate) || gone.TmDelete.Before(alice.TmCreate) {
 		t.Errorf("a deleted agent has tm_delete %v, tm_update %v", gone.TmDelete, gone.TmUpdate)
 	}
-	after := must(agentByID(t.Context(), w.store, alice.ID, store.Position{}))(t)
+	after := must(agentByID(t.Context(), w.store, alice.ID, changelog.Position{}))(t)
 	if after.Agent != gone || after.TmDelete.After(after.Now) {
 		t.Errorf("the deleted agent's credential is %+v", after)
 	}
@@ -70,7 +71,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 		_, err = w.store.DeleteAgent(t.Context(), store.Operator(), agentOf(alice.CustomerID, id))
 		wantError(t, "deleting a deleted agent, or none", err, store.ErrNotFound)
 	}
-	_, err = agentByID(t.Context(), w.store, uuid.New(), store.Position{})
+	_, err = agentByID(t.Context(), w.store, uuid.New(), changelog.Position{})
 	wantError(t, "no agent's credential", err, store.ErrNotFound)
 
 	// The username is free again, and finds the new agent.
@@ -83,7 +84,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, w.globex.ID)
 	_, err = w.store.AgentByUsername(t.Context(), "bob", netip.Prefix{})
 	wantError(t, "the login of a deleted customer's agent", err, store.ErrNotFound)
-	if got := must(agentByID(t.Context(), w.store, bob.ID, store.Position{}))(t); got.Agent != bob || got.CustomerTmDelete.After(got.Now) {
+	if got := must(agentByID(t.Context(), w.store, bob.ID, changelog.Position{}))(t); got.Agent != bob || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the credential of a deleted customer's agent is %+v", got)
 	}
 }
@@ -111,7 +112,7 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	if got := hash(alice.ID); got != renewed {
 		t.Errorf("the renewed hash is %s", got)
 	}
-	if got := must(agentByID(t.Context(), w.store, alice.ID, store.Position{}))(t); got.Agent != alice {
+	if got := must(agentByID(t.Context(), w.store, alice.ID, changelog.Position{}))(t); got.Agent != alice {
 		t.Errorf("renewing a hash has changed more: %+v, was %+v", got.Agent, alice)
 	}
 
@@ -126,7 +127,7 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	}
 	// A token knows its password by tm_password: it moves on also where the clock went back.
 	w.exec(`UPDATE agents SET tm_password = now() + interval '1 hour' WHERE id = $1`, alice.ID)
-	ahead := must(agentByID(t.Context(), w.store, alice.ID, store.Position{}))(t).TmPassword
+	ahead := must(agentByID(t.Context(), w.store, alice.ID, changelog.Position{}))(t).TmPassword
 	if set = must(w.store.SetPassword(t.Context(), store.Operator(), alice, secret.New(changed)))(t); !set.TmPassword.After(ahead) {
 		t.Errorf("tm_password was %v, and is %v", ahead, set.TmPassword)
 	}

@@ -56,7 +56,7 @@ var ErrOtherCustomer = errors.New("it belongs to another customer")
 func (s *Store) Bootstrap(ctx context.Context, b Bootstrap) (Bootstrapped, error) {
 	var done Bootstrapped
 	// Who has waited for the lock must see what the one before it did.
-	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+	err := s.DB.UnderReadCommitted(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, bootstrapLock); err != nil {
 			return err
 		}

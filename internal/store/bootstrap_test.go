@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -67,7 +68,7 @@ func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 		}
 	}
 	login := must(w.store.AgentByUsername(t.Context(), "admin@initech", netip.Prefix{}))(t)
-	key := must(keyByHash(t.Context(), w.store, b.AccessKey.TokenHash, store.Position{}))(t)
+	key := must(keyByHash(t.Context(), w.store, b.AccessKey.TokenHash, changelog.Position{}))(t)
 	if id := results[0].CustomerID; login.CustomerID != id || key.CustomerID != id || login.ID != results[0].AgentID ||
 		login.Permission != 32 || login.PasswordHash.Reveal() != passwordHash || key.Name != b.AccessKey.Name ||
 		key.Detail != b.AccessKey.Detail || key.TokenPrefix != b.AccessKey.TokenPrefix ||
@@ -179,7 +180,7 @@ func TestBootstrapPassesByWhatAnotherCustomerDeleted(t *testing.T) {
 	if outcomeOf(got) != (outcome{store.Created, store.Created, store.Deleted}) {
 		t.Errorf("found %+v", got)
 	}
-	if after := must(keyByHash(t.Context(), w.store, b.AccessKey.TokenHash, store.Position{}))(t); after.AccessKey != key {
+	if after := must(keyByHash(t.Context(), w.store, b.AccessKey.TokenHash, changelog.Position{}))(t); after.AccessKey != key {
 		t.Errorf("the deleted key is\n%+v, was\n%+v", after.AccessKey, key)
 	}
 }

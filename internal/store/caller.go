@@ -9,6 +9,9 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"accesskeys/internal/changelog"
+	"accesskeys/internal/postgres"
 )
 
 // Caller is on whose behalf a write is made: what the caller's credential rests on, as it was when somebody decided that the
@@ -75,7 +78,7 @@ func ServiceAccountCaller(s ServiceAccountCredential, expires time.Time) Caller 
 }
 
 // serviceAccountID is the account in whose name the caller acts, which what it makes inherits; null where there is none.
-func (c Caller) serviceAccountID() pgtype.UUID { return nullable(c.serviceAccount.id) }
+func (c Caller) serviceAccountID() pgtype.UUID { return postgres.NullableUUID(c.serviceAccount.id) }
 
 // target is what a write is done to, as it was when somebody decided that the caller may do it.
 type target struct {
@@ -123,12 +126,12 @@ const (
 
 // admitted is a statement with mayWrite in it made whole: it waits for the locks, exclusive ones where it revises, and checks
 // caller and target. The parameters come behind its own.
-func admitted(sql string, args []any, c Caller, t target, revises bool, w *witness) (string, []any) {
+func admitted(sql string, args []any, c Caller, t target, revises bool, w changelog.Witness) (string, []any) {
 	before, after, _ := strings.Cut(sql, mayWrite)
 	call, own := callOfAdmitWrite, len(args)
-	if w == nil && !revises && c.isCustomerWideKey() && t == (target{customerID: c.customerID}) {
+	if w == (changelog.Witness{}) && !revises && c.isCustomerWideKey() && t == (target{customerID: c.customerID}) {
 		call = callOfAdmitAccessKeyWrite
-		args = append(args, CustomerLockKey(c.customerID), pgUUID(c.customerID), pgUUID(c.accessKey.id), c.accessKey.roles)
+		args = append(args, CustomerLockKey(c.customerID), postgres.UUID(c.customerID), postgres.UUID(c.accessKey.id), c.accessKey.roles)
 	} else {
 		args = append(args, admission(c, t, revises, w)...)
 	}
@@ -152,7 +155,7 @@ func (c Caller) isCustomerWideKey() bool {
 }
 
 // admission are the parameters of admit_write.
-func admission(c Caller, t target, revises bool, w *witness) []any {
+func admission(c Caller, t target, revises bool, w changelog.Witness) []any {
 	type lock struct {
 		key       int32
 		exclusive bool
@@ -177,25 +180,17 @@ func admission(c Caller, t target, revises bool, w *witness) []any {
 	for i, l := range locks {
 		keys[i], exclusive[i] = pgtype.Int4{Int32: l.key, Valid: true}, l.exclusive
 	}
-	var self uuid.UUID
-	var seq int64
-	if w != nil {
-		self, seq = w.id, w.seq
-	}
 	return []any{
 		keys[0], exclusive[0], keys[1], exclusive[1],
-		nullable(self), seq,
-		nullable(c.customerID), nullable(t.customerID),
-		nullable(c.accessKey.id), c.accessKey.roles,
-		nullable(c.agent.id), c.agent.permission, nullableTime(c.agent.tmPassword),
-		nullable(c.serviceAccount.id), c.serviceAccount.roles, nullable(c.serviceAccountKey),
+		postgres.NullableUUID(w.ID), w.Seq,
+		postgres.NullableUUID(c.customerID), postgres.NullableUUID(t.customerID),
+		postgres.NullableUUID(c.accessKey.id), c.accessKey.roles,
+		postgres.NullableUUID(c.agent.id), c.agent.permission, nullableTime(c.agent.tmPassword),
+		postgres.NullableUUID(c.serviceAccount.id), c.serviceAccount.roles, postgres.NullableUUID(c.serviceAccountKey),
 		nullableTime(c.expires),
-		nullable(t.agent.id), t.agent.permission,
+		postgres.NullableUUID(t.agent.id), t.agent.permission,
 	}
 }
-
-// nullable is an id, null where it is the nil UUID.
-func nullable(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: id != uuid.Nil} }
 
 // nullableTime is a time, null where it is zero.
 func nullableTime(t time.Time) pgtype.Timestamptz {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -165,7 +166,7 @@ func loses(table string, id uuid.UUID) change {
 func (w *world) credential(k store.NewAccessKey, by store.Caller) store.AccessKeyCredential {
 	w.t.Helper()
 	must(w.store.CreateAccessKey(w.t.Context(), by, k))(w.t)
-	return must(keyByHash(w.t.Context(), w.store, k.TokenHash, store.Position{}))(w.t)
+	return must(keyByHash(w.t.Context(), w.store, k.TokenHash, changelog.Position{}))(w.t)
 }
 
 // callerKinds makes one caller of each kind, admins of acme's. until is when tokens end.
@@ -175,7 +176,7 @@ func (w *world) callerKinds(until time.Time) map[string]callerKind {
 	agent := w.createAgent(w.acme, "caller "+uuid.NewString())
 	holder := w.createAgent(w.acme, "holder "+uuid.NewString())
 	account := w.createAccount(w.acme, "customer_admin")
-	pair := must(pairByID(w.t.Context(), w.store, w.createAccountKey(account).ID, store.Position{}))(w.t)
+	pair := must(pairByID(w.t.Context(), w.store, w.createAccountKey(account).ID, changelog.Position{}))(w.t)
 	byAccount := store.ServiceAccountCaller(pair, until)
 	wide := w.credential(newKey(w.acme, year), store.Operator())
 	bound := w.credential(userKey(holder), store.Operator())
@@ -355,7 +356,7 @@ func TestKeyShowsWhoMadeItAndEndsWithTheAccountThatDid(t *testing.T) {
 	}
 	made := func(by store.Caller) store.AccessKeyCredential { return w.credential(newKey(w.acme, year), by) }
 	account := w.createAccount(w.acme, "customer_admin")
-	pair := must(pairByID(t.Context(), w.store, w.createAccountKey(account).ID, store.Position{}))(t)
+	pair := must(pairByID(t.Context(), w.store, w.createAccountKey(account).ID, changelog.Position{}))(t)
 	agent := w.createAgent(w.acme, "alice")
 	first := made(store.ServiceAccountCaller(pair, time.Time{}))
 	second := made(store.AccessKeyCaller(first))

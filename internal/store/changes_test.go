@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -29,7 +30,7 @@ func (w *world) log() []entry {
 	return must(pgx.CollectRows(rows, pgx.RowToStructByPos[entry]))(w.t)
 }
 
-func (w *world) head() (p store.Position) {
+func (w *world) head() (p changelog.Position) {
 	w.t.Helper()
 	err := w.db.QueryRow(w.t.Context(), `SELECT position, entry FROM change_head`).Scan(&p.Number, &p.Entry)
 	if err != nil {
@@ -160,7 +161,7 @@ func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 	known := w.head()
 	stop, stopped := make(chan struct{}), make(chan error, 1)
 	go func() {
-		feed, err := w.store.OpenFeed(context.Background())
+		feed, err := w.store.Log.OpenFeed(context.Background())
 		if err != nil {
 			stopped <- err
 			return
@@ -168,7 +169,7 @@ func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 		defer feed.Close()
 		seen := map[string]int{}
 		for last := false; err == nil; {
-			var news store.ChangeBatch
+			var news changelog.Batch
 			if news, err = feed.ReadSince(context.Background(), uuid.Nil, known); err != nil {
 				break
 			}
@@ -243,10 +244,10 @@ func TestLogIsTrimmed(t *testing.T) {
 	if len(log) != 10_000 || log[0].Position != 51 || log[len(log)-1].Position != 10_050 {
 		t.Errorf("%d changes from %d to %d", len(log), log[0].Position, log[len(log)-1].Position)
 	}
-	feed := must(w.store.OpenFeed(t.Context()))(t)
+	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	for i, continues := range map[int]bool{0: true, len(log) - 1: true} {
-		news, err := feed.ReadSince(t.Context(), uuid.Nil, store.Position{Number: log[i].Position, Entry: log[i].Entry})
+		news, err := feed.ReadSince(t.Context(), uuid.Nil, changelog.Position{Number: log[i].Position, Entry: log[i].Entry})
 		if err != nil || news.Continues != continues || len(news.Changes) != len(log)-1-i {
 			t.Errorf("after %d: %v, %d changes, %v", log[i].Position, news.Continues, len(news.Changes), err)
 		}
@@ -314,8 +315,8 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 	const lease = 300 * time.Millisecond
 	check := func(when string, took time.Duration, err error) {
 		t.Helper()
-		if err != nil || took < store.LeaseEnd(lease) || took > patience {
-			t.Errorf("%s: after %v, want %v: %v", when, took, store.LeaseEnd(lease), err)
+		if err != nil || took < changelog.LeaseEnd(lease) || took > patience {
+			t.Errorf("%s: after %v, want %v: %v", when, took, changelog.LeaseEnd(lease), err)
 		}
 	}
 	id := w.standIn(lease)
@@ -365,8 +366,7 @@ func TestManyRevocationsShareTheLooking(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	catcher := &statements{}
-	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
-	t.Cleanup(traced.Close)
+	traced := openTraced(t, w.url, catcher)
 	const many = 30
 	keys := make([]store.AccessKey, many)
 	for i := range keys {

@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -84,7 +85,7 @@ func certifiedWay(t *testing.T, database secret.Value, server, client tls.Certif
 	return listener.Addr().String()
 }
 
-// Every connection shows the certificate of sslcert: the pool's before there is a ChangeFeed, the ChangeFeed's, the pool's that follow the ChangeFeed to its
+// Every connection shows the certificate of sslcert: the pool's before there is a Feed, the Feed's, the pool's that follow the Feed to its
 // host, those that ask which of several hosts takes writes, and those of commands. The driver keeps what it reads a certificate from beside
 // one copy of a configuration, not in its tls.Config.
 func TestEveryConnectionHasTheClientCertificate(t *testing.T) {
@@ -99,21 +100,21 @@ func TestEveryConnectionHasTheClientCertificate(t *testing.T) {
 			ways = append(ways, certifiedWay(t, database, server, client))
 		}
 		without := "postgres://" + cfg.User + ":" + cfg.Password + "@" + strings.Join(ways, ",") + "/" + cfg.Database + "?sslmode=require"
-		if _, err := store.SchemaVersion(t.Context(), secret.New(without)); err == nil {
+		if _, err := postgres.SchemaVersion(t.Context(), secret.New(without)); err == nil {
 			t.Fatalf("%s: the control connects without a certificate", name)
 		}
 		address := secret.New(without + "&sslcert=" + certFile + "&sslkey=" + keyFile)
-		if _, err := store.SchemaVersion(t.Context(), address); err != nil {
+		if _, err := postgres.SchemaVersion(t.Context(), address); err != nil {
 			t.Errorf("%s, a connection of its own: %v", name, err)
 		}
 		s := must(store.Open(t.Context(), address))(t)
 		t.Cleanup(s.Close)
-		if err := s.Ready(t.Context()); err != nil {
+		if err := s.DB.Ready(t.Context()); err != nil {
 			t.Errorf("%s, the pool: %v", name, err)
 		}
 		for range 2 { // the second replaces the pool's connections
-			feed := must(s.OpenFeed(t.Context()))(t)
-			if err := s.Ready(t.Context()); err != nil {
+			feed := must(s.Log.OpenFeed(t.Context()))(t)
+			if err := s.DB.Ready(t.Context()); err != nil {
 				t.Errorf("%s, the pool after the Feed: %v", name, err)
 			}
 			feed.Close()

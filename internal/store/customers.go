@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"accesskeys/internal/changelog"
 )
 
 // Customer is a tenant: agents and access keys belong to one, and see nothing of the others.
@@ -71,7 +73,7 @@ type CustomerChange struct {
 
 // UpdateCustomer changes a live customer, else returns ErrNotFound. It returns ErrChanged.
 func (s *Store) UpdateCustomer(ctx context.Context, caller Caller, id uuid.UUID, change CustomerChange) (Customer, error) {
-	return writeOneAndWait[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "updating a customer", `
+	return writeOneAndWait[Customer](ctx, s, caller, target{customerID: id}, changelog.NounCustomers, id, "updating a customer", `
 		UPDATE customers
 		SET name = coalesce($2, name), description = coalesce($3, description), email = coalesce($4, email), tm_update = now()
 		WHERE id = $1 AND `+liveByID+`
@@ -83,7 +85,7 @@ func (s *Store) UpdateCustomer(ctx context.Context, caller Caller, id uuid.UUID,
 // is void from then on: verification looks at the customer too, so none escapes that is made at the same moment. It returns
 // ErrChanged.
 func (s *Store) DeleteCustomer(ctx context.Context, caller Caller, id uuid.UUID) (Customer, error) {
-	return writeOneAndWait[Customer](ctx, s, caller, target{customerID: id}, NounCustomers, id, "deleting a customer", `
+	return writeOneAndWait[Customer](ctx, s, caller, target{customerID: id}, changelog.NounCustomers, id, "deleting a customer", `
 		WITH account_keys AS (
 			UPDATE service_account_keys k
 			SET tm_delete = now(), tm_update = now()

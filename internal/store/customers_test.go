@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -96,18 +97,18 @@ func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 
 	// What verification reads says so in each case.
 	for _, k := range []store.NewAccessKey{acmes.wide, acmes.user} {
-		if got := must(keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
+		if got := must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 			t.Errorf("the customer's key reads as %+v", got)
 		}
 	}
-	if got := must(agentByID(t.Context(), w.store, acmes.agent.ID, store.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
+	if got := must(agentByID(t.Context(), w.store, acmes.agent.ID, changelog.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the customer's agent reads as %+v", got)
 	}
-	if got := must(pairByID(t.Context(), w.store, acmes.pair.ID, store.Position{}))(t); got.Key.TmDelete.After(got.Now) ||
+	if got := must(pairByID(t.Context(), w.store, acmes.pair.ID, changelog.Position{}))(t); got.Key.TmDelete.After(got.Now) ||
 		got.Account.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
 		t.Errorf("the customer's pair reads as %+v", got)
 	}
-	if got := must(keyByHash(t.Context(), w.store, globs.user.TokenHash, store.Position{}))(t); !got.TmDelete.Equal(store.Never()) ||
+	if got := must(keyByHash(t.Context(), w.store, globs.user.TokenHash, changelog.Position{}))(t); !got.TmDelete.Equal(store.Never()) ||
 		!got.CustomerTmDelete.Equal(store.Never()) {
 		t.Errorf("the other customer's key reads as %+v", got) // control
 	}
@@ -190,7 +191,7 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 			if k.CustomerID == uuid.Nil {
 				continue
 			}
-			if got := must(keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}))(t); got.CustomerTmDelete.After(got.Now) {
+			if got := must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t); got.CustomerTmDelete.After(got.Now) {
 				t.Errorf("a key of a deleted customer's reads as %+v", got)
 			}
 		}

@@ -20,7 +20,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -59,7 +61,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		}, store.ErrLastAdmin, nil},
 		"a pair's look-up without its table": {func(r *trial) error {
 			r.exec(`DROP TABLE service_account_keys`)
-			_, err := pairByID(r.t.Context(), r.store, uuid.New(), store.Position{})
+			_, err := pairByID(r.t.Context(), r.store, uuid.New(), changelog.Position{})
 			return err
 		}, store.ErrUnavailable, nil},
 		"a long name":               {func(r *trial) error { r.key.Name = strings.Repeat("n", 256); return r.create(r.key) }, store.ErrRejected, nil},
@@ -73,13 +75,13 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"an agent's long name":      {func(r *trial) error { r.agent.Name = strings.Repeat("n", 256); return r.createAgent() }, store.ErrRejected, nil},
 		"a permission out of range": {func(r *trial) error { r.agent.Permission = 1 << 16; return r.createAgent() }, store.ErrRejected, nil},
 		"no such key": {func(r *trial) error {
-			_, err := keyByHash(r.t.Context(), r.store, r.key.TokenHash, store.Position{})
+			_, err := keyByHash(r.t.Context(), r.store, r.key.TokenHash, changelog.Position{})
 			return err
 		}, store.ErrNotFound, nil},
 		"a missing table": {func(r *trial) error { r.exec(`DROP TABLE accesskeys`); return r.create(r.key) }, store.ErrUnavailable, nil},
 		"a missing column, on a look-up": {func(r *trial) error {
 			r.exec(`ALTER TABLE accesskeys DROP COLUMN tm_expire`)
-			_, err := keyByHash(r.t.Context(), r.store, r.key.TokenHash, store.Position{})
+			_, err := keyByHash(r.t.Context(), r.store, r.key.TokenHash, changelog.Position{})
 			return err
 		}, store.ErrUnavailable, nil},
 		"a login without its table": {func(r *trial) error {
@@ -105,7 +107,7 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"a context that has ended before": {func(r *trial) error {
 			ctx, cancel := context.WithCancel(r.t.Context())
 			cancel()
-			_, err := keyByHash(ctx, r.store, r.key.TokenHash, store.Position{})
+			_, err := keyByHash(ctx, r.store, r.key.TokenHash, changelog.Position{})
 			return err
 		}, store.ErrUnavailable, context.Canceled},
 		"a server that shuts down": {func(r *trial) error {
@@ -113,17 +115,17 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		}, store.ErrUnavailable, nil},
 		"a dead socket": {func(r *trial) error {
 			s := open(r.t, deadAddress(r.t, r.password))
-			_, err := keyByHash(r.t.Context(), s, r.key.TokenHash, store.Position{})
+			_, err := keyByHash(r.t.Context(), s, r.key.TokenHash, changelog.Position{})
 			login := store.AgentLogin{Agent: agentOf(r.acme.ID, uuid.New()), PasswordHash: r.agent.PasswordHash}
 			return errors.Join(err, s.RenewPasswordHash(r.t.Context(), login, r.agent.PasswordHash))
 		}, store.ErrUnavailable, nil},
 		"a setting that the server does not know": {func(r *trial) error {
-			return open(r.t, withSetting(r.t, r.url, "timezone", "Nowhere")).Ready(r.t.Context())
+			return open(r.t, withSetting(r.t, r.url, "timezone", "Nowhere")).DB.Ready(r.t.Context())
 		}, store.ErrUnavailable, nil},
 		"a database that does not exist": {func(r *trial) error {
 			nowhere := inDatabase(r.t, r.url, "nowhere")
-			_, err := store.SchemaVersion(r.t.Context(), nowhere)
-			return errors.Join(err, open(r.t, nowhere).Ready(r.t.Context()))
+			_, err := postgres.SchemaVersion(r.t.Context(), nowhere)
+			return errors.Join(err, open(r.t, nowhere).DB.Ready(r.t.Context()))
 		}, store.ErrUnavailable, nil},
 	}
 	all := []error{
@@ -193,7 +195,7 @@ func TestWrongAddressIsRefusedWithoutShowingIt(t *testing.T) {
 		"postgres://host/db?password=canary&connect_timeout=x", "postgres://host/db?sslmode=canary",
 	} {
 		_, opening := store.Open(t.Context(), secret.New(address))
-		_, migrating := store.MigrateUp(t.Context(), secret.New(address), slog.New(slog.DiscardHandler))
+		_, migrating := store.Migrator(secret.New(address), slog.New(slog.DiscardHandler)).Up(t.Context())
 		for _, err := range []error{opening, migrating} {
 			if err == nil || strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, err), "canary") {
 				t.Errorf("%s: %v, want a refusal that does not show it", address, err)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -21,14 +22,14 @@ func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	key := w.createKey(w.acme)
-	feed := must(w.store.OpenFeed(t.Context()))(t)
+	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	first, second := uuid.New(), uuid.New()
 	var seq int64
-	beat := func(id uuid.UUID, at store.Position, lease time.Duration) {
+	beat := func(id uuid.UUID, at changelog.Position, lease time.Duration) {
 		t.Helper()
 		seq++
-		if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: id, Seq: seq, Lease: lease, Applied: at}); !held || err != nil {
+		if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: seq, Lease: lease, Applied: at}); !held || err != nil {
 			t.Errorf("a heartbeat: %v, %v", held, err)
 		}
 		if news, err := feed.ReadSince(t.Context(), id, at); err != nil || news.Seq != seq {
@@ -88,7 +89,7 @@ func TestRegistrationAndChangesWaitForEachOther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	key := w.createKey(w.acme)
-	feed := must(w.store.OpenFeed(t.Context()))(t)
+	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	at := w.head()
 	tx := w.begin()
@@ -97,7 +98,7 @@ func TestRegistrationAndChangesWaitForEachOther(t *testing.T) {
 	}
 	registered := make(chan error, 1)
 	go func() {
-		_, err := feed.Heartbeat(context.Background(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: at})
+		_, err := feed.Heartbeat(context.Background(), changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: at})
 		registered <- err
 	}()
 	w.untilWaiting()
@@ -124,7 +125,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	})
 	url := secret.New(postgres.URL("postgres"))
 	log := &logBuffer{}
-	if _, err := store.MigrateUp(t.Context(), url, log.logger()); err != nil {
+	if _, err := store.Migrator(url, log.logger()).Up(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w := worldOn(t, url)
@@ -140,7 +141,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	w.db.Reset() // what the test does itself waits for nobody
 	s, name := open(t, url), "other"
 	key := must(s.CreateAccessKey(t.Context(), store.Operator(), newKey(w.acme, year)))(t) // by the default, which is not to wait
-	feed := must(s.OpenFeed(t.Context()))(t)
+	feed := must(s.Log.OpenFeed(t.Context()))(t)
 	t.Cleanup(feed.Close)
 	id, at := uuid.New(), w.head()
 	waiting := func() (pid int) {
@@ -190,7 +191,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		// What tells a cancelled wait is a warning, which has to come whatever the default is.
 		w.exec(`ALTER DATABASE postgres SET client_min_messages = ` + []string{"error", "notice", "error"}[i])
 		s := open(t, url)
-		feed := must(s.OpenFeed(t.Context()))(t)
+		feed := must(s.Log.OpenFeed(t.Context()))(t)
 		cancelled(setting+": a revocation", func() error {
 			_, err := s.UpdateAccessKey(context.Background(), store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})
 			return err
@@ -200,7 +201,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 			return err
 		})
 		cancelled(setting+": registering", func() error {
-			held, err := feed.Heartbeat(context.Background(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()})
+			held, err := feed.Heartbeat(context.Background(), changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()})
 			if held {
 				t.Error("it counts as held")
 			}
@@ -208,11 +209,11 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		})
 		at = w.head()
 		cancelled(setting+": a first heartbeat", func() error {
-			_, err := feed.Heartbeat(context.Background(), store.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: at})
+			_, err := feed.Heartbeat(context.Background(), changelog.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: at})
 			return err
 		})
 		cancelled(setting+": a heartbeat", func() error {
-			held, err := feed.Heartbeat(context.Background(), store.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: at})
+			held, err := feed.Heartbeat(context.Background(), changelog.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: at})
 			if held {
 				t.Error("it counts as held")
 			}

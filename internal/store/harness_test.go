@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"strings"
@@ -17,7 +18,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -81,6 +84,21 @@ func open(t *testing.T, url secret.Value) *store.Store {
 	return s
 }
 
+// openTraced is a store whose pool tells the tracer of every statement.
+func openTraced(t *testing.T, url secret.Value, tracer pgx.QueryTracer) *store.Store {
+	t.Helper()
+	db := must(postgres.OpenTraced(t.Context(), url, tracer))(t)
+	t.Cleanup(db.Close)
+	return &store.Store{DB: db, Log: changelog.New(db)}
+}
+
+// migrator is store.Migrator with other steps, and another bound on the wait for the lock.
+func migrator(url secret.Value, log *slog.Logger, steps fs.FS, lockWait time.Duration) postgres.Migrator {
+	m := store.Migrator(url, log)
+	m.Steps, m.LockWait = steps, lockWait
+	return m
+}
+
 func poolOn(t *testing.T, url secret.Value) *pgxpool.Pool {
 	t.Helper()
 	cfg := must(pgxpool.ParseConfig(url.Reveal()))(t)
@@ -136,19 +154,19 @@ func (w *world) createAccountKey(account store.ServiceAccount) store.ServiceAcco
 }
 
 // keyByHash looks one access key up, as verification does; ErrNotFound where there is none.
-func keyByHash(ctx context.Context, s *store.Store, hash store.TokenHash, known store.Position) (store.AccessKeyCredential, error) {
+func keyByHash(ctx context.Context, s *store.Store, hash store.TokenHash, known changelog.Position) (store.AccessKeyCredential, error) {
 	found, err := s.Lookup(ctx, store.Lookup{AccessKeys: []store.TokenHash{hash}}, known, store.HeadFirst)
 	return foundOne(found.AccessKeys, hash, err)
 }
 
 // agentByID looks one agent up, as verification does; ErrNotFound where there is none.
-func agentByID(ctx context.Context, s *store.Store, id uuid.UUID, known store.Position) (store.AgentCredential, error) {
+func agentByID(ctx context.Context, s *store.Store, id uuid.UUID, known changelog.Position) (store.AgentCredential, error) {
 	found, err := s.Lookup(ctx, store.Lookup{Agents: []uuid.UUID{id}}, known, store.HeadFirst)
 	return foundOne(found.Agents, id, err)
 }
 
 // pairByID looks one service account's key up, as verification does; ErrNotFound where there is none.
-func pairByID(ctx context.Context, s *store.Store, id uuid.UUID, known store.Position) (store.ServiceAccountCredential, error) {
+func pairByID(ctx context.Context, s *store.Store, id uuid.UUID, known changelog.Position) (store.ServiceAccountCredential, error) {
 	found, err := s.Lookup(ctx, store.Lookup{ServiceAccountKeys: []uuid.UUID{id}}, known, store.HeadFirst)
 	return foundOne(found.ServiceAccountKeys, id, err)
 }

@@ -14,9 +14,11 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"golang.org/x/sync/errgroup"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -71,15 +73,15 @@ func TestHostsThatDoNotAnswerAreGoneByAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	if err := s.Ready(ctx); err != nil {
+	if err := s.DB.Ready(ctx); err != nil {
 		t.Errorf("the pool: %v", err)
 	}
-	feed, err := s.OpenFeed(ctx)
+	feed, err := s.Log.OpenFeed(ctx)
 	if err != nil {
 		t.Fatalf("the feed: %v", err)
 	}
 	feed.Close()
-	if _, err := store.SchemaVersion(ctx, address); err != nil {
+	if _, err := postgres.SchemaVersion(ctx, address); err != nil {
 		t.Errorf("a connection of its own: %v", err)
 	}
 }
@@ -108,7 +110,7 @@ func TestOfSeveralHostsOneThatOnlyReadsIsNotTaken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Ready(ctx); (err == nil) != test.taken {
+		if err := s.DB.Ready(ctx); (err == nil) != test.taken {
 			t.Errorf("%s: %v", name, err)
 		}
 		s.Close()
@@ -119,21 +121,22 @@ func TestOfSeveralHostsOneThatOnlyReadsIsNotTaken(t *testing.T) {
 // way is another address of a database, which counts its connections.
 type way struct {
 	addr  string
+	url   secret.Value
+	to    atomic.Pointer[pgconn.Config]
 	taken atomic.Int64
 }
 
 func newWay(t *testing.T, database secret.Value) *way {
 	t.Helper()
-	cfg, err := pgconn.ParseConfig(database.Reveal())
-	if err != nil {
-		t.Fatal(err)
-	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = listener.Close() })
 	w := &way{addr: listener.Addr().String()}
+	w.lead(t, database)
+	cfg := w.to.Load()
+	w.url = secret.New("postgres://" + cfg.User + ":" + cfg.Password + "@" + w.addr + "/" + cfg.Database + "?sslmode=disable")
 	go func() {
 		for {
 			client, err := listener.Accept()
@@ -141,24 +144,52 @@ func newWay(t *testing.T, database secret.Value) *way {
 				return
 			}
 			w.taken.Add(1)
-			go func() {
-				defer client.Close()
-				network, address := pgconn.NetworkAddress(cfg.Host, cfg.Port)
-				server, err := net.Dial(network, address)
-				if err != nil {
-					return
-				}
-				defer server.Close()
-				go func() { _, _ = io.Copy(server, client); _ = server.Close() }()
-				_, _ = io.Copy(client, server)
-			}()
+			go w.relay(client)
 		}
 	}()
 	return w
 }
 
-// A primary that was failed over and lives says that it takes writes, as the new one does. Which of them it is the ChangeFeed finds out: the
-// pool uses no other than the ChangeFeed, and a ChangeFeed that was lost is opened elsewhere, if it can be.
+// lead has new connections go to a database, perhaps another one than before.
+func (w *way) lead(t *testing.T, database secret.Value) {
+	t.Helper()
+	cfg, err := pgconn.ParseConfig(database.Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.to.Store(cfg)
+}
+
+// relay passes a connection on, to the database that it leads to whatever the client asks for.
+func (w *way) relay(client net.Conn) {
+	defer client.Close()
+	cfg := w.to.Load()
+	network, address := pgconn.NetworkAddress(cfg.Host, cfg.Port)
+	server, err := net.Dial(network, address)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	first, err := pgproto3.NewBackend(client, client).ReceiveStartupMessage()
+	if err != nil {
+		return
+	}
+	if startup, is := first.(*pgproto3.StartupMessage); is {
+		startup.Parameters["database"] = cfg.Database
+	}
+	message, err := first.Encode(nil)
+	if err != nil {
+		return
+	}
+	if _, err := server.Write(message); err != nil {
+		return
+	}
+	go func() { _, _ = io.Copy(server, client); _ = server.Close() }()
+	_, _ = io.Copy(client, server)
+}
+
+// A primary that was failed over and lives says that it takes writes, as the new one does. Which of them it is the Feed finds out: the
+// pool uses no other than the Feed, and a Feed that was lost is opened elsewhere, if it can be.
 func TestOfTwoHostsThatTakeWritesThePoolUsesTheFeeds(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)
@@ -174,7 +205,7 @@ func TestOfTwoHostsThatTakeWritesThePoolUsesTheFeeds(t *testing.T) {
 	t.Cleanup(s.Close)
 	var used []*way
 	for range 4 {
-		feed := must(s.OpenFeed(t.Context()))(t)
+		feed := must(s.Log.OpenFeed(t.Context()))(t)
 		a, b := one.taken.Load(), two.taken.Load()
 		var group errgroup.Group
 		for range 8 { // at the same time, so that each takes a connection
@@ -216,20 +247,20 @@ func TestConnectionsFromBeforeALossAreNotUsedAfterIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	if err := s.Ready(ctx); err != nil {
+	if err := s.DB.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
 	for i, want := range []int32{1, 0} { // the first Feed has no loss behind it
-		feed, err := s.OpenFeed(ctx)
+		feed, err := s.Log.OpenFeed(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		feed.Close()
-		if got := s.PoolStats().Total; got != want {
+		if got := s.DB.Stats().Total; got != want {
 			t.Errorf("after Feed %d the pool has %d connections, want %d", i+1, got, want)
 		}
 	}
-	if err := s.Ready(ctx); err != nil {
+	if err := s.DB.Ready(ctx); err != nil {
 		t.Error(err)
 	}
 }

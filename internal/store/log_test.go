@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -177,7 +178,7 @@ func TestChangesFromAnotherSearchPathAreLogged(t *testing.T) {
 	url := withSetting(t, pgtest.Empty(t), "search_path", "auth")
 	w := worldOn(t, url)
 	w.exec(`CREATE SCHEMA auth`)
-	must(store.MigrateUp(t.Context(), url, (&logBuffer{}).logger()))(t)
+	must(store.Migrator(url, (&logBuffer{}).logger()).Up(t.Context()))(t)
 	w.populate()
 	on := w.makeTargets(w.acme)
 	before := w.head().Number
@@ -208,11 +209,11 @@ func TestChangesFromAnotherSearchPathAreLogged(t *testing.T) {
 	if err := callersWrites()["DeleteAgent"](t.Context(), w.store, store.Operator(), on); err != nil {
 		t.Errorf("the store's own: %v", err)
 	}
-	if i := must(w.store.Inspect(t.Context()))(t); len(i.BrokenTriggers) != 0 || i.Outdated || i.Elsewhere {
+	if i := must(w.store.Log.Inspect(t.Context()))(t); len(i.BrokenTriggers) != 0 || i.Outdated || i.Elsewhere {
 		t.Errorf("inspected as %+v", i)
 	}
 	w.exec(`ALTER TABLE auth.agents DISABLE TRIGGER changed`)
-	if i := must(w.store.Inspect(t.Context()))(t); !slices.Equal(i.BrokenTriggers, []string{"changed on agents"}) {
+	if i := must(w.store.Log.Inspect(t.Context()))(t); !slices.Equal(i.BrokenTriggers, []string{"changed on agents"}) {
 		t.Errorf("inspected as %+v", i)
 	}
 }
@@ -221,7 +222,7 @@ func TestChangesFromAnotherSearchPathAreLogged(t *testing.T) {
 func TestInspectionNamesTriggersThatDoNotFire(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	broken := func() []string { return must(w.store.Inspect(t.Context()))(t).BrokenTriggers }
+	broken := func() []string { return must(w.store.Log.Inspect(t.Context()))(t).BrokenTriggers }
 	if got := broken(); len(got) != 0 {
 		t.Errorf("of a fresh schema %q are broken", got)
 	}
@@ -334,10 +335,10 @@ func TestDamagedLogIsHealed(t *testing.T) {
 			for range 5 {
 				w.exec(`UPDATE customers SET tm_update = now()`)
 			}
-			feed := must(w.store.OpenFeed(t.Context()))(t)
+			feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 			defer feed.Close()
 			id, known := uuid.New(), w.head()
-			if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: known}); !held || err != nil {
+			if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: known}); !held || err != nil {
 				t.Fatalf("a heartbeat: %v, %v", held, err)
 			}
 			w.exec(damage)
@@ -375,10 +376,10 @@ func TestDamagedLogIsHealed(t *testing.T) {
 			if strings.Contains(what, "head emptied") && value[int64](w, `SELECT lease_ms FROM change_head`) != 7000 {
 				t.Error("the longest lease is lost")
 			}
-			if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: known}); held != news.Continues || err != nil {
+			if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: known}); held != news.Continues || err != nil {
 				t.Errorf("a heartbeat at the position from before: %v, %v", held, err)
 			}
-			if held, err := feed.Heartbeat(t.Context(), store.Beat{ID: id, Seq: 3, Lease: time.Second, Applied: news.Head}); !held || err != nil {
+			if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: 3, Lease: time.Second, Applied: news.Head}); !held || err != nil {
 				t.Errorf("a heartbeat at the new one: %v, %v", held, err)
 			}
 			w.exec(`UPDATE customers SET tm_update = now()`)

@@ -2,12 +2,13 @@ package store
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/changelog"
+	"accesskeys/internal/postgres"
 )
 
 // Lookup names what verification reads: access keys by the hashes of their tokens, agents and service accounts' keys by id.
@@ -22,9 +23,9 @@ func (l Lookup) Empty() bool { return len(l.AccessKeys)+len(l.Agents)+len(l.Serv
 
 // Found is what a Lookup found: what is not in it, the database does not have. Deleted rows are found like others.
 type Found struct {
-	Now                time.Time // the database's time
-	Head               Position  // the newest of the log; see Order
-	Seq                int64     // of this instance's newest heartbeat that the database knows of, 0 for none
+	Now                time.Time          // the database's time
+	Head               changelog.Position // the newest of the log; see Order
+	Seq                int64              // of this instance's newest heartbeat that the database knows of, 0 for none
 	AccessKeys         map[TokenHash]AccessKeyCredential
 	Agents             map[uuid.UUID]AgentCredential
 	ServiceAccountKeys map[uuid.UUID]ServiceAccountCredential
@@ -41,74 +42,48 @@ const (
 )
 
 // Lookup reads credentials in one round trip. They are not limited to one customer: they are read to find out whose they are. It
-// returns ErrOtherLog where the database's log doesn't hold the position known, of which the zero value asks nothing, or doesn't show
-// the heartbeat that this server follows; and ErrUnavailable where the database only reads.
-//
-// SECURITY: a server that was failed over and still answers, but knows nothing of what was revoked since, gives ErrOtherLog here,
-// and never a row. A standby, or a primary that was made read-only, is not the one that revocations are written to.
-func (s *Store) Lookup(ctx context.Context, l Lookup, known Position, order Order) (Found, error) {
-	var w witness
-	if witness := s.witness.Load(); witness != nil && known != (Position{}) {
-		w = *witness
+// returns changelog.ErrOtherLog, and never a row, where the database's log doesn't hold the position known, of which the zero value asks
+// nothing, or doesn't show the heartbeat that this server follows; and ErrUnavailable where the database only reads.
+func (s *Store) Lookup(ctx context.Context, l Lookup, known changelog.Position, order Order) (found Found, err error) {
+	var w changelog.Witness
+	if known != (changelog.Position{}) {
+		w = s.Log.Witness()
 	}
-	conn, err := s.pool().Acquire(ctx)
-	if err != nil {
-		return Found{}, s.failed("looking credentials up", err)
-	}
-	defer conn.Release()
-	found, err := lookup(ctx, conn.Conn(), l, known, w.id, order)
-	if err == nil && found.Seq < w.seq {
-		err = ErrOtherLog
-	}
+	err = s.DB.WithConn(ctx, func(conn *pgx.Conn) error {
+		found, err = lookup(ctx, conn, l, known, w, order)
+		return err
+	})
 	return found, s.failed("looking credentials up", err)
 }
 
-// Lookup is Store.Lookup over the ChangeFeed's own connection, for the instance with this id. The log's head is read first.
-func (f *ChangeFeed) Lookup(ctx context.Context, l Lookup, known Position, id uuid.UUID) (Found, error) {
-	found, err := lookup(ctx, f.conn, l, known, id, HeadFirst)
-	return found, translate("looking credentials up", err)
+// LookupByFeed is Lookup over the Feed's own connection, for the instance with this id. The log's head is read first.
+func LookupByFeed(ctx context.Context, f *changelog.Feed, l Lookup, known changelog.Position, id uuid.UUID) (Found, error) {
+	found, err := lookup(ctx, f.Conn(), l, known, changelog.Witness{ID: id}, HeadFirst)
+	return found, postgres.Translate("looking credentials up", err)
 }
 
-func lookup(ctx context.Context, conn *pgx.Conn, l Lookup, known Position, self uuid.UUID, order Order) (f Found, err error) {
-	var held, readOnly bool
+func lookup(
+	ctx context.Context, conn *pgx.Conn, l Lookup, known changelog.Position, w changelog.Witness, order Order,
+) (f Found, err error) {
+	var head changelog.Head
 	var batch pgx.Batch
-	head := func() {
-		batch.Queue(`
-			SELECT position, entry, EXISTS (SELECT FROM changes WHERE position = $1 AND entry = $2),
-			       coalesce((SELECT seq FROM instances WHERE id = $3), 0),
-			       current_setting('transaction_read_only') = 'on', now()
-			FROM change_head
-			WHERE single = 1`, known.Number, pgUUID(known.Entry), nullable(self)).QueryRow(func(row pgx.Row) error {
-			return row.Scan(&f.Head.Number, &f.Head.Entry, &held, &f.Seq, &readOnly, &f.Now)
-		})
-	}
 	if order == HeadFirst {
-		head()
+		changelog.QueueHead(&batch, known, w.ID, &head)
 	}
 	l.queue(&batch, &f)
 	if order == HeadLast {
-		head()
+		changelog.QueueHead(&batch, known, w.ID, &head)
 	}
-	err = conn.SendBatch(ctx, &batch).Close()
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return Found{}, ErrNoHead
-	case err != nil:
+	if err := conn.SendBatch(ctx, &batch).Close(); err != nil {
 		return Found{}, err
-	case readOnly:
-		return Found{}, errReadOnly
-	case known != (Position{}) && !held:
-		return Found{}, ErrOtherLog
 	}
+	if err := head.Check(known, w); err != nil {
+		return Found{}, err
+	}
+	f.Now, f.Head, f.Seq = head.Now, head.Position, head.Seq
 	f.stamp()
 	return f, nil
 }
-
-var (
-	errReadOnly = fmt.Errorf("%w: it is read-only, a standby perhaps", ErrUnavailable)
-	// ErrNoHead means that somebody has emptied the log of changes. It is an ErrUnavailable.
-	ErrNoHead = fmt.Errorf("%w: its log of changes has no head", ErrUnavailable)
-)
 
 // queue queues a query for each kind that is named.
 func (l Lookup) queue(b *pgx.Batch, f *Found) {
@@ -130,7 +105,7 @@ func (l Lookup) queue(b *pgx.Batch, f *Found) {
 			c, err := scanAgent(row)
 			f.Agents[c.ID] = c
 			return err
-		}, agentsByID, pgUUIDs(l.Agents))
+		}, agentsByID, postgres.UUIDs(l.Agents))
 	}
 	if len(l.ServiceAccountKeys) > 0 {
 		f.ServiceAccountKeys = make(map[uuid.UUID]ServiceAccountCredential, len(l.ServiceAccountKeys))
@@ -138,7 +113,7 @@ func (l Lookup) queue(b *pgx.Batch, f *Found) {
 			c, err := scanServiceAccountKey(row)
 			f.ServiceAccountKeys[c.Key.ID] = c
 			return err
-		}, serviceAccountKeysByID, pgUUIDs(l.ServiceAccountKeys))
+		}, serviceAccountKeysByID, postgres.UUIDs(l.ServiceAccountKeys))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -16,7 +17,7 @@ func TestLookupFindsEveryKindWithWhatItRestsOn(t *testing.T) {
 	w := newWorld(t)
 	alice, account := w.createAgent(w.acme, "alice"), w.createAccount(w.acme, "customer_admin")
 	pair := w.createAccountKey(account)
-	byAccount := must(pairByID(t.Context(), w.store, pair.ID, store.Position{}))(t)
+	byAccount := must(pairByID(t.Context(), w.store, pair.ID, changelog.Position{}))(t)
 	wide, bound, made := newKey(w.acme, year), userKey(alice), userKey(alice)
 	made.AgentPermission = alice.Permission
 	for _, k := range []store.NewAccessKey{wide, bound} {
@@ -24,7 +25,7 @@ func TestLookupFindsEveryKindWithWhatItRestsOn(t *testing.T) {
 	}
 	must(w.store.CreateAccessKey(t.Context(), store.ServiceAccountCaller(byAccount, byAccount.Now.AddDate(1, 0, 0)), made))(t)
 	s := open(t, w.url)
-	feed := must(s.OpenFeed(t.Context()))(t)
+	feed := must(s.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	known, unknown := w.head(), uuid.New()
 	l := store.Lookup{
@@ -34,7 +35,7 @@ func TestLookupFindsEveryKindWithWhatItRestsOn(t *testing.T) {
 	for name, read := range map[string]func() (store.Found, error){
 		"head first":  func() (store.Found, error) { return s.Lookup(t.Context(), l, known, store.HeadFirst) },
 		"head last":   func() (store.Found, error) { return s.Lookup(t.Context(), l, known, store.HeadLast) },
-		"by the feed": func() (store.Found, error) { return feed.Lookup(t.Context(), l, known, uuid.New()) },
+		"by the feed": func() (store.Found, error) { return store.LookupByFeed(t.Context(), feed, l, known, uuid.New()) },
 	} {
 		found := must(read())(t)
 		if len(found.AccessKeys) != 3 || len(found.Agents) != 1 || len(found.ServiceAccountKeys) != 1 || found.Head != known || found.Seq != 0 {
@@ -79,7 +80,7 @@ func TestLookupsOrderSaysWhichIsNewer(t *testing.T) {
 		// On a connection that knows the statements: else it would wait for the table before it begins. Whoever reads waits for the table
 		// that a transaction holds which changes a row.
 		s, l := open(t, withSetting(t, w.url, "pool_max_conns", "1")), store.Lookup{AccessKeys: []store.TokenHash{k.TokenHash}}
-		must(s.Lookup(t.Context(), l, store.Position{}, order))(t)
+		must(s.Lookup(t.Context(), l, changelog.Position{}, order))(t)
 		tx := w.begin()
 		table := map[store.Order]string{store.HeadFirst: "accesskeys", store.HeadLast: "instances"}[order]
 		for _, sql := range []string{`SET LOCAL accesskeys.internal = 'on'`, `LOCK TABLE ` + table} {
@@ -94,7 +95,7 @@ func TestLookupsOrderSaysWhichIsNewer(t *testing.T) {
 		read := make(chan result, 1)
 		before := w.head()
 		go func() {
-			found, err := s.Lookup(context.Background(), l, store.Position{}, order)
+			found, err := s.Lookup(context.Background(), l, changelog.Position{}, order)
 			read <- result{found, err}
 		}()
 		w.untilWaiting()
@@ -122,10 +123,10 @@ func TestLookupOnADatabaseThatIsNotTheOneIsUnavailable(t *testing.T) {
 	k := newKey(w.acme, year)
 	must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	known := w.head()
-	check := func(what string, known store.Position, want error) {
+	check := func(what string, known changelog.Position, want error) {
 		t.Helper()
 		s := open(t, w.url)
-		feed := must(s.OpenFeed(t.Context()))(t)
+		feed := must(s.Log.OpenFeed(t.Context()))(t)
 		defer feed.Close()
 		l := store.Lookup{AccessKeys: []store.TokenHash{k.TokenHash}}
 		for _, order := range []store.Order{store.HeadFirst, store.HeadLast} {
@@ -135,19 +136,19 @@ func TestLookupOnADatabaseThatIsNotTheOneIsUnavailable(t *testing.T) {
 				t.Errorf("%s: with %v comes %+v", what, err, found)
 			}
 		}
-		_, err := feed.Lookup(t.Context(), l, known, uuid.New())
+		_, err := store.LookupByFeed(t.Context(), feed, l, known, uuid.New())
 		wantError(t, what+", by the feed", err, want)
 	}
 	check("control", known, nil)
-	check("nothing known", store.Position{}, nil)
-	check("another entry", store.Position{Number: known.Number, Entry: uuid.New()}, store.ErrOtherLog)
-	check("a number that was not reached", store.Position{Number: known.Number + 1, Entry: known.Entry}, store.ErrOtherLog)
+	check("nothing known", changelog.Position{}, nil)
+	check("another entry", changelog.Position{Number: known.Number, Entry: uuid.New()}, changelog.ErrOtherLog)
+	check("a number that was not reached", changelog.Position{Number: known.Number + 1, Entry: known.Entry}, changelog.ErrOtherLog)
 	setReadOnly(w, "on")
 	check("read-only", known, store.ErrUnavailable)
 	setReadOnly(w, "off")
 	check("control", known, nil)
 	w.db.Reset() // its connections have kept what was set
 	w.internal(`DELETE FROM change_head`)
-	check("no head", known, store.ErrNoHead)
+	check("no head", known, changelog.ErrNoHead)
 	check("no head, unavailable", known, store.ErrUnavailable)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/store"
 	"accesskeys/migrations"
@@ -75,7 +76,7 @@ func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
 	if got := value[int](w, `SELECT count(*) FROM accesskeys WHERE tm_update <> tm_create AND `+notDeleted); got != 0 {
 		t.Errorf("%d keys that stay were touched", got)
 	}
-	must(store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)))(t)
+	must(store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
 	if got := live(w, keys); !slices.Equal(got, want) {
 		t.Errorf("up again %q are live, want %q", got, want)
 	}
@@ -107,7 +108,7 @@ func TestEachStepDownGivesTheSchemaOfTheStepsBelow(t *testing.T) {
 			return name >= fmt.Sprintf("%06d", version+1)
 		})
 		below := worldOn(t, pgtest.Empty(t))
-		must(store.MigrateUpWith(t.Context(), below.url, slog.New(slog.DiscardHandler), steps, patience))(t)
+		must(migrator(below.url, slog.New(slog.DiscardHandler), steps, patience).Up(t.Context()))(t)
 		if got, want := fingerprint(w), fingerprint(below); got != want {
 			t.Errorf("down to %d gives\n%s\ninstead of\n%s", version, got, want)
 		}
@@ -124,8 +125,8 @@ func TestProgramBeforeTheCallersWroteToTheirSchema(t *testing.T) {
 	w.exec(`INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
 		VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))`,
 		uuid.New(), k.CustomerID, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire))
-	must(store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)))(t)
-	got := must(keyByHash(t.Context(), open(t, w.url), k.TokenHash, store.Position{}))(t)
+	must(store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
+	got := must(keyByHash(t.Context(), open(t, w.url), k.TokenHash, changelog.Position{}))(t)
 	if got.AgentID != nil || !slices.Equal(got.Roles, []string{"customer_admin"}) || got.Detail != k.Detail {
 		t.Errorf("its key reads as %+v", got)
 	}
@@ -138,9 +139,9 @@ func TestKeysFromBeforeStayTheirCustomers(t *testing.T) {
 	k := newKey(w.acme, year)
 	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	w.downTo(1, migrations.Files)
-	must(store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)))(t)
+	must(store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
 	reopened := open(t, w.url)
-	got := must(keyByHash(t.Context(), reopened, k.TokenHash, store.Position{}))(t)
+	got := must(keyByHash(t.Context(), reopened, k.TokenHash, changelog.Position{}))(t)
 	if got.AccessKey != key || !slices.Equal(got.Roles, []string{"customer_admin"}) {
 		t.Errorf("the key is\n%+v, was\n%+v", got, key)
 	}
@@ -150,7 +151,7 @@ func TestKeysFromBeforeStayTheirCustomers(t *testing.T) {
 func (w *world) downTo(version int, steps fs.FS) {
 	w.t.Helper()
 	for at := newestStep(w.t); at > version; {
-		below := must(store.MigrateDownWith(w.t.Context(), w.url, slog.New(slog.DiscardHandler), steps))(w.t)
+		below := must(migrator(w.url, slog.New(slog.DiscardHandler), steps, patience).Down(w.t.Context()))(w.t)
 		if below >= at {
 			w.t.Fatalf("the step down leads from %d to %d", at, below)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 	"accesskeys/migrations"
@@ -35,7 +36,7 @@ func stepsUpTo(t *testing.T, version int) fs.FS {
 func madeBefore(t *testing.T, version int) *world {
 	t.Helper()
 	w := worldOn(t, pgtest.Empty(t))
-	must(store.MigrateUpWith(t.Context(), w.url, slog.New(slog.DiscardHandler), stepsUpTo(t, version), patience))(t)
+	must(migrator(w.url, slog.New(slog.DiscardHandler), stepsUpTo(t, version), patience).Up(t.Context()))(t)
 	w.exec(`ALTER TABLE accesskeys_migrations RENAME TO schema_migrations`)
 	const customers = `INSERT INTO customers (id, name, detail, email) VALUES ('00000000-0000-4000-8000-000000000001', 'Acme', 'of before', 'e@x')`
 	w.exec(customers)
@@ -91,11 +92,11 @@ func TestDatabaseOfAnEarlierVersionUpgradesWhole(t *testing.T) {
 			t.Parallel()
 			w := madeBefore(t, version)
 			before, log := w.said(), slog.New(slog.DiscardHandler)
-			if got := must(store.SchemaVersion(t.Context(), w.url))(t); got != version {
+			if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != version {
 				t.Fatalf("it is taken for version %d", got)
 			}
 			for round := range 2 {
-				if got := must(store.MigrateUp(t.Context(), w.url, log))(t); got != newestStep(t) {
+				if got := must(store.Migrator(w.url, log).Up(t.Context()))(t); got != newestStep(t) {
 					t.Fatalf("upgraded to %d", got)
 				}
 				if got := shape(fingerprint(w)); got != shape(fresh) {
@@ -105,18 +106,18 @@ func TestDatabaseOfAnEarlierVersionUpgradesWhole(t *testing.T) {
 					t.Errorf("round %d: the rows said\n%s\nand say\n%s", round, before, after)
 				}
 				s := open(t, w.url)
-				if i := must(s.Inspect(t.Context()))(t); len(i.BrokenTriggers) != 0 || i.Outdated {
+				if i := must(s.Log.Inspect(t.Context()))(t); len(i.BrokenTriggers) != 0 || i.Outdated {
 					t.Errorf("round %d: inspected as %+v", round, i)
 				}
 				// A server of before may still trust what it has under its lease: it is waited for, and acknowledges nothing.
-				waited := must(s.Instances(t.Context()))(t)
+				waited := must(s.Log.Instances(t.Context()))(t)
 				if (len(waited) == 1) != (version == 3) || len(waited) == 1 && (waited[0].Seq != 7 || waited[0].Lease != 2*time.Second) {
 					t.Errorf("round %d: waited for are %+v", round, waited)
 				}
 				if value[bool](w, `SELECT EXISTS (SELECT FROM instances i JOIN changes c USING (position, entry))`) {
 					t.Errorf("round %d: it is taken to have acknowledged", round)
 				}
-				feed := must(s.OpenFeed(t.Context()))(t)
+				feed := must(s.Log.OpenFeed(t.Context()))(t)
 				if news := must(feed.ReadSince(t.Context(), uuid.New(), w.head()))(t); !news.Continues {
 					t.Errorf("round %d: the log does not go on: %+v", round, news)
 				}
@@ -127,7 +128,7 @@ func TestDatabaseOfAnEarlierVersionUpgradesWhole(t *testing.T) {
 				s.Close()
 				// Back, and once more.
 				for want := newestStep(t) - 1; want >= 3; want-- {
-					if got := must(store.MigrateDown(t.Context(), w.url, log))(t); got != want {
+					if got := must(store.Migrator(w.url, log).Down(t.Context()))(t); got != want {
 						t.Fatalf("one step down leads to %d, want %d", got, want)
 					}
 				}
@@ -164,7 +165,7 @@ func TestProgramsOfBeforeAreShutOut(t *testing.T) {
 		}
 		_ = tx.Rollback(t.Context())
 	}
-	must(store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)))(t)
+	must(store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
 	before := w.rows()
 	for name, sql := range statements {
 		_, err := w.db.Exec(t.Context(), sql)
@@ -189,7 +190,7 @@ func TestGoingBackEndsTheKeysOfServiceAccounts(t *testing.T) {
 	if ended := before - live(); ended != 3 || value[bool](w, `SELECT `+notDeleted+` FROM accesskeys WHERE id = $1`, made.ID) {
 		t.Errorf("%d keys have ended, want the three of accounts", ended)
 	}
-	must(store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)))(t)
+	must(store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
 	if value[bool](w, `SELECT `+notDeleted+` FROM accesskeys WHERE id = $1`, made.ID) {
 		t.Error("up again it lives")
 	}
@@ -207,21 +208,21 @@ func TestMigrationsOfAnotherProgramAreLeftAlone(t *testing.T) {
 		return value[string](w, `SELECT string_agg(to_jsonb(m)::text, '') FROM schema_migrations m`)
 	}
 	before := theirs()
-	if got := must(store.SchemaVersion(t.Context(), w.url))(t); got != 0 {
+	if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != 0 {
 		t.Errorf("it is taken for version %d of ours", got)
 	}
 	for range 2 {
-		if got := must(store.MigrateUp(t.Context(), w.url, log))(t); got != newestStep(t) {
+		if got := must(store.Migrator(w.url, log).Up(t.Context()))(t); got != newestStep(t) {
 			t.Fatalf("migrated to %d", got)
 		}
-		if err := w.store.Ready(t.Context()); err != nil {
+		if err := w.store.DB.Ready(t.Context()); err != nil {
 			t.Errorf("beside it: %v", err)
 		}
 		for want := newestStep(t) - 1; want >= 0; want-- {
-			if got := must(store.MigrateDown(t.Context(), w.url, log))(t); got != want {
+			if got := must(store.Migrator(w.url, log).Down(t.Context()))(t); got != want {
 				t.Fatalf("down to %d, want %d", got, want)
 			}
-			if got := must(store.SchemaVersion(t.Context(), w.url))(t); got != want {
+			if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != want {
 				t.Fatalf("back at %d, want %d", got, want)
 			}
 		}
@@ -248,8 +249,8 @@ func TestTablesOfAnotherProgramAreLeftAlone(t *testing.T) {
 			w.exec(statement)
 		}
 		before := fingerprint(w)
-		_, err := store.MigrateUp(t.Context(), w.url, log)
-		wantError(t, sql, err, store.ErrForeign)
+		_, err := store.Migrator(w.url, log).Up(t.Context())
+		wantError(t, sql, err, postgres.ErrForeign)
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", sql, err)
 		}
@@ -261,7 +262,7 @@ func TestTablesOfAnotherProgramAreLeftAlone(t *testing.T) {
 	w := worldOn(t, pgtest.Empty(t))
 	w.exec(`CREATE TABLE customers (id int)`)
 	w.exec(`CREATE SCHEMA keys`)
-	must(store.MigrateUp(t.Context(), withSetting(t, w.url, "search_path", "keys"), log))(t)
+	must(store.Migrator(withSetting(t, w.url, "search_path", "keys"), log).Up(t.Context()))(t)
 }
 
 // All names that the migrations use are looked for.
@@ -271,7 +272,7 @@ func TestEveryTableIsKnownAsOurs(t *testing.T) {
 	ours := value[[]string](w, `SELECT array_agg(tablename::text ORDER BY tablename) FROM pg_tables
 		WHERE schemaname = 'public' AND tablename <> 'accesskeys_migrations'`)
 	for _, name := range ours {
-		if !slices.Contains(store.Tables, name) {
+		if !slices.Contains(postgres.Tables, name) {
 			t.Errorf("%s is not looked for", name)
 		}
 	}
@@ -284,6 +285,6 @@ func TestDatabaseThatIsNotUTF8IsRefused(t *testing.T) {
 	name := "latin_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	w.exec(`CREATE DATABASE ` + name + ` ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0`)
 	defer w.exec(`DROP DATABASE ` + name + ` WITH (FORCE)`)
-	_, err := store.MigrateUp(t.Context(), secret.New(w.url.Reveal()+"&dbname="+name), slog.New(slog.DiscardHandler))
-	wantError(t, "LATIN1", err, store.ErrEncoding)
+	_, err := store.Migrator(secret.New(w.url.Reveal()+"&dbname="+name), slog.New(slog.DiscardHandler)).Up(t.Context())
+	wantError(t, "LATIN1", err, postgres.ErrEncoding)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 	"accesskeys/migrations"
@@ -26,12 +27,12 @@ func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	version := func(want int) {
 		t.Helper()
-		if got := must(store.SchemaVersion(t.Context(), w.url))(t); got != want {
+		if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != want {
 			t.Fatalf("the schema is at version %d, want %d", got, want)
 		}
 	}
 	version(0)
-	newest := must(store.MigrateUp(t.Context(), w.url, log))(t)
+	newest := must(store.Migrator(w.url, log).Up(t.Context()))(t)
 	if want := newestStep(t); newest != want {
 		t.Fatalf("MigrateUp gives version %d, want %d", newest, want)
 	}
@@ -42,7 +43,7 @@ func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
 	}
 
 	for at := newest; at > 0; {
-		below := must(store.MigrateDown(t.Context(), w.url, log))(t)
+		below := must(store.Migrator(w.url, log).Down(t.Context()))(t)
 		if below >= at {
 			t.Fatalf("MigrateDown leads from %d to %d", at, below)
 		}
@@ -54,12 +55,12 @@ func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
 			t.Errorf("MigrateDown has left %s", line)
 		}
 	}
-	if got := must(store.MigrateDown(t.Context(), w.url, log))(t); got != 0 {
+	if got := must(store.Migrator(w.url, log).Down(t.Context()))(t); got != 0 {
 		t.Errorf("MigrateDown of the empty schema gives version %d", got)
 	}
 
 	for range 2 { // the second time there is nothing to do
-		if got := must(store.MigrateUp(t.Context(), w.url, log))(t); got != newest {
+		if got := must(store.Migrator(w.url, log).Up(t.Context()))(t); got != newest {
 			t.Errorf("MigrateUp gives version %d, want %d", got, newest)
 		}
 		if again := fingerprint(w); again != first {
@@ -133,7 +134,7 @@ func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
 				if after := fingerprint(w); after != before {
 					t.Errorf("the database was\n%s\nand is\n%s", before, after)
 				}
-				if _, err := store.MigrateUp(t.Context(), w.url, slog.New(slog.DiscardHandler)); err != nil {
+				if _, err := store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()); err != nil {
 					t.Errorf("the next migration: %v", err)
 				}
 				w.populate()
@@ -156,12 +157,12 @@ func TestMigrationThatCannotBeReadLeavesTheDatabaseAsItWas(t *testing.T) {
 	w := worldOn(t, pgtest.Empty(t))
 	before := fingerprint(w)
 	steps := unreadable{FS: stepsAnd(t, `SELECT 1`), name: moreUp}
-	_, err := store.MigrateUpWith(t.Context(), w.url, slog.New(slog.DiscardHandler), steps, patience)
+	_, err := migrator(w.url, slog.New(slog.DiscardHandler), steps, patience).Up(t.Context())
 	wantError(t, "the migration", err, fs.ErrPermission)
 	if after := fingerprint(w); after != before {
 		t.Errorf("the database was\n%s\nand is\n%s", before, after)
 	}
-	if got := must(store.SchemaVersion(t.Context(), w.url))(t); got != 0 {
+	if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != 0 {
 		t.Errorf("the schema is at version %d", got)
 	}
 }
@@ -187,7 +188,7 @@ func TestManyServersMigrateAtOnce(t *testing.T) {
 	newest := newestStep(t)
 	strict := withSetting(t, w.url, "default_transaction_isolation", "serializable") // an operator may have set it
 	for _, err := range atOnce(8, func(i int) error {
-		version, err := store.MigrateUp(t.Context(), []secret.Value{w.url, strict}[i%2], log.logger())
+		version, err := store.Migrator([]secret.Value{w.url, strict}[i%2], log.logger()).Up(t.Context())
 		if err == nil && version != newest {
 			return errors.New("another version")
 		}
@@ -214,17 +215,17 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	w.exec(`ALTER TABLE customers ADD COLUMN later text`)
 	before := fingerprint(w)
 	var log logBuffer
-	if got, want := must(store.MigrateUp(t.Context(), w.url, log.logger()))(t), newestStep(t)+7; got != want {
+	if got, want := must(store.Migrator(w.url, log.logger()).Up(t.Context()))(t), newestStep(t)+7; got != want {
 		t.Errorf("MigrateUp gives version %d, want %d", got, want)
 	}
 	if log.String() != "" {
 		t.Errorf("MigrateUp has something to say: %s", log.String())
 	}
-	if err := w.store.Ready(t.Context()); err != nil {
+	if err := w.store.DB.Ready(t.Context()); err != nil {
 		t.Errorf("Ready on a newer schema: %v", err)
 	}
 	w.createKey(w.acme)
-	if _, err := store.MigrateDown(t.Context(), w.url, log.logger()); err == nil {
+	if _, err := store.Migrator(w.url, log.logger()).Down(t.Context()); err == nil {
 		t.Error("MigrateDown takes back a step that it does not know")
 	}
 	if after := fingerprint(w); after != before {
@@ -237,7 +238,7 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	t.Parallel()
 	w := worldOn(t, pgtest.Empty(t))
 	other := w.begin()
-	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, store.MigrationLock); err != nil {
+	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, postgres.MigrationLock); err != nil {
 		t.Fatal(err)
 	}
 	const message = `msg="waiting for another server to migrate the database"`
@@ -247,7 +248,7 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() {
-			_, err := store.MigrateUpWith(ctx, w.url, log.logger(), migrations.Files, bound)
+			_, err := migrator(w.url, log.logger(), migrations.Files, bound).Up(ctx)
 			ended <- err
 		}()
 		if bound == time.Hour {
@@ -273,7 +274,7 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	var log logBuffer
 	done := make(chan error, 1)
 	go func() {
-		_, err := store.MigrateUp(t.Context(), w.url, log.logger())
+		_, err := store.Migrator(w.url, log.logger()).Up(t.Context())
 		done <- err
 	}()
 	until(t, "the migration waits", func() bool { return strings.Contains(log.String(), message) })
@@ -300,7 +301,7 @@ func TestCreateDatabaseIsIdempotentAndQuotesTheName(t *testing.T) {
 		}
 	})
 	for range 2 {
-		if err := store.CreateDatabase(t.Context(), w.url, name); err != nil {
+		if err := postgres.CreateDatabase(t.Context(), w.url, name); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -318,7 +319,7 @@ const moreUp = "999999_more.up.sql"
 
 // migrateWith migrates with one more step than there are.
 func migrateWith(ctx context.Context, w *world, step string) error {
-	_, err := store.MigrateUpWith(ctx, w.url, slog.New(slog.DiscardHandler), stepsAnd(w.t, step), patience)
+	_, err := migrator(w.url, slog.New(slog.DiscardHandler), stepsAnd(w.t, step), patience).Up(ctx)
 	return err
 }
 

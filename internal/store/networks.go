@@ -5,6 +5,8 @@ import (
 	"net/netip"
 
 	"github.com/google/uuid"
+
+	"accesskeys/internal/postgres"
 )
 
 const (
@@ -40,12 +42,12 @@ func (s *Store) RecordLogin(ctx context.Context, agentID uuid.UUID, network neti
 			SELECT tm_login, network FROM login_networks WHERE agent_id = $1 ORDER BY tm_login DESC, network DESC OFFSET $2 LIMIT 1
 		)`
 	// Each is a transaction of its own: none waits for a row while it holds another one that is waited for.
-	_, err := s.pool().Exec(ctx, record, pgUUID(agentID), network)
+	_, err := s.DB.Exec(ctx, record, postgres.UUID(agentID), network)
 	if err == nil {
-		_, err = s.pool().Exec(ctx, sweep, networkSweep)
+		_, err = s.DB.Exec(ctx, sweep, networkSweep)
 	}
 	if err == nil {
-		_, err = s.pool().Exec(ctx, bound, pgUUID(agentID), networksPerAgent-1)
+		_, err = s.DB.Exec(ctx, bound, postgres.UUID(agentID), networksPerAgent-1)
 	}
 	return s.failed("recording the network of a login", err)
 }

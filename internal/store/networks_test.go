@@ -109,7 +109,7 @@ func TestNetworksAreReadByTheirIndexes(t *testing.T) {
 	w.exec(`INSERT INTO login_networks SELECT gen_random_uuid(), '10.0.0.0/24', now() - i * interval '1 second' FROM generate_series(1, 20000) i`)
 	w.exec(`VACUUM ANALYZE login_networks`)
 	catcher := &statements{}
-	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
+	traced := openTraced(t, w.url, catcher)
 	defer traced.Close()
 	agent := w.createAgent(w.acme, "alice")
 	if err := traced.RecordLogin(t.Context(), agent.ID, network(1)); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/store"
 )
@@ -49,7 +50,7 @@ func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 	} {
 		setReadOnly(w, "on")
 		w.exec(cutTheStore)
-		until(t, "the pool has a connection that only reads", func() bool { return s.Ready(t.Context()) == nil })
+		until(t, "the pool has a connection that only reads", func() bool { return s.DB.Ready(t.Context()) == nil })
 		wantError(t, name+" on a standby", write(), store.ErrUnavailable)
 		setReadOnly(w, "off")
 		if err := write(); err != nil {
@@ -83,12 +84,12 @@ func TestStoreRecoversFromCutConnections(t *testing.T) {
 	k := newKey(w.acme, year)
 	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	for range 3 {
-		if _, err := keyByHash(t.Context(), w.store, k.TokenHash, store.Position{}); err != nil { // there is a connection to cut
+		if _, err := keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}); err != nil { // there is a connection to cut
 			t.Fatal(err)
 		}
 		w.exec(cutTheStore)
 		until(t, "the store answers again", func() bool {
-			got, err := keyByHash(t.Context(), w.store, k.TokenHash, store.Position{})
+			got, err := keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{})
 			if err != nil {
 				wantError(t, "meanwhile", err, store.ErrUnavailable)
 			}
@@ -111,19 +112,19 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 		holder <- err
 	}()
 	w.untilWaiting()
-	if stats := s.PoolStats(); stats.Max != 1 || stats.Acquired != 1 || stats.Idle != 0 || stats.Total != 1 {
+	if stats := s.DB.Stats(); stats.Max != 1 || stats.Acquired != 1 || stats.Idle != 0 || stats.Total != 1 {
 		t.Errorf("the pool's figures are %+v", stats)
 	}
 	for name, call := range map[string]func(context.Context) error{
 		"a look-up": func(ctx context.Context) error {
-			_, err := keyByHash(ctx, s, store.TokenHash{}, store.Position{})
+			_, err := keyByHash(ctx, s, store.TokenHash{}, changelog.Position{})
 			return err
 		},
 		"a list": func(ctx context.Context) error {
 			_, err := s.AccessKeys(ctx, w.acme.ID, store.Start(), 10)
 			return err
 		},
-		"readiness": s.Ready,
+		"readiness": s.DB.Ready,
 	} {
 		endsWithin(t, 4*time.Second, name, func() {
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -135,7 +136,7 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	if err := <-holder; err != nil {
 		t.Errorf("the one that held the connection: %v", err)
 	}
-	_, err := keyByHash(t.Context(), s, store.TokenHash{}, store.Position{})
+	_, err := keyByHash(t.Context(), s, store.TokenHash{}, changelog.Position{})
 	wantError(t, "a look-up afterwards", err, store.ErrNotFound)
 }
 
@@ -143,22 +144,22 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 func TestReadyIsReachableAndMigrated(t *testing.T) {
 	t.Parallel()
 	w := worldOn(t, pgtest.Empty(t))
-	wantError(t, "without a schema", w.store.Ready(t.Context()), store.ErrUnavailable)
+	wantError(t, "without a schema", w.store.DB.Ready(t.Context()), store.ErrUnavailable)
 	for range 2 {
-		if _, err := store.MigrateUp(t.Context(), w.url, (&logBuffer{}).logger()); err != nil {
+		if _, err := store.Migrator(w.url, (&logBuffer{}).logger()).Up(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.store.Ready(t.Context()); err != nil {
+		if err := w.store.DB.Ready(t.Context()); err != nil {
 			t.Errorf("migrated: %v", err)
 		}
-		if _, err := store.MigrateDown(t.Context(), w.url, (&logBuffer{}).logger()); err != nil {
+		if _, err := store.Migrator(w.url, (&logBuffer{}).logger()).Down(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		wantError(t, "taken back", w.store.Ready(t.Context()), store.ErrUnavailable)
+		wantError(t, "taken back", w.store.DB.Ready(t.Context()), store.ErrUnavailable)
 	}
 	away := open(t, deadAddress(t, "p"))
 	endsWithin(t, 5*time.Second, "noticing an absent database", func() {
-		wantError(t, "away", away.Ready(t.Context()), store.ErrUnavailable)
+		wantError(t, "away", away.DB.Ready(t.Context()), store.ErrUnavailable)
 	})
 }
 
@@ -180,7 +181,7 @@ func TestSilentNetworkIsGivenUpOn(t *testing.T) {
 				url = withSetting(t, silent, "connect_timeout", address.timeout)
 			}
 			endsWithin(t, address.most, name, func() {
-				wantError(t, name, open(t, url).Ready(t.Context()), store.ErrUnavailable)
+				wantError(t, name, open(t, url).DB.Ready(t.Context()), store.ErrUnavailable)
 			})
 		})
 	}

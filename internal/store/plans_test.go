@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -30,7 +31,7 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 	w := newWorld(t)
 	crowd(w)
 	catcher := &statements{}
-	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
+	traced := openTraced(t, w.url, catcher)
 	defer traced.Close()
 	sent := func(do func() error) statement {
 		t.Helper()
@@ -47,23 +48,23 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 	}
 	byHash := sent(func() error {
 		hash := value[[]byte](w, `SELECT token_sha256 FROM accesskeys WHERE customer_id = $1 LIMIT 1`, w.globex.ID)
-		_, err := keyByHash(t.Context(), traced, store.TokenHash(hash), store.Position{})
+		_, err := keyByHash(t.Context(), traced, store.TokenHash(hash), changelog.Position{})
 		return err
 	})
 	userKey := sent(func() error {
 		hash := value[[]byte](w, `SELECT token_sha256 FROM accesskeys WHERE agent_id IS NOT NULL ORDER BY id LIMIT 1`)
-		k, err := keyByHash(t.Context(), traced, store.TokenHash(hash), store.Position{})
+		k, err := keyByHash(t.Context(), traced, store.TokenHash(hash), changelog.Position{})
 		if k.AgentID == nil {
 			t.Fatalf("the key is %+v", k)
 		}
 		return err
 	})
 	holder := sent(func() error {
-		_, err := agentByID(t.Context(), traced, busiest(w, "accesskeys", "agent_id"), store.Position{})
+		_, err := agentByID(t.Context(), traced, busiest(w, "accesskeys", "agent_id"), changelog.Position{})
 		return err
 	})
 	pair := sent(func() error {
-		_, err := pairByID(t.Context(), traced, value[uuid.UUID](w, `SELECT id FROM service_account_keys ORDER BY id LIMIT 1`), store.Position{})
+		_, err := pairByID(t.Context(), traced, value[uuid.UUID](w, `SELECT id FROM service_account_keys ORDER BY id LIMIT 1`), changelog.Position{})
 		return err
 	})
 	// The statements for a list's first page and for a deep one, of an owner who has much.
@@ -174,7 +175,7 @@ func TestStatementsByIDReadOneRowOnTablesWithoutStatistics(t *testing.T) {
 	w := newWorld(t)
 	w.neverAnalysed()
 	catcher := &statements{}
-	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
+	traced := openTraced(t, w.url, catcher)
 	defer traced.Close()
 	sent := func(do func() error) []statement {
 		t.Helper()
@@ -247,7 +248,7 @@ func TestConditionOnACallerReadsFewRowsOnTablesWithoutStatistics(t *testing.T) {
 			SELECT gen_random_uuid(), '@acme', sha256(int8send(i)), 'vb_12345678', '2100-01-01' FROM generate_series(1, 2000) i;
 		INSERT INTO service_accounts (id, customer_id) SELECT gen_random_uuid(), '@acme' FROM generate_series(1, 2000)`, "@acme", w.acme.ID.String())
 	catcher := &statements{}
-	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
+	traced := openTraced(t, w.url, catcher)
 	defer traced.Close()
 	const most = 40 // some four for each of the caller's rows
 	misled := false

@@ -34,26 +34,26 @@ func busy(t *testing.T, s *store.Store, many int) (connections int32, failed int
 			failed++
 		}
 	}
-	return s.PoolStats().Total, failed
+	return s.DB.Stats().Total, failed
 }
 
-// A Store that wants a ChangeFeed and has none gives its connections back, and takes few: what it could read counts for nothing, and the
-// server's connections are for those who need them for a ChangeFeed. Once there is one it takes what it may.
+// A Store that wants a Feed and has none gives its connections back, and takes few: what it could read counts for nothing, and the
+// server's connections are for those who need them for a Feed. Once there is one it takes what it may.
 func TestWithoutAFeedThePoolIsSmall(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	s := open(t, w.url)
-	feed := must(s.OpenFeed(t.Context()))(t)
+	feed := must(s.Log.OpenFeed(t.Context()))(t)
 	feed.Close()
 	if _, failed := busy(t, s, 64); failed != 0 {
 		t.Errorf("with a Feed %d have failed", failed)
 	}
-	// The database takes nobody more; the ChangeFeed is lost.
+	// The database takes nobody more; the Feed is lost.
 	w.exec(`UPDATE pg_database SET datallowconn = false WHERE datname = current_database()`)
-	if _, err := s.OpenFeed(t.Context()); !errors.Is(err, store.ErrUnavailable) {
+	if _, err := s.Log.OpenFeed(t.Context()); !errors.Is(err, store.ErrUnavailable) {
 		t.Fatalf("opening a Feed: %v", err)
 	}
-	until(t, "the connections are given back", func() bool { return s.PoolStats().Total == 0 })
+	until(t, "the connections are given back", func() bool { return s.DB.Stats().Total == 0 })
 	w.exec(`UPDATE pg_database SET datallowconn = true WHERE datname = current_database()`)
 	most := int32(0)
 	for range 10 {
@@ -63,7 +63,7 @@ func TestWithoutAFeedThePoolIsSmall(t *testing.T) {
 	if most > 3 {
 		t.Errorf("without a Feed the pool has %d connections", most)
 	}
-	feed = must(s.OpenFeed(t.Context()))(t) // control
+	feed = must(s.Log.OpenFeed(t.Context()))(t) // control
 	defer feed.Close()
 	if _, failed := busy(t, s, 64); failed != 0 {
 		t.Errorf("with a Feed again %d have failed", failed)
@@ -76,11 +76,11 @@ func TestPoolTakesItsShareOfTheServersConnections(t *testing.T) {
 	w := newWorld(t)
 	w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I CONNECTION LIMIT 20', current_database()); END $$`)
 	s, chosen := open(t, w.url), open(t, withSetting(t, w.url, "pool_max_conns", "9"))
-	if err := s.Share(5); err != nil || s.PoolStats().Max != 16 {
-		t.Errorf("before the limit is known: %v, %d", err, s.PoolStats().Max)
+	if err := s.DB.Share(5); err != nil || s.DB.Stats().Max != 16 {
+		t.Errorf("before the limit is known: %v, %d", err, s.DB.Stats().Max)
 	}
 	for _, opened := range []*store.Store{s, chosen} {
-		feed := must(opened.OpenFeed(t.Context()))(t)
+		feed := must(opened.Log.OpenFeed(t.Context()))(t)
 		defer feed.Close()
 	}
 	for _, test := range []struct {
@@ -88,14 +88,14 @@ func TestPoolTakesItsShareOfTheServersConnections(t *testing.T) {
 		want      int32
 	}{{1, 9}, {2, 5}, {3, 4}, {9, 2}, {50, 2}, {6, 2}, {3, 4}, {1, 9}} {
 		for _, one := range []*store.Store{s, chosen} {
-			if err := one.Share(test.instances); err != nil {
+			if err := one.DB.Share(test.instances); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if got := s.PoolStats().Max; got != test.want {
+		if got := s.DB.Stats().Max; got != test.want {
 			t.Errorf("one of %d may have %d connections, want %d", test.instances, got, test.want)
 		}
-		if got := chosen.PoolStats().Max; got != 9 {
+		if got := chosen.DB.Stats().Max; got != 9 {
 			t.Errorf("the chosen size is %d", got)
 		}
 		if _, failed := busy(t, s, 30); failed != 0 {
@@ -109,16 +109,16 @@ func TestClosedPoolIsNotOpenedAgain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	s := must(store.Open(t.Context(), pgtest.Migrated(t)))(t)
-	feed := must(s.OpenFeed(t.Context()))(t)
+	feed := must(s.Log.OpenFeed(t.Context()))(t)
 	feed.Close()
 	s.Close()
-	if again, err := s.OpenFeed(t.Context()); err == nil {
+	if again, err := s.Log.OpenFeed(t.Context()); err == nil {
 		again.Close()
 		t.Error("a Feed opens on a closed Store")
 	} else {
 		wantError(t, "a Feed", err, store.ErrUnavailable)
 	}
-	wantError(t, "sharing", errors.Join(s.Share(90)), store.ErrUnavailable)
+	wantError(t, "sharing", errors.Join(s.DB.Share(90)), store.ErrUnavailable)
 	_, err := s.AccessKey(context.Background(), w.acme.ID)
 	wantError(t, "reading", err, store.ErrUnavailable)
 }

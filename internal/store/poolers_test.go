@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -25,9 +26,9 @@ func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	if made := must(s.CreateAccessKey(t.Context(), store.Operator(), bound))(t); made.AgentID == nil || *made.AgentID != agent.ID || key.AgentID != nil {
 		t.Errorf("made %+v and %+v", made, key)
 	}
-	feed := must(s.OpenFeed(t.Context()))(t)
+	feed := must(s.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
-	known := must(feed.ReadSince(t.Context(), uuid.New(), store.Position{}))(t).Head
+	known := must(feed.ReadSince(t.Context(), uuid.New(), changelog.Position{}))(t).Head
 	for order, name := range map[store.Order]string{store.HeadFirst: "head first", store.HeadLast: "head last"} {
 		found := must(s.Lookup(t.Context(), store.Lookup{
 			AccessKeys: []store.TokenHash{wide.TokenHash, {}}, Agents: []uuid.UUID{agent.ID}, ServiceAccountKeys: []uuid.UUID{pair.ID},
@@ -54,7 +55,7 @@ func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	must(s.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID))(t)
 	must(s.DeleteAgent(t.Context(), store.Operator(), agent))(t)
 	must(s.DeleteCustomer(t.Context(), store.Operator(), w.acme.ID))(t)
-	held := must(feed.Heartbeat(t.Context(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: known}))(t)
+	held := must(feed.Heartbeat(t.Context(), changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: known}))(t)
 	if !held {
 		t.Error("no heartbeat")
 	}
@@ -68,7 +69,7 @@ func TestFeedBehindAPoolerListensToNothing(t *testing.T) {
 	w.createAgent(w.acme, "the admin who stays")
 	listening := func(mode string, within time.Duration) (told bool) {
 		t.Helper()
-		feed := must(open(t, secret.New(w.url.Reveal()+mode)).OpenFeed(t.Context()))(t)
+		feed := must(open(t, secret.New(w.url.Reveal()+mode)).Log.OpenFeed(t.Context()))(t)
 		defer feed.Close()
 		must(s.DeleteAgent(t.Context(), store.Operator(), w.createAgent(w.acme, "deleted"+mode)))(t)
 		ctx, cancel := context.WithTimeout(t.Context(), within)

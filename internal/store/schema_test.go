@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -283,7 +284,7 @@ func TestKeyWithoutItsCustomerIsNone(t *testing.T) {
 	wantError(t, "creating it", err, store.ErrNoCustomer)
 	w.exec(`INSERT INTO accesskeys (id, customer_id, token_sha256, token_prefix, tm_expire)
 		VALUES (gen_random_uuid(), $1, $2, 'vb_12345678', '2100-01-01')`, k.CustomerID, k.TokenHash[:])
-	_, err = keyByHash(t.Context(), w.store, k.TokenHash, store.Position{})
+	_, err = keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{})
 	wantError(t, "looking it up", err, store.ErrNotFound)
 	id := value[uuid.UUID](w, `SELECT id FROM accesskeys WHERE token_sha256 = $1`, k.TokenHash[:])
 	caller := store.AccessKeyCaller(store.AccessKeyCredential{

@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/changelog"
 )
 
 // ServiceAccount is a program of a customer's, which signs its own tokens.
@@ -78,7 +80,7 @@ type ServiceAccountChange struct {
 func (s *Store) UpdateServiceAccount(
 	ctx context.Context, caller Caller, customerID, id uuid.UUID, change ServiceAccountChange,
 ) (ServiceAccount, error) {
-	return writeOneAndWait[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "updating a service account", `
+	return writeOneAndWait[ServiceAccount](ctx, s, caller, target{customerID: customerID}, changelog.NounServiceAccounts, id, "updating a service account", `
 		UPDATE service_accounts
 		SET name = coalesce($3, name), description = coalesce($4, description), roles = coalesce($5::text[], roles), tm_update = now()
 		WHERE id = $1 AND customer_id = $2 AND `+liveByID+`
@@ -89,7 +91,7 @@ func (s *Store) UpdateServiceAccount(
 // DeleteServiceAccount deletes a live account of this customer's with the access keys that it made. Its tokens and its key pairs
 // are void from then on. It returns ErrNotFound and ErrChanged.
 func (s *Store) DeleteServiceAccount(ctx context.Context, caller Caller, customerID, id uuid.UUID) (ServiceAccount, error) {
-	return writeOneAndWait[ServiceAccount](ctx, s, caller, target{customerID: customerID}, NounServiceAccounts, id, "deleting a service account", `
+	return writeOneAndWait[ServiceAccount](ctx, s, caller, target{customerID: customerID}, changelog.NounServiceAccounts, id, "deleting a service account", `
 		WITH made AS (
 			UPDATE accesskeys
 			SET tm_delete = now(), tm_update = now()
@@ -160,7 +162,7 @@ func (s *Store) ServiceAccountKeys(ctx context.Context, accountID uuid.UUID, aft
 // DeleteServiceAccountKey deletes a live key of this account's, else returns ErrNotFound. It returns ErrChanged.
 func (s *Store) DeleteServiceAccountKey(ctx context.Context, caller Caller, account ServiceAccount, id uuid.UUID) (ServiceAccountKey, error) {
 	on := target{customerID: account.CustomerID}
-	return writeOneAndWait[ServiceAccountKey](ctx, s, caller, on, NounServiceAccountKeys, id, "deleting a service account's key", `
+	return writeOneAndWait[ServiceAccountKey](ctx, s, caller, on, changelog.NounServiceAccountKeys, id, "deleting a service account's key", `
 		UPDATE service_account_keys
 		SET tm_delete = now(), tm_update = now()
 		WHERE id = $1 AND account_id = (SELECT a.id FROM service_accounts a WHERE a.id = $2 AND a.customer_id = $3) AND `+liveByID+`

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -140,7 +141,7 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	}
 	check := func(what string, customerGone bool) {
 		t.Helper()
-		got := must(pairByID(t.Context(), w.store, key.ID, store.Position{}))(t)
+		got := must(pairByID(t.Context(), w.store, key.ID, changelog.Position{}))(t)
 		if !reflect.DeepEqual(got.Key, key) || !reflect.DeepEqual(got.Account, account) {
 			t.Errorf("%s: the key reads as\n%+v, want\n%+v of\n%+v", what, got, key, account)
 		}
@@ -159,7 +160,7 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	w.exec(`UPDATE customers SET tm_delete = now() WHERE id = $1`, w.acme.ID)
 	check("of a deleted customer", true)
 	for _, id := range []uuid.UUID{uuid.New(), account.ID, w.acme.ID} {
-		_, err := pairByID(t.Context(), w.store, id, store.Position{})
+		_, err := pairByID(t.Context(), w.store, id, changelog.Position{})
 		wantError(t, "an id that is no key's", err, store.ErrNotFound)
 	}
 }

@@ -43,7 +43,7 @@ type Signup struct {
 // CreateSignup stores a sign-up, which lives for 15 minutes, and clears expired ones away. Addresses match in any case.
 func (s *Store) CreateSignup(ctx context.Context, n NewSignup) (Signup, error) {
 	done := Signup{ID: uuid.New(), Stored: true}
-	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+	err := s.DB.UnderReadCommitted(ctx, func(tx pgx.Tx) error {
 		// SKIP LOCKED: one that is just being completed is left for the next time. ANY(ARRAY): with IN the whole table is
 		// read to join it.
 		if _, err := tx.Exec(ctx, `
@@ -76,7 +76,7 @@ func (s *Store) CreateSignup(ctx context.Context, n NewSignup) (Signup, error) {
 
 // DropSignup takes a sign-up back whose code could not be sent.
 func (s *Store) DropSignup(ctx context.Context, id uuid.UUID) error {
-	_, err := s.pool().Exec(ctx, `DELETE FROM signups WHERE id = $1`, id)
+	_, err := s.DB.Exec(ctx, `DELETE FROM signups WHERE id = $1`, id)
 	return s.failed("dropping a sign-up", err)
 }
 
@@ -87,7 +87,7 @@ func (s *Store) CompleteSignup(ctx context.Context, tempToken, code TokenHash, k
 	var customer Customer
 	var key AccessKey
 	completed := false
-	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+	err := s.DB.UnderReadCommitted(ctx, func(tx pgx.Tx) error {
 		var id uuid.UUID
 		var wanted []byte
 		var known bool

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/store"
 )
 
@@ -40,7 +41,7 @@ func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 	if err != nil || customer.Name != "ada" || customer.Email != "ada@new.example" || created.CustomerID != customer.ID || created.AgentID != nil {
 		t.Fatalf("customer %+v, key %+v, error %v", customer, created, err)
 	}
-	credential := must(keyByHash(t.Context(), w.store, key.TokenHash, store.Position{}))(t)
+	credential := must(keyByHash(t.Context(), w.store, key.TokenHash, changelog.Position{}))(t)
 	if credential.CustomerID != customer.ID || strings.Join(credential.Roles, " ") != "customer_admin" {
 		t.Errorf("credential %+v", credential)
 	}
@@ -95,7 +96,7 @@ func TestSignupsReadTheirIndexesAndLittleElse(t *testing.T) {
 		FROM generate_series(1, 20000) i`)
 	w.exec(`VACUUM ANALYZE`)
 	catcher := &statements{}
-	traced := must(store.Traced(t.Context(), w.store, catcher))(t)
+	traced := openTraced(t, w.url, catcher)
 	defer traced.Close()
 	n := newSignup("ada", "ada@new.example")
 	must(traced.CreateSignup(t.Context(), n))(t)

@@ -3,12 +3,16 @@ package store
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"unicode"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/text/secure/precis"
+
+	"accesskeys/internal/postgres"
+	"accesskeys/internal/secret"
 )
 
 // ErrUsername means that a text can't become a username.
@@ -42,7 +46,7 @@ func (s *Store) newUsernameKey(ctx context.Context, username string) (string, er
 		return "", err
 	}
 	// A server of an older schema may have made agents since this one started.
-	err = s.failed("filling in the keys of usernames", keyUsernames(ctx, s.pool()))
+	err = s.failed("filling in the keys of usernames", keyUsernames(ctx, s.DB))
 	if errors.Is(err, ErrUsernameTaken) { // by an agent that was made meanwhile
 		err = nil
 	}
@@ -68,10 +72,29 @@ func formerUsernameKey(username string) (string, error) {
 	return usernameKey(strings.Join(strings.Fields(seen), " "))
 }
 
+// usernameKeysVersion is the version of the schema from which on agents have keys of their usernames.
+const usernameKeysVersion = 7
+
+// Migrator migrates the schema at url, and gives agents the keys of their usernames that they lack.
+func Migrator(url secret.Value, log *slog.Logger) postgres.Migrator {
+	return postgres.Migrator{URL: url, Log: log, After: func(ctx context.Context, tx pgx.Tx, version int) error {
+		if version < usernameKeysVersion {
+			return nil
+		}
+		err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return keyUsernames(ctx, tx) })
+		err = failed("filling in the keys of usernames", err)
+		if errors.Is(err, ErrUsernameTaken) { // another server has given a new agent one of them meanwhile
+			log.Warn("the keys of usernames are filled in at the next start", "error", err.Error())
+			return nil
+		}
+		return err
+	}}
+}
+
 // keyUsernames gives the agents their keys that have none: those from before there were keys, and those that a server of an older
 // schema has made or renamed since. Where several have one key it is the one's whose username is as it should be, else the oldest one's.
 // The others log in by their usernames as they are. Its error is the driver's.
-func keyUsernames(ctx context.Context, q querier) error {
+func keyUsernames(ctx context.Context, q postgres.Querier) error {
 	rows, err := q.Query(ctx, `
 		SELECT id, username
 		FROM agents

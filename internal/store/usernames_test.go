@@ -101,7 +101,7 @@ func TestUsernamesFromBeforeTheRulesStayAndAreTaken(t *testing.T) {
 	t.Parallel()
 	w := worldOn(t, pgtest.Empty(t))
 	log := slog.New(slog.DiscardHandler)
-	must(store.MigrateUpWith(t.Context(), w.url, log, stepsUpTo(t, 6), patience))(t)
+	must(migrator(w.url, log, stepsUpTo(t, 6), patience).Up(t.Context()))(t)
 	w.exec(`INSERT INTO customers (id, name) VALUES (gen_random_uuid(), 'acme')`)
 	insert := func(username string) uuid.UUID {
 		return value[uuid.UUID](w, `INSERT INTO agents (id, customer_id, username, password_hash, tm_create)
@@ -117,7 +117,7 @@ func TestUsernamesFromBeforeTheRulesStayAndAreTaken(t *testing.T) {
 		return value[bool](w, `SELECT username_key_of IS NOT DISTINCT FROM username FROM agents WHERE id = $1`, before[username])
 	}
 	for range 2 { // also after the way back
-		must(store.MigrateUp(t.Context(), w.url, log))(t)
+		must(store.Migrator(w.url, log).Up(t.Context()))(t)
 		for username, id := range before {
 			if got := w.holder(username); got != id {
 				t.Errorf("%q logs in as %s", username, got)
@@ -135,11 +135,11 @@ func TestUsernamesFromBeforeTheRulesStayAndAreTaken(t *testing.T) {
 		if w.holder("zo\u00eb") != before["Zo\u00eb "] || w.holder("zoe\u0308") != before["Zo\u00eb "] {
 			t.Error("who is seen as Zo\u00eb does not log in so")
 		}
-		if got := must(store.MigrateDown(t.Context(), w.url, log))(t); got != 6 {
+		if got := must(store.Migrator(w.url, log).Down(t.Context()))(t); got != 6 {
 			t.Fatal(got)
 		}
 	}
-	must(store.MigrateUp(t.Context(), w.url, log))(t)
+	must(store.Migrator(w.url, log).Up(t.Context()))(t)
 	customer := store.Customer{ID: value[uuid.UUID](w, `SELECT id FROM customers`)}
 	for _, username := range []string{"BOB", composed, decomposed, "eve", "Zo\u00eb", "zoe\u0308", "ab", "Two Spaces"} {
 		_, err := w.store.CreateAgent(t.Context(), store.Operator(), newAgent(customer, username))

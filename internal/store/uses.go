@@ -9,6 +9,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"accesskeys/internal/postgres"
 )
 
 // Use says when an access key was last used.
@@ -23,9 +25,9 @@ func (s *Store) RecordUses(ctx context.Context, uses []Use) error {
 	slices.SortFunc(uses, func(a, b Use) int { return bytes.Compare(a.AccessKeyID[:], b.AccessKeyID[:]) })
 	ids, times := make([]pgtype.UUID, len(uses)), make([]time.Time, len(uses))
 	for i, use := range uses {
-		ids[i], times[i] = pgUUID(use.AccessKeyID), use.TmLastUsed
+		ids[i], times[i] = postgres.UUID(use.AccessKeyID), use.TmLastUsed
 	}
-	err := s.underReadCommitted(ctx, func(tx pgx.Tx) error {
+	err := s.DB.UnderReadCommitted(ctx, func(tx pgx.Tx) error {
 		// Nothing is lost with the last of them that is worth a wait for the disk.
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit TO off`); err != nil {
 			return err

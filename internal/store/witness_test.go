@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
@@ -19,14 +20,14 @@ import (
 // heartbeats are what keeps an instance in the list.
 type heartbeats struct {
 	w    *world
-	feed *store.ChangeFeed
+	feed *changelog.Feed
 	id   uuid.UUID
 	seq  int64
 }
 
 func (w *world) instance(s *store.Store) *heartbeats {
 	w.t.Helper()
-	feed := must(s.OpenFeed(w.t.Context()))(w.t)
+	feed := must(s.Log.OpenFeed(w.t.Context()))(w.t)
 	w.t.Cleanup(feed.Close)
 	b := &heartbeats{w: w, feed: feed, id: uuid.New()}
 	b.beat()
@@ -41,10 +42,10 @@ func (b *heartbeats) beat() {
 	}
 }
 
-// try is a heartbeat, which the store is told of where it was committed and the ChangeFeed's server shows it.
-func (b *heartbeats) try(at store.Position) (bool, error) {
+// try is a heartbeat, which the store is told of where it was committed and the Feed's server shows it.
+func (b *heartbeats) try(at changelog.Position) (bool, error) {
 	b.seq++
-	beat := store.Beat{ID: b.id, Seq: b.seq, Lease: time.Second, Applied: at}
+	beat := changelog.Beat{ID: b.id, Seq: b.seq, Lease: time.Second, Applied: at}
 	held, err := b.feed.Heartbeat(b.w.t.Context(), beat)
 	if held && err == nil {
 		b.feed.Follows(beat)
@@ -99,9 +100,11 @@ func elsewhere(t *testing.T) (here, there *world, s *store.Store, beats *heartbe
 	there = worldOn(t, pgtest.Migrated(t))
 	there.acme = here.acme
 	there.exec(`INSERT INTO customers (id, name) VALUES ($1, 'Acme')`, here.acme.ID)
-	s = open(t, here.url)
+	address := newWay(t, here.url)
+	s = open(t, address.url)
 	beats = here.instance(s)
-	store.Redirect(s, must(store.Open(t.Context(), there.url))(t))
+	address.lead(t, there.url) // where new connections go
+	s.DB.Reset()
 	return here, there, s, beats
 }
 
@@ -118,8 +121,8 @@ func TestRevisionOnADatabaseWithoutThisServersHeartbeatIsUnavailable(t *testing.
 	if after := there.rows(); after != before {
 		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
 	}
-	until(t, "no connection to that database is kept", func() bool { return s.PoolStats().Total == 0 })
-	if i, err := s.Inspect(t.Context()); err != nil || !i.Elsewhere {
+	until(t, "no connection to that database is kept", func() bool { return s.DB.Stats().Total == 0 })
+	if i, err := s.Log.Inspect(t.Context()); err != nil || !i.Elsewhere {
 		t.Errorf("inspected as %+v, %v", i, err)
 	}
 	// An older heartbeat of this server's is what a standby has that was promoted without the newest.
@@ -127,7 +130,7 @@ func TestRevisionOnADatabaseWithoutThisServersHeartbeatIsUnavailable(t *testing.
 	there.internal(register, beats.id, beats.seq-1)
 	wantError(t, "with an older heartbeat", callersWrites()["DeleteAgent"](t.Context(), s, store.Operator(), on), store.ErrUnavailable)
 	there.internal(`UPDATE instances SET seq = $1`, beats.seq)
-	if i, err := s.Inspect(t.Context()); err != nil || i.Elsewhere {
+	if i, err := s.Log.Inspect(t.Context()); err != nil || i.Elsewhere {
 		t.Errorf("inspected as %+v, %v", i, err)
 	}
 	login := must(s.AgentByUsername(t.Context(), on.agent.Username, netip.Prefix{}))(t)
@@ -156,7 +159,7 @@ func TestLookupOnADatabaseThatHasLostThisServersHeartbeatIsUnavailable(t *testin
 	}
 	wantError(t, "with the heartbeat", look(), store.ErrNotFound)
 	w.internal(`UPDATE instances SET seq = seq - 1 WHERE id = $1`, beats.id)
-	wantError(t, "without the heartbeat", look(), store.ErrOtherLog)
+	wantError(t, "without the heartbeat", look(), changelog.ErrOtherLog)
 }
 
 // A revocation is answered only where the database that it is on shows a heartbeat of this server's that began after the commit:
@@ -188,13 +191,14 @@ func TestRevocationThatThisServersHeartbeatsDoNotFollowIsUnavailable(t *testing.
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			s := open(t, w.url)
+			looks := &statements{}
+			s := openTraced(t, w.url, looks)
 			key, beats := w.createKey(w.acme), w.instance(s)
 			if test.silent {
 				w.standIn(3 * time.Second)
 			}
 			returned := w.committed(s, key)
-			until(t, "the revocation waits", func() bool { return !test.silent || store.Waiting(s) == 1 }) // for what begins now
+			until(t, "the revocation waits", func() bool { return !test.silent || looks.count(`WHERE c.position = ANY ($1)`) > 0 }) // for what begins now
 			test.then(w, beats)
 			if err := <-returned; !errors.Is(err, test.want) {
 				t.Errorf("%v, want %v", err, test.want)
@@ -237,11 +241,11 @@ func TestHeartbeatAndRemovalDoNotWaitForALockedRow(t *testing.T) {
 	}
 	bounded, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	held, err := beats.feed.Heartbeat(bounded, store.Beat{ID: beats.id, Seq: beats.seq + 1, Lease: time.Second, Applied: w.head()})
-	if held || !errors.Is(err, store.ErrRowLocked) || !errors.Is(err, store.ErrUnavailable) {
+	held, err := beats.feed.Heartbeat(bounded, changelog.Beat{ID: beats.id, Seq: beats.seq + 1, Lease: time.Second, Applied: w.head()})
+	if held || !errors.Is(err, changelog.ErrRowLocked) || !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("a heartbeat on a locked row: %v, %v", held, err)
 	}
-	for name, remove := range map[string]func(context.Context, uuid.UUID, int64) error{"by the pool": s.Unregister, "by the feed": other.feed.Unregister} {
+	for name, remove := range map[string]func(context.Context, uuid.UUID, int64) error{"by the pool": s.Log.Unregister, "by the feed": other.feed.Unregister} {
 		if err := remove(bounded, beats.id, beats.seq); err != nil {
 			t.Errorf("removing it %s: %v", name, err)
 		}
@@ -249,13 +253,13 @@ func TestHeartbeatAndRemovalDoNotWaitForALockedRow(t *testing.T) {
 	if n := value[int](w, `SELECT count(*) FROM instances`); n != 2 {
 		t.Errorf("%d instances are left", n)
 	}
-	if held, err := beats.feed.Heartbeat(bounded, store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()}); !held || err != nil {
+	if held, err := beats.feed.Heartbeat(bounded, changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()}); !held || err != nil {
 		t.Errorf("under another id: %v, %v", held, err)
 	}
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Unregister(t.Context(), beats.id, beats.seq); err != nil || value[int](w, `SELECT count(*) FROM instances`) != 2 { // control
+	if err := s.Log.Unregister(t.Context(), beats.id, beats.seq); err != nil || value[int](w, `SELECT count(*) FROM instances`) != 2 { // control
 		t.Errorf("removing it in the end: %v", err)
 	}
 }
@@ -267,7 +271,7 @@ func TestOutdatedProgramGetsNoFurther(t *testing.T) {
 	s := open(t, w.url)
 	beats := w.instance(s)
 	newest := newestStep(t)
-	for version, want := range map[int]error{newest: nil, newest + 1: store.ErrOutdated} {
+	for version, want := range map[int]error{newest: nil, newest + 1: changelog.ErrOutdated} {
 		w.internal(`UPDATE change_head SET oldest_version = $1`, version)
 		_, err := beats.feed.ReadSince(t.Context(), beats.id, w.head())
 		if !errors.Is(err, want) || want != nil && !errors.Is(err, store.ErrUnavailable) {
@@ -277,11 +281,11 @@ func TestOutdatedProgramGetsNoFurther(t *testing.T) {
 		if held != (want == nil) || !errors.Is(err, want) {
 			t.Errorf("version %d: a heartbeat: %v, %v", version, held, err)
 		}
-		held, err = beats.feed.Heartbeat(t.Context(), store.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()})
+		held, err = beats.feed.Heartbeat(t.Context(), changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()})
 		if held != (want == nil) || !errors.Is(err, want) {
 			t.Errorf("version %d: registering: %v, %v", version, held, err)
 		}
-		if i := must(s.Inspect(t.Context()))(t); i.Outdated != (want != nil) {
+		if i := must(s.Log.Inspect(t.Context()))(t); i.Outdated != (want != nil) {
 			t.Errorf("version %d: inspected as %+v", version, i)
 		}
 	}
@@ -291,12 +295,12 @@ func TestOutdatedProgramGetsNoFurther(t *testing.T) {
 func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	feed := must(w.store.OpenFeed(t.Context()))(t)
+	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
-	since := func(known store.Position) store.ChangeBatch {
+	since := func(known changelog.Position) changelog.Batch {
 		return must(feed.ReadSince(t.Context(), uuid.New(), known))(t)
 	}
-	start := since(store.Position{})
+	start := since(changelog.Position{})
 	if start.WentBack || start.Epoch == "" || start.Continues {
 		t.Errorf("from nothing: %+v", start)
 	}
@@ -305,10 +309,10 @@ func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 	if !now.Continues || now.WentBack || now.Epoch != start.Epoch || len(now.Changes) != 1 {
 		t.Errorf("after a change: %+v", now)
 	}
-	if same := must(must(w.store.OpenFeed(t.Context()))(t).ReadSince(t.Context(), uuid.New(), now.Head))(t); same.Epoch != start.Epoch {
+	if same := must(must(w.store.Log.OpenFeed(t.Context()))(t).ReadSince(t.Context(), uuid.New(), now.Head))(t); same.Epoch != start.Epoch {
 		t.Errorf("on another connection the epoch is %s, not %s", same.Epoch, start.Epoch)
 	}
-	for name, known := range map[string]store.Position{
+	for name, known := range map[string]changelog.Position{
 		"a number that was not reached": {Number: now.Head.Number + 1, Entry: uuid.New()}, "another entry": {Number: now.Head.Number, Entry: uuid.New()},
 	} {
 		if got := since(known); got.Continues || !got.WentBack || got.Epoch != start.Epoch {
@@ -332,7 +336,7 @@ func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 func TestLogWithAGapDoesNotContinue(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	feed := must(w.store.OpenFeed(t.Context()))(t)
+	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	known := w.head()
 	for range 3 {

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -133,7 +134,7 @@ func seedOwnKeys(b *testing.B, database secret.Value) string {
 func ownKey(b *testing.B, db *store.Store) store.AccessKeyCredential {
 	b.Helper()
 	token, _ := auth.ParseAccessToken(accessKey)
-	found, err := db.Lookup(b.Context(), store.Lookup{AccessKeys: []store.TokenHash{token.Hash()}}, store.Position{}, store.HeadFirst)
+	found, err := db.Lookup(b.Context(), store.Lookup{AccessKeys: []store.TokenHash{token.Hash()}}, changelog.Position{}, store.HeadFirst)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -16,13 +16,13 @@ type edit struct{ file, text, instead string }
 // for them. The checker must notice each.
 var removals = map[string][]edit{
 	// A revocation waits until every instance has applied it.
-	"without_rule_wait": {{"internal/store/wait.go",
+	"without_rule_wait": {{"internal/changelog/wait.go",
 		"	waiting, cancel := context.WithTimeout(ctx, LeaseEnd(r.lease))\n",
 		"	if true {\n		return nil\n	}\n	waiting, cancel := context.WithTimeout(ctx, LeaseEnd(r.lease))\n"}},
 	// What a revocation has committed is on the database that the server's own heartbeats go to.
 	"without_rule_witness": {
-		{"internal/store/wait.go", "	if w == nil { // no Feed", "	if true || w == nil { // no Feed"},
-		{"internal/store/wait.go", "w := s.witness.Load(); w != nil {", "w := s.witness.Load(); false && w != nil {"},
+		{"internal/changelog/wait.go", "	if w == nil { // no Feed", "	if true || w == nil { // no Feed"},
+		{"internal/changelog/wait.go", "postgres.NullableUUID(l.Witness().ID)", "postgres.NullableUUID(Witness{}.ID)"},
 		{"internal/store/write.go", "	if revises {\n		w = ", "	if false && revises {\n		w = "},
 	},
 	// A write commits only while its caller may still make it.
@@ -31,11 +31,11 @@ var removals = map[string][]edit{
 		{"internal/api/caller.go", "Recheck(r *http.Request) error { return identifyAgain(r) }", "Recheck(*http.Request) error { return nil }"},
 	},
 	// A commit whose wait for the standby was cut short counts for nothing.
-	"without_rule_confirm": {{"internal/store/store.go", `notice.Routine == "SyncRepWaitForLSN" {`, `false && notice.Routine == "SyncRepWaitForLSN" {`}},
+	"without_rule_confirm": {{"internal/postgres/tx.go", `notice.Routine == "SyncRepWaitForLSN" {`, `false && notice.Routine == "SyncRepWaitForLSN" {`}},
 	// A database that was put back or replaced makes an instance forget everything.
 	"without_rule_epoch": {{"internal/authcache/lease.go", `r.epoch != "" && news.Epoch != r.epoch`, `false && news.Epoch != r.epoch`}},
 	// What the log says was changed is forgotten.
-	"without_rule_log": {{"internal/authcache/rows.go", "func (r *Cache) forget(change store.Change) {\n", "func (r *Cache) forget(change store.Change) {\n	if true {\n		return\n	}\n"}},
+	"without_rule_log": {{"internal/authcache/rows.go", "func (r *Cache) forget(change changelog.Change) {\n", "func (r *Cache) forget(change changelog.Change) {\n	if true {\n		return\n	}\n"}},
 	// Nothing is answered from memory but under a lease.
 	"without_rule_lease": {{"internal/authcache/cache.go", "clock < k.ends\n", "clock < k.ends || true\n"}},
 	// What was read before a change is not remembered after it.

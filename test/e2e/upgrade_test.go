@@ -23,9 +23,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
-	"accesskeys/internal/store"
 )
 
 // oldVersion is a version of the server from before migration 4, and how it is run.
@@ -110,15 +110,15 @@ type outdated struct {
 func startOutdated(t testing.TB, v oldVersion) *outdated {
 	t.Helper()
 	o := &outdated{oldVersion: v, binary: v.build(t), client: client(t)}
-	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: map[string]string{"max_connections": "200"}})
+	cluster, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: map[string]string{"max_connections": "200"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = postgres.Close() })
-	if err := store.CreateDatabase(t.Context(), secret.New(postgres.URL("postgres")), "accesskeys"); err != nil {
+	t.Cleanup(func() { _ = cluster.Close() })
+	if err := postgres.CreateDatabase(t.Context(), secret.New(cluster.URL("postgres")), "accesskeys"); err != nil {
 		t.Fatal(err)
 	}
-	o.database = postgres.URL("accesskeys")
+	o.database = cluster.URL("accesskeys")
 	o.server = &server{t: t, addr: freeAddr(t)}
 	o.server.env = append(append(os.Environ(), "DATABASE_URL="+o.database, "LISTEN_ADDR="+o.addr, "JWT_SECRET="+jwtSecret,
 		"RATE_LIMIT_AUTH_RPS=0", "BOOTSTRAP_CUSTOMER=E2E", "BOOTSTRAP_USERNAME="+adminName, "BOOTSTRAP_PASSWORD="+adminPassword,

@@ -1,9 +1,11 @@
-package store
+package changelog
 
 import (
 	"fmt"
 
 	"github.com/google/uuid"
+
+	"accesskeys/internal/postgres"
 )
 
 // Position is a place in the log of changes. The number says how far, the entry which log: a server that was failed over
@@ -34,4 +36,7 @@ type Change struct {
 
 // ErrOtherLog means that the database doesn't hold a position which was read from it before: it is not the same one any
 // more, or so much has changed since that the position is no longer kept. It is an ErrUnavailable.
-var ErrOtherLog = fmt.Errorf("%w: its log of changes is another one", ErrUnavailable)
+var ErrOtherLog = fmt.Errorf("%w: its log of changes is another one", postgres.ErrLeftBehind)
+
+// ErrNoHead means that somebody has emptied the log of changes. It is an ErrUnavailable.
+var ErrNoHead = fmt.Errorf("%w: its log of changes has no head", postgres.ErrUnavailable)

@@ -1,4 +1,4 @@
-package store
+package postgres
 
 import "context"
 
@@ -8,11 +8,11 @@ type Durability struct {
 	Waits    bool // a commit waits for one of them
 }
 
-// Durability asks the database.
-func (s *Store) Durability(ctx context.Context) (Durability, error) {
+// Durability asks the database, whose answer holds until its configuration is changed.
+func (db *DB) Durability(ctx context.Context) (Durability, error) {
 	var d Durability
-	err := s.pool().QueryRow(ctx, `
+	err := db.pool().QueryRow(ctx, `
 		SELECT (SELECT count(*) FROM pg_stat_replication), current_setting('synchronous_standby_names') <> ''`,
 	).Scan(&d.Standbys, &d.Waits)
-	return d, s.failed("reading how the database replicates", err)
+	return d, db.Failed("reading how the database replicates", err)
 }

@@ -1,4 +1,4 @@
-package store
+package changelog
 
 import (
 	"context"
@@ -7,8 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/postgres"
 )
 
 const (
@@ -41,73 +42,74 @@ func newWaiters() waiters {
 // at rates that differ by up to 2 %.
 func LeaseEnd(lease time.Duration) time.Duration { return lease + lease/50 + 10*time.Millisecond }
 
-// waitForInstances returns once every instance has applied the log up to r, or once every lease has ended that began without it.
+// Wait returns once every instance has applied the log up to r, or once every lease has ended that began without it.
 // The time is that of this process's monotonic clock, from after the commit: whatever the database's clock does. It returns
-// ErrUnavailable where it can't be told that the commit is on the database that this server's own heartbeats go to.
-func (s *Store) waitForInstances(ctx context.Context, r revision) error {
+// an error, the driver's perhaps, where it can't be told that the commit is on the database that this server's own heartbeats go to.
+func (l *Log) Wait(ctx context.Context, r Revision) error {
+	after := l.begunBeats.Load() // begun before the commit, or a little later
 	waiting, cancel := context.WithTimeout(ctx, LeaseEnd(r.lease))
 	defer cancel()
 	w := &waiter{Position: r.Position, acknowledged: make(chan struct{})}
-	s.waiters.mu.Lock()
-	s.waiters.waiting[w] = struct{}{}
-	s.waiters.mu.Unlock()
+	l.waiters.mu.Lock()
+	l.waiters.waiting[w] = struct{}{}
+	l.waiters.mu.Unlock()
 	defer func() {
-		s.waiters.mu.Lock()
-		delete(s.waiters.waiting, w)
-		s.waiters.mu.Unlock()
+		l.waiters.mu.Lock()
+		delete(l.waiters.waiting, w)
+		l.waiters.mu.Unlock()
 	}()
 	select {
 	case <-w.acknowledged:
 		return nil // by this server too, after the commit, on the database that shows the commit
 	case <-waiting.Done():
-	case <-s.waiters.turn:
-		acknowledged := s.pollForAll(waiting, w)
-		s.waiters.turn <- struct{}{}
+	case <-l.waiters.turn:
+		acknowledged := l.pollForAll(waiting, w)
+		l.waiters.turn <- struct{}{}
 		if acknowledged {
 			return nil
 		}
 	}
-	return s.checkWitness(ctx, r)
+	return l.checkWitness(ctx, r, after)
 }
 
 // checkWitness returns nil where the database that the pool reaches holds the commit of r and a heartbeat of this server that
-// began after it.
+// began after the one with the given number.
 //
 // SECURITY: an address may lead elsewhere from one connection to the next, to a standby that was promoted for example, while
-// the ChangeFeeds, and the leases with them, stay with the server that was. Then no lease's end can be waited for: they go on.
-func (s *Store) checkWitness(ctx context.Context, r revision) error {
-	w := s.witness.Load()
+// the Feeds, and the leases with them, stay with the server that was. Then no lease's end can be waited for: they go on.
+func (l *Log) checkWitness(ctx context.Context, r Revision, after int64) error {
+	w := l.witness.Load()
 	if w == nil { // no Feed: nothing is known of where others have theirs
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
 	defer cancel()
 	for {
-		w = s.witness.Load()
-		if w.seq > r.after {
+		w = l.witness.Load()
+		if w.Seq > after {
 			break // it was begun after the commit
 		}
 		select {
 		case <-time.After(waitPollSlow):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: it was committed, but no heartbeat of this server was since", ErrUnavailable)
+			return fmt.Errorf("%w: it was committed, but no heartbeat of this server was since", postgres.ErrUnavailable)
 		}
 	}
 	var holds bool
-	err := s.pool().QueryRow(ctx, `
+	err := l.db.QueryRow(ctx, `
 		SELECT EXISTS (SELECT FROM instances WHERE id = $1 AND seq >= $2)
 		   AND EXISTS (SELECT FROM changes WHERE position = $3 AND entry = $4)`,
-		w.id, w.seq, r.Number, r.Entry).Scan(&holds)
+		w.ID, w.Seq, r.Number, r.Entry).Scan(&holds)
 	if err == nil && !holds {
-		err = s.elsewhere()
+		err = l.Elsewhere()
 	}
 	return err
 }
 
 // pollForAll looks at the acknowledgements until w's are there, which it reports, or ctx ends.
-func (s *Store) pollForAll(ctx context.Context, w *waiter) bool {
+func (l *Log) pollForAll(ctx context.Context, w *waiter) bool {
 	for began := time.Now(); ; {
-		s.pollAcknowledgements(ctx)
+		l.pollAcknowledgements(ctx)
 		pause := waitPoll
 		if time.Since(began) > 100*time.Millisecond {
 			pause = waitPollSlow
@@ -128,18 +130,14 @@ func (s *Store) pollForAll(ctx context.Context, w *waiter) bool {
 // waited for. One that has been failed over, or a log that was begun anew, may have used the same numbers for other changes. This
 // server's own has to be among them: it shows that this is the database that its Feed is on. An error counts for nothing:
 // the wait goes on.
-func (s *Store) pollAcknowledgements(ctx context.Context) {
-	s.waiters.mu.Lock()
-	numbers := make([]int64, 0, len(s.waiters.waiting))
-	for w := range s.waiters.waiting {
+func (l *Log) pollAcknowledgements(ctx context.Context) {
+	l.waiters.mu.Lock()
+	numbers := make([]int64, 0, len(l.waiters.waiting))
+	for w := range l.waiters.waiting {
 		numbers = append(numbers, w.Number)
 	}
-	s.waiters.mu.Unlock()
-	var self uuid.UUID
-	if w := s.witness.Load(); w != nil {
-		self = w.id
-	}
-	rows, err := s.pool().Query(ctx, `
+	l.waiters.mu.Unlock()
+	rows, err := l.db.Query(ctx, `
 		SELECT c.position, c.entry
 		FROM changes c
 		WHERE c.position = ANY ($1)
@@ -147,7 +145,7 @@ func (s *Store) pollAcknowledgements(ctx context.Context) {
 		  AND NOT EXISTS (
 		      SELECT FROM instances i
 		      WHERE i.position < c.position
-		         OR NOT EXISTS (SELECT FROM changes a WHERE a.position = i.position AND a.entry = i.entry))`, numbers, nullable(self))
+		         OR NOT EXISTS (SELECT FROM changes a WHERE a.position = i.position AND a.entry = i.entry))`, numbers, postgres.NullableUUID(l.Witness().ID))
 	if err != nil {
 		return
 	}
@@ -155,11 +153,11 @@ func (s *Store) pollAcknowledgements(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	s.waiters.mu.Lock()
-	defer s.waiters.mu.Unlock()
-	for w := range s.waiters.waiting {
+	l.waiters.mu.Lock()
+	defer l.waiters.mu.Unlock()
+	for w := range l.waiters.waiting {
 		if slices.Contains(acknowledged, w.Position) {
-			delete(s.waiters.waiting, w)
+			delete(l.waiters.waiting, w)
 			close(w.acknowledged)
 		}
 	}

@@ -1,6 +1,7 @@
-package store
+package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,28 +20,14 @@ import (
 )
 
 const (
-	// migrationLock is the advisory lock that a program holds while it migrates, so that of many which start at once one
+	// MigrationLock is the advisory lock that a program holds while it migrates, so that of many which start at once one
 	// does the work and the rest find it done. The number is arbitrary and must never change.
-	migrationLock = 0x61636b6d // "ackm"
+	MigrationLock = 0x61636b6d // "ackm"
 	// migrationLockWait bounds the wait for another program's migration.
 	migrationLockWait = time.Minute
 	// migrationLockPoll is how often a waiting program looks again.
 	migrationLockPoll = 100 * time.Millisecond
 )
-
-// MigrateUp brings the schema to the newest version that this program knows and returns it. A newer schema, left by a
-// newer program, is left as it is. It is safe to call from many programs at once.
-//
-// All steps run in one transaction: a migration that fails or is killed leaves the schema as it was, never half-done.
-func MigrateUp(ctx context.Context, url secret.Value, log *slog.Logger) (version int, err error) {
-	return newMigrator(url, log).up(ctx)
-}
-
-// MigrateDown takes back the newest step, with the data that it holds, and returns the version that is left; 0 is the
-// empty schema.
-func MigrateDown(ctx context.Context, url secret.Value, log *slog.Logger) (version int, err error) {
-	return newMigrator(url, log).down(ctx)
-}
 
 // LossError says that a step was not taken back, because data would be lost with it.
 type LossError struct{ Version int }
@@ -53,12 +40,6 @@ func (e *LossError) Error() string {
 // LosesData reports whether data can be lost where a version is taken back, other than what comes back by itself.
 func LosesData(version int) bool { return version < 5 }
 
-// MigrateDownAgreed is MigrateDown, but where data would be lost it takes back no other version than the agreed one, and returns a
-// *LossError.
-func MigrateDownAgreed(ctx context.Context, url secret.Value, log *slog.Logger, agreed int) (version int, err error) {
-	return newMigrator(url, log).downAgreed(ctx, agreed)
-}
-
 // SchemaVersion returns the schema's version, 0 where nothing has been migrated.
 func SchemaVersion(ctx context.Context, url secret.Value) (int, error) {
 	conn, err := connect(ctx, url)
@@ -67,23 +48,33 @@ func SchemaVersion(ctx context.Context, url secret.Value) (int, error) {
 	}
 	defer closeConn(conn)
 	version, err := schemaVersion(ctx, conn)
-	return version, translate("reading the schema's version", err)
+	return version, Translate("reading the schema's version", err)
 }
 
-// migrator brings one database's schema to another version.
-type migrator struct {
-	url      secret.Value
-	log      *slog.Logger
-	steps    fs.FS
-	lockWait time.Duration
+// Migrator brings one database's schema to another version. Its methods are safe to call from many programs at once.
+//
+// All steps run in one transaction: a migration that fails or is killed leaves the schema as it was, never half-done.
+type Migrator struct {
+	URL secret.Value
+	Log *slog.Logger
+	// After is run at the end of Up, in its transaction, on a schema of this version. It may be nil.
+	After func(ctx context.Context, tx pgx.Tx, version int) error
+
+	Steps    fs.FS         // the program's own where it is nil
+	LockWait time.Duration // bounds the wait for another program's migration; a minute where it is 0
 }
 
-func newMigrator(url secret.Value, log *slog.Logger) migrator {
-	return migrator{url: url, log: log, steps: migrations.Files, lockWait: migrationLockWait}
+func (m Migrator) steps() fs.FS {
+	if m.Steps == nil {
+		return migrations.Files
+	}
+	return m.Steps
 }
 
-func (m migrator) up(ctx context.Context) (int, error) {
-	newest, err := newestMigration(m.steps)
+// Up brings the schema to the newest version that this program knows and returns it. A newer schema, left by a newer program, is left
+// as it is.
+func (m Migrator) Up(ctx context.Context) (int, error) {
+	newest, err := newestMigration(m.steps())
 	if err != nil {
 		return 0, err
 	}
@@ -100,38 +91,26 @@ func (m migrator) up(ctx context.Context) (int, error) {
 			}
 		}
 		if current < newest {
-			m.log.Info("migrating the database", "from", current, "to", newest)
+			m.Log.Info("migrating the database", "from", current, "to", newest)
 			if err := to.Up(); err != nil {
 				return err
 			}
 		}
-		if newest < usernamesVersion {
+		if m.After == nil {
 			return nil
 		}
-		return m.keyUsernames(ctx, tx)
+		return m.After(ctx, tx, newest)
 	})
 }
 
-// usernamesVersion is the version of the schema from which on agents have keys of their usernames.
-const usernamesVersion = 7
-
-// keyUsernames fills these keys in. Where another server gives a new agent one of them meanwhile, the next start does it.
-func (m migrator) keyUsernames(ctx context.Context, tx pgx.Tx) error {
-	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return keyUsernames(ctx, tx) })
-	err = translate("filling in the keys of usernames", err)
-	if errors.Is(err, ErrUsernameTaken) {
-		m.log.Warn("the keys of usernames are filled in at the next start", "error", err.Error())
-		return nil
-	}
-	return err
-}
-
-func (m migrator) down(ctx context.Context) (int, error) {
+// Down takes back the newest step, with the data that it holds, and returns the version that is left; 0 is the empty schema.
+func (m Migrator) Down(ctx context.Context) (int, error) {
 	return m.run(ctx, func(_ pgx.Tx, current int, to *migrate.Migrate) error { return m.takeBack(current, to) })
 }
 
-func (m migrator) downAgreed(ctx context.Context, agreed int) (int, error) {
-	newest, err := newestMigration(m.steps)
+// DownAgreed is Down, but where data would be lost it takes back no other version than the agreed one, and returns a *LossError.
+func (m Migrator) DownAgreed(ctx context.Context, agreed int) (int, error) {
+	newest, err := newestMigration(m.steps())
 	if err != nil {
 		return 0, err
 	}
@@ -141,7 +120,7 @@ func (m migrator) downAgreed(ctx context.Context, agreed int) (int, error) {
 		}
 		holds, err := holdsData(ctx, tx, current)
 		if err != nil {
-			return translate("looking for data that would be lost", err)
+			return Translate("looking for data that would be lost", err)
 		}
 		if holds {
 			return &LossError{Version: current}
@@ -150,11 +129,11 @@ func (m migrator) downAgreed(ctx context.Context, agreed int) (int, error) {
 	})
 }
 
-func (m migrator) takeBack(current int, to *migrate.Migrate) error {
+func (m Migrator) takeBack(current int, to *migrate.Migrate) error {
 	if current == 0 {
 		return nil
 	}
-	m.log.Info("taking back the newest migration", "version", current)
+	m.Log.Info("taking back the newest migration", "version", current)
 	return to.Steps(-1)
 }
 
@@ -179,8 +158,8 @@ func holdsData(ctx context.Context, tx pgx.Tx, version int) (holds bool, err err
 }
 
 // run does it all in one transaction that holds the lock.
-func (m migrator) run(ctx context.Context, migrateFrom func(tx pgx.Tx, current int, to *migrate.Migrate) error) (int, error) {
-	conn, err := connect(ctx, m.url)
+func (m Migrator) run(ctx context.Context, migrateFrom func(tx pgx.Tx, current int, to *migrate.Migrate) error) (int, error) {
+	conn, err := connect(ctx, m.URL)
 	if err != nil {
 		return 0, err
 	}
@@ -189,7 +168,7 @@ func (m migrator) run(ctx context.Context, migrateFrom func(tx pgx.Tx, current i
 	// Of whatever default: who has waited for the lock must see what the one before it did.
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
-		return 0, translate("beginning the migration", err)
+		return 0, Translate("beginning the migration", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit this does nothing
 	if err := m.lock(ctx, tx); err != nil {
@@ -197,13 +176,13 @@ func (m migrator) run(ctx context.Context, migrateFrom func(tx pgx.Tx, current i
 	}
 	current, err := schemaVersion(ctx, tx)
 	if err != nil {
-		return 0, translate("reading the schema's version", err)
+		return 0, Translate("reading the schema's version", err)
 	}
 	table, err := findMigrationsTable(ctx, tx)
 	if err != nil {
-		return 0, translate("finding the schema's version", err)
+		return 0, Translate("finding the schema's version", err)
 	}
-	files, err := iofs.New(m.steps, ".")
+	files, err := iofs.New(m.steps(), ".")
 	if err != nil {
 		return 0, fmt.Errorf("reading the migrations: %w", err)
 	}
@@ -216,26 +195,26 @@ func (m migrator) run(ctx context.Context, migrateFrom func(tx pgx.Tx, current i
 		return 0, fmt.Errorf("migrating the database, which is left as it was: %w", err)
 	}
 	if err := tx.Commit(ctx); err != nil {
-		return 0, translate("committing the migration", err)
+		return 0, Translate("committing the migration", err)
 	}
 	return driver.version, nil
 }
 
 // lock takes the lock until the end of the transaction. It asks again and again instead of waiting inside
 // Postgres, so that the wait has an end and the log says what is waited for.
-func (m migrator) lock(ctx context.Context, tx pgx.Tx) error {
-	ctx, cancel := context.WithTimeout(ctx, m.lockWait)
+func (m Migrator) lock(ctx context.Context, tx pgx.Tx) error {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(m.LockWait, migrationLockWait))
 	defer cancel()
 	for waiting := false; ; waiting = true {
 		var locked bool
-		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, migrationLock).Scan(&locked); err != nil {
-			return translate("locking the migrations", err)
+		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, MigrationLock).Scan(&locked); err != nil {
+			return Translate("locking the migrations", err)
 		}
 		if locked {
 			return nil
 		}
 		if !waiting {
-			m.log.Info("waiting for another server to migrate the database")
+			m.Log.Info("waiting for another server to migrate the database")
 		}
 		select {
 		case <-time.After(migrationLockPoll):
@@ -252,8 +231,8 @@ const (
 	legacyMigrationsTable = "schema_migrations"
 )
 
-// tables are those that the migrations make, in the first schema of the search path.
-var tables = []string{
+// Tables are those that the migrations make, in the first schema of the search path.
+var Tables = []string{
 	"accesskey_uses", "accesskeys", "agents", "change_head", "changes", "customers", "instances", "login_networks", "replicas",
 	"service_account_keys", "service_accounts", "signups",
 }
@@ -266,10 +245,10 @@ func refuseForeign(ctx context.Context, tx pgx.Tx) error {
 	var found *string
 	err := tx.QueryRow(ctx, `
 		SELECT string_agg(relname, ', ' ORDER BY relname) FROM pg_class
-		WHERE relnamespace = current_schema()::regnamespace AND relname = ANY ($1)`, tables).Scan(&found)
+		WHERE relnamespace = current_schema()::regnamespace AND relname = ANY ($1)`, Tables).Scan(&found)
 	switch {
 	case err != nil:
-		return translate("looking for tables of other programs", err)
+		return Translate("looking for tables of other programs", err)
 	case found != nil:
 		return fmt.Errorf("%w: %s; give it a database, or by search_path a schema, of its own", ErrForeign, *found)
 	}
@@ -279,12 +258,12 @@ func refuseForeign(ctx context.Context, tx pgx.Tx) error {
 // ErrEncoding means that the database holds no UTF-8.
 var ErrEncoding = errors.New("the database's encoding must be UTF8 (CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0)")
 
-func refuseEncoding(ctx context.Context, q querier) error {
+func refuseEncoding(ctx context.Context, q Querier) error {
 	var encoding string
 	err := q.QueryRow(ctx, `SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()`).Scan(&encoding)
 	switch {
 	case err != nil:
-		return translate("reading the database's encoding", err)
+		return Translate("reading the database's encoding", err)
 	case encoding != "UTF8":
 		return fmt.Errorf("%w: it is %s", ErrEncoding, encoding)
 	}
@@ -292,7 +271,7 @@ func refuseEncoding(ctx context.Context, q querier) error {
 }
 
 // findMigrationsTable returns the table that holds the schema's version, "" where there is none. Its error is the driver's.
-func findMigrationsTable(ctx context.Context, q querier) (table string, err error) {
+func findMigrationsTable(ctx context.Context, q Querier) (table string, err error) {
 	var current, legacy bool
 	err = q.QueryRow(ctx, `
 		SELECT to_regclass($1) IS NOT NULL,
@@ -312,7 +291,7 @@ func findMigrationsTable(ctx context.Context, q querier) (table string, err erro
 }
 
 // schemaVersion returns the schema's version, 0 where nothing has been migrated. Its error is the driver's.
-func schemaVersion(ctx context.Context, q querier) (version int, err error) {
+func schemaVersion(ctx context.Context, q Querier) (version int, err error) {
 	table, err := findMigrationsTable(ctx, q)
 	if err != nil || table == "" {
 		return 0, err
@@ -341,13 +320,28 @@ func newestMigration(steps fs.FS) (int, error) {
 	return int(version), nil
 }
 
+// CreateDatabase makes a database on the server at url, where it does not exist yet.
+func CreateDatabase(ctx context.Context, url secret.Value, name string) error {
+	conn, err := connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	var exists bool
+	err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)`, name).Scan(&exists)
+	if err == nil && !exists {
+		_, err = conn.Exec(ctx, `CREATE DATABASE `+pgx.Identifier{name}.Sanitize())
+	}
+	return Translate("creating the database", err)
+}
+
 func connect(ctx context.Context, url secret.Value) (*pgx.Conn, error) {
 	cfg, err := poolConfig(url)
 	if err != nil {
 		return nil, err
 	}
 	conn, err := connectConfig(ctx, cfg.ConnConfig)
-	return conn, translate("connecting to the database", err)
+	return conn, Translate("connecting to the database", err)
 }
 
 func closeConn(conn *pgx.Conn) {
@@ -375,7 +369,7 @@ func (d *migrationDriver) Run(step io.Reader) error {
 		return fmt.Errorf("reading a migration: %w", err)
 	}
 	if _, err := d.tx.Exec(d.ctx, string(sql), pgx.QueryExecModeSimpleProtocol); err != nil {
-		return translate("running a migration", err)
+		return Translate("running a migration", err)
 	}
 	return nil
 }
@@ -389,7 +383,7 @@ func (d *migrationDriver) SetVersion(version int, dirty bool) error {
 	// Migration 4 renames the table, one way or the other. Where there was none, there may be one of somebody else's.
 	var current bool
 	if err := d.tx.QueryRow(d.ctx, `SELECT to_regclass($1) IS NOT NULL`, migrationsTable).Scan(&current); err != nil {
-		return translate("finding the schema's version", err)
+		return Translate("finding the schema's version", err)
 	}
 	table := migrationsTable
 	if !current && d.table != "" {
@@ -399,7 +393,7 @@ func (d *migrationDriver) SetVersion(version int, dirty bool) error {
 	if version <= 0 { // nothing is left of ours
 		d.table = ""
 		_, err := d.tx.Exec(d.ctx, `DROP TABLE IF EXISTS `+table)
-		return translate("removing the schema's version", err)
+		return Translate("removing the schema's version", err)
 	}
 	_, err := d.tx.Exec(d.ctx, `
 		CREATE TABLE IF NOT EXISTS `+table+` (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL);
@@ -407,7 +401,7 @@ func (d *migrationDriver) SetVersion(version int, dirty bool) error {
 	if err == nil {
 		_, err = d.tx.Exec(d.ctx, `INSERT INTO `+table+` (version, dirty) VALUES ($1, false)`, version)
 	}
-	return translate("recording the schema's version", err)
+	return Translate("recording the schema's version", err)
 }
 
 // Version implements database.Driver.
@@ -418,7 +412,7 @@ func (d *migrationDriver) Version() (int, bool, error) {
 	return d.version, false, nil
 }
 
-// Lock implements database.Driver; migrator.lock has done it.
+// Lock implements database.Driver; Migrator.lock has done it.
 func (*migrationDriver) Lock() error { return nil }
 
 // Unlock implements database.Driver; the end of the transaction does it.

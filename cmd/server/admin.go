@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -19,16 +20,17 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
+	"accesskeys/internal/config"
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
 
 func migrateUp(ctx context.Context, inv invocation) error {
-	return migrateTo(ctx, inv, "migrate up", func(ctx context.Context, cfg *settings) (int, error) {
+	return migrateTo(ctx, inv, "migrate up", func(ctx context.Context, cfg *config.Settings) (int, error) {
 		log, flush := newLogger(inv.stderr, cfg)
 		defer flush()
-		return store.Migrator(cfg.databaseURL, log).Up(ctx)
+		return store.Migrator(cfg.DatabaseURL, log).Up(ctx)
 	})
 }
 
@@ -61,7 +63,7 @@ func migrateDown(ctx context.Context, inv invocation) error {
 	if *yes {
 		takeBack = func(ctx context.Context, m postgres.Migrator) (int, error) { return m.Down(ctx) }
 	}
-	version, err := takeBack(ctx, store.Migrator(cfg.databaseURL, log))
+	version, err := takeBack(ctx, store.Migrator(cfg.DatabaseURL, log))
 	if err != nil {
 		return err
 	}
@@ -88,7 +90,7 @@ func (inv invocation) takeBackAgreed(ctx context.Context, m postgres.Migrator) (
 func (inv invocation) confirmLoss(version int) error {
 	loss := fmt.Sprintf("version %d of the schema would be taken back, and with it is lost: %s", version, lostWith(version))
 	if _, is := inv.terminal(); !is {
-		return usagef("%s. Nothing was changed; --yes does it", loss)
+		return config.Usagef("%s. Nothing was changed; --yes does it", loss)
 	}
 	fmt.Fprintf(inv.stderr, "%s.\nTake it back? [y/N] ", loss)
 	answer, err := inv.readText()
@@ -102,13 +104,13 @@ func (inv invocation) confirmLoss(version int) error {
 }
 
 func migrateVersion(ctx context.Context, inv invocation) error {
-	return migrateTo(ctx, inv, "migrate version", func(ctx context.Context, cfg *settings) (int, error) {
-		return postgres.SchemaVersion(ctx, cfg.databaseURL)
+	return migrateTo(ctx, inv, "migrate version", func(ctx context.Context, cfg *config.Settings) (int, error) {
+		return postgres.SchemaVersion(ctx, cfg.DatabaseURL)
 	})
 }
 
 // migrateTo runs a migration command and prints the version that it leaves.
-func migrateTo(ctx context.Context, inv invocation, words string, do func(context.Context, *settings) (int, error)) error {
+func migrateTo(ctx context.Context, inv invocation, words string, do func(context.Context, *config.Settings) (int, error)) error {
 	flags, given := inv.flagSet(words)
 	cfg, err := inv.parseSome(flags, given, []string{"DATABASE_URL"}, "DATABASE_URL")
 	if err != nil {
@@ -133,7 +135,7 @@ func createCustomer(ctx context.Context, inv invocation) error {
 	}
 	defer s.Close()
 	if *name == "" {
-		return usagef("--name is missing: it takes the customer's name")
+		return config.Usagef("--name is missing: it takes the customer's name")
 	}
 	c, err := s.CreateCustomer(ctx, store.Operator(), store.NewCustomer{Name: *name, Detail: *detail, Email: *email})
 	if err != nil {
@@ -164,13 +166,13 @@ func createAgent(ctx context.Context, inv invocation) error {
 	defer s.Close()
 	switch {
 	case *customer == uuid.Nil:
-		return usagef("--customer is missing: it takes the id of the agent's customer")
+		return config.Usagef("--customer is missing: it takes the id of the agent's customer")
 	case *username == "":
-		return usagef("--username is missing: it takes the name to log in with")
+		return config.Usagef("--username is missing: it takes the name to log in with")
 	case store.CheckUsername(*username) != nil:
-		return usagef("--username: %w", store.ErrUsername)
+		return config.Usagef("--username: %w", store.ErrUsername)
 	case permission == auth.PermissionNone:
-		return usagef("--permission is missing: it takes admin, manager, agent or superadmin")
+		return config.Usagef("--permission is missing: it takes admin, manager, agent or superadmin")
 	}
 	password, err := inv.readPassword()
 	if err != nil {
@@ -179,7 +181,7 @@ func createAgent(ctx context.Context, inv invocation) error {
 	if err := customerExists(ctx, s, *customer); err != nil {
 		return err
 	}
-	passwords, err := auth.NewPasswords(1, slowWorkWait)
+	passwords, err := auth.NewPasswords(1, time.Second)
 	if err != nil {
 		return err
 	}
@@ -192,7 +194,7 @@ func createAgent(ctx context.Context, inv invocation) error {
 		Permission: int64(permission),
 	})
 	if errors.Is(err, store.ErrUsernameTaken) {
-		return usagef("--username: an agent with this username exists already")
+		return config.Usagef("--username: an agent with this username exists already")
 	}
 	if err != nil {
 		return err
@@ -213,9 +215,9 @@ func createAccessKey(ctx context.Context, inv invocation) error {
 	defer s.Close()
 	switch {
 	case *customer == uuid.Nil:
-		return usagef("--customer is missing: it takes the id of the key's customer")
-	case *expire < cfg.accessKeyMinExpire || *expire > store.MaxExpire:
-		return usagef("--expire: it takes a whole number of seconds from %d to %d", cfg.accessKeyMinExpire, int64(store.MaxExpire))
+		return config.Usagef("--customer is missing: it takes the id of the key's customer")
+	case *expire < cfg.AccessKeyMinExpire || *expire > store.MaxExpire:
+		return config.Usagef("--expire: it takes a whole number of seconds from %d to %d", cfg.AccessKeyMinExpire, int64(store.MaxExpire))
 	}
 	if err := customerExists(ctx, s, *customer); err != nil {
 		return err
@@ -234,20 +236,20 @@ func createAccessKey(ctx context.Context, inv invocation) error {
 func customerExists(ctx context.Context, s *store.Store, id uuid.UUID) error {
 	_, err := s.Customer(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return usagef("--customer: there is no customer with this id")
+		return config.Usagef("--customer: there is no customer with this id")
 	}
 	return err
 }
 
 // openStore parses the command line and opens the store of a command that works on a migrated database.
-func (inv invocation) openStore(ctx context.Context, flags *flag.FlagSet, given *settingFlags) (*store.Store, *settings, error) {
+func (inv invocation) openStore(ctx context.Context, flags *flag.FlagSet, given *config.Flags) (*store.Store, *config.Settings, error) {
 	cfg, err := inv.parseSome(flags, given, []string{"DATABASE_URL", "ACCESSKEY_MIN_EXPIRE"}, "DATABASE_URL")
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := store.Open(ctx, cfg.databaseURL)
+	s, err := store.Open(ctx, cfg.DatabaseURL)
 	if err != nil {
-		return nil, nil, usagef("DATABASE_URL: %w", err)
+		return nil, nil, config.Usagef("DATABASE_URL: %w", err)
 	}
 	if err := s.DB.Ready(ctx); err != nil {
 		s.Close()
@@ -271,10 +273,10 @@ func (inv invocation) readPassword() (secret.Value, error) {
 		return secret.Value{}, fmt.Errorf("reading the password: %w", err)
 	}
 	if line == "" {
-		return secret.Value{}, usagef("the password is missing: it is read from standard input, one line")
+		return secret.Value{}, config.Usagef("the password is missing: it is read from standard input, one line")
 	}
 	if strings.ContainsAny(line, "\x00\uFFFD") || !utf8.ValidString(line) { // U+FFFD stands for what could not be decoded
-		return secret.Value{}, usagef("the password is not text: it must be UTF-8, or UTF-16 with a byte order mark, without the character NUL")
+		return secret.Value{}, config.Usagef("the password is not text: it must be UTF-8, or UTF-16 with a byte order mark, without the character NUL")
 	}
 	return secret.New(line), nil
 }
@@ -322,7 +324,7 @@ func textFlag(flags *flag.FlagSet, name string, most int, about string) *string 
 	value := new(string)
 	flags.Func(name, about, func(v string) error {
 		*value = v
-		return checkText(v, most)
+		return config.CheckText(v, most)
 	})
 	return value
 }
@@ -334,11 +336,4 @@ func idFlag(flags *flag.FlagSet, name, about string) *uuid.UUID {
 		return err
 	})
 	return id
-}
-
-func checkText(v string, most int) error {
-	if !utf8.ValidString(v) || strings.ContainsRune(v, 0) || utf8.RuneCountInString(v) > most {
-		return fmt.Errorf("it takes at most %d characters of text", most)
-	}
-	return nil
 }

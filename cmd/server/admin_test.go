@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"accesskeys/internal/config"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/store"
 )
@@ -171,7 +172,7 @@ func TestCommandLineRefusesWhatItCannotMake(t *testing.T) {
 		"key, detail too long":       {with(key, "--detail="+strings.Repeat("x", 4097)), "", "at most 4096 characters"},
 	} {
 		out, log, err := cli(t, env, test.stdin, test.args...)
-		var usage usageError
+		var usage config.UsageError
 		if !errors.As(err, &usage) || !strings.Contains(err.Error(), test.want) || out != "" {
 			t.Errorf("%s: %v, printed %q", name, err, out)
 		}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"accesskeys/internal/config"
 	"accesskeys/internal/pgtest"
 )
 
@@ -62,14 +63,14 @@ func TestHelpIsComplete(t *testing.T) {
 			t.Errorf("there is no %q in\n%s", c.words, help)
 		}
 	}
-	for _, s := range settingsTable() {
-		want := "  " + s.name
-		if !s.secret {
-			want += ", --" + s.flagName()
+	for _, s := range config.Table() {
+		want := "  " + s.Name
+		if !s.Secret {
+			want += ", --" + s.Flag()
 		}
-		want += "\n        " + s.takes
-		if s.value != "" {
-			want += "; default " + s.value
+		want += "\n        " + s.Takes
+		if s.Default != "" {
+			want += "; default " + s.Default
 		}
 		if !strings.Contains(help, want+"\n") {
 			t.Errorf("there is no %q in\n%s", want, help)

@@ -13,9 +13,18 @@ import (
 	"testing"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/config"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
+)
+
+// What `server dev` publishes.
+const (
+	demoCustomer = "Demo"
+	demoUsername = "admin@demo.example"
+	demoPassword = "demo-password"
+	demoDatabase = "accesskeys"
 )
 
 // credentials are what `server dev` prints.
@@ -133,7 +142,7 @@ func TestDevPrintsWhatWorksAndKeepsWhatIsMade(t *testing.T) {
 	kept := ""
 	for run, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
 		p, c := startDev(t, dir, nil)
-		if c.username != demoUsername || c.password != demoPassword || c.key != demoAccessKey {
+		if c.username != demoUsername || c.password != demoPassword || c.key != config.DemoAccessKey {
 			t.Errorf("run %d prints %+v", run, c)
 		}
 		c.work(t)
@@ -257,7 +266,7 @@ func TestDevOnAnOpenAddressDoesNotUseThePublishedCredentials(t *testing.T) {
 	dir := devFolder(t)
 	// A run on a loopback address comes first, and leaves the published ones in the database.
 	local, published := startDev(t, dir, nil)
-	if published.password != demoPassword || published.key != demoAccessKey {
+	if published.password != demoPassword || published.key != config.DemoAccessKey {
 		t.Errorf("on a loopback address it prints %+v", published)
 	}
 	published.work(t)
@@ -267,12 +276,12 @@ func TestDevOnAnOpenAddressDoesNotUseThePublishedCredentials(t *testing.T) {
 	if !strings.HasPrefix(c.base, "http://127.0.0.1:") {
 		t.Errorf("the base URL %s can't be pasted", c.base)
 	}
-	if c.password == demoPassword || len(c.password) < 16 || c.key == demoAccessKey {
+	if c.password == demoPassword || len(c.password) < 16 || c.key == config.DemoAccessKey {
 		t.Errorf("it prints %+v", c)
 	}
 	c.work(t)
 	login(t, c.base, demoUsername, demoPassword).refuses(t, 401, "INVALID_CREDENTIALS")
-	call(t, "GET", c.base+"/v1.0/me", demoAccessKey, "").refuses(t, 401, "INVALID_CREDENTIALS")
+	call(t, "GET", c.base+"/v1.0/me", config.DemoAccessKey, "").refuses(t, 401, "INVALID_CREDENTIALS")
 	p.signal(os.Interrupt)
 	p.code()
 	q, next := startDev(t, dir, map[string]string{"LISTEN_ADDR": "0.0.0.0:0"})
@@ -307,16 +316,16 @@ func TestDevPlantsNoPublishedCredentialInAnothersDatabase(t *testing.T) {
 	database := pgtest.Empty(t)
 	env := map[string]string{"DATABASE_URL": database.Reveal()}
 	planted := map[string]string{
-		"BOOTSTRAP_CUSTOMER": demoCustomer, "BOOTSTRAP_USERNAME": demoUsername, "BOOTSTRAP_PASSWORD": demoPassword, "BOOTSTRAP_ACCESSKEY": demoAccessKey,
+		"BOOTSTRAP_CUSTOMER": demoCustomer, "BOOTSTRAP_USERNAME": demoUsername, "BOOTSTRAP_PASSWORD": demoPassword, "BOOTSTRAP_ACCESSKEY": config.DemoAccessKey,
 	}
 	launch(t, environment(database, planted), "serve").base()
 	p, c := startDev(t, filepath.Join(newFolder(t), "demo"), env)
-	if c.username != demoUsername || c.password == demoPassword || c.key == demoAccessKey {
+	if c.username != demoUsername || c.password == demoPassword || c.key == config.DemoAccessKey {
 		t.Errorf("it prints %+v", c)
 	}
 	c.work(t)
 	other := launch(t, environment(database, nil), "serve").base()
-	call(t, "GET", other+"/v1.0/me", demoAccessKey, "").refuses(t, 401, "INVALID_CREDENTIALS")
+	call(t, "GET", other+"/v1.0/me", config.DemoAccessKey, "").refuses(t, 401, "INVALID_CREDENTIALS")
 	call(t, "POST", other+"/auth/login", "", `{"username":"`+demoUsername+`","password":"`+demoPassword+`"}`).refuses(t, 401, "INVALID_CREDENTIALS")
 	for _, told := range []string{"the published demo key opened this database; it is deleted now", "the published demo password opened this database; it is changed now"} {
 		if !strings.Contains(p.stderr.String(), told) {

@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"accesskeys/internal/config"
 )
 
 // healthTimeout bounds the question and its answer.
@@ -37,13 +39,13 @@ func health(ctx context.Context, inv invocation) error {
 	}
 	parsed, err := url.Parse(address)
 	if err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" {
-		return usagef("--url: it takes an address such as https://keys.example.com")
+		return config.Usagef("--url: it takes an address such as https://keys.example.com")
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, parsed.JoinPath("/readyz").String(), nil)
 	if err != nil {
-		return usagef("--url: it takes an address such as https://keys.example.com")
+		return config.Usagef("--url: it takes an address such as https://keys.example.com")
 	}
 	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	response, err := client.Do(request)
@@ -68,10 +70,10 @@ func health(ctx context.Context, inv invocation) error {
 }
 
 // localAddress is where the server of these settings answers on this machine.
-func localAddress(cfg *settings) (string, error) {
-	host, port, err := net.SplitHostPort(cfg.listenAddr)
+func localAddress(cfg *config.Settings) (string, error) {
+	host, port, err := net.SplitHostPort(cfg.ListenAddr)
 	if err != nil || port == "0" || port == "" {
-		return "", usagef("LISTEN_ADDR has no fixed port: --url takes the server's address")
+		return "", config.Usagef("LISTEN_ADDR has no fixed port: --url takes the server's address")
 	}
 	switch ip := net.ParseIP(host); {
 	case host == "", ip != nil && ip.Equal(net.IPv4zero):
@@ -80,7 +82,7 @@ func localAddress(cfg *settings) (string, error) {
 		host = "::1"
 	}
 	scheme := "http"
-	if cfg.tlsCertFile != "" {
+	if cfg.TLSCertFile != "" {
 		scheme = "https"
 	}
 	return scheme + "://" + net.JoinHostPort(host, port), nil

@@ -10,6 +10,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+
+	"accesskeys/internal/config"
 )
 
 // gcPercent is how much a server's memory may grow by before garbage is collected, in percent of what is in use. Most of
@@ -34,7 +36,7 @@ func main() {
 	if err != nil {
 		// On one line: pgx lists its attempts to connect on several.
 		fmt.Fprintln(os.Stderr, "server:", strings.Join(strings.Fields(err.Error()), " "))
-		if _, ok := errors.AsType[usageError](err); ok {
+		if _, ok := errors.AsType[config.UsageError](err); ok {
 			os.Exit(2)
 		}
 		os.Exit(1)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"accesskeys/internal/config"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
@@ -92,7 +93,7 @@ func TestMigrateDownNamesTheStepAndItsLoss(t *testing.T) {
 		"version 1 of the schema would be taken back, and with it is lost: every customer, agent and access key",
 	} {
 		_, _, err := cli(t, env, "", "migrate", "down")
-		if _, is := errors.AsType[usageError](err); !is || err.Error() != want+". Nothing was changed; --yes does it" {
+		if _, is := errors.AsType[config.UsageError](err); !is || err.Error() != want+". Nothing was changed; --yes does it" {
 			t.Errorf("migrate down: %v\nwant %s", err, want)
 		}
 		if out, log, err := cli(t, env, "", "migrate", "down", "--yes"); err != nil {

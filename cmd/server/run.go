@@ -6,15 +6,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
+
+	"accesskeys/internal/config"
+	"accesskeys/internal/logging"
 )
-
-// usageError is a command line or a setting that is not as it should be.
-type usageError struct{ error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 // invocation is all that the program reads and writes. A subcommand gets the arguments after its words.
 type invocation struct {
@@ -79,14 +78,14 @@ func run(ctx context.Context, inv invocation) error {
 	}
 	if len(args) == 0 {
 		usage(inv.stderr)
-		return usagef("a subcommand is missing")
+		return config.Usagef("a subcommand is missing")
 	}
 	if args[0] == "help" || slices.ContainsFunc(args, asksForHelp) {
 		usage(inv.stdout)
 		return nil
 	}
 	usage(inv.stderr)
-	return usagef("there is no subcommand %q", strings.Join(args[:min(len(args), 2)], " ")) // the rest may hold secrets
+	return config.Usagef("there is no subcommand %q", strings.Join(args[:min(len(args), 2)], " ")) // the rest may hold secrets
 }
 
 func asksForHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }
@@ -97,11 +96,11 @@ func usage(w io.Writer) {
 		fmt.Fprintf(w, "  server %s %s\n        %s\n", c.words, c.args, c.about)
 	}
 	fmt.Fprint(w, "\nSettings, from the environment; those with a flag may be given as one instead:\n")
-	describeSettings(w)
+	config.Describe(w)
 }
 
 // flagSet makes a subcommand's flag set, with a flag for each setting that may have one.
-func (inv invocation) flagSet(words string) (*flag.FlagSet, *settingFlags) {
+func (inv invocation) flagSet(words string) (*flag.FlagSet, *config.Flags) {
 	flags := flag.NewFlagSet("server "+words, flag.ContinueOnError)
 	flags.SetOutput(inv.stderr)
 	flags.Usage = func() {
@@ -109,23 +108,23 @@ func (inv invocation) flagSet(words string) (*flag.FlagSet, *settingFlags) {
 		flags.PrintDefaults()
 		fmt.Fprintln(inv.stderr, "`server help` lists the settings that have no flag.")
 	}
-	return flags, addSettingFlags(flags)
+	return flags, config.AddFlags(flags)
 }
 
 // parse parses the flags and then the settings; needed are the names of those that must be set.
-func (inv invocation) parse(flags *flag.FlagSet, given *settingFlags, needed ...string) (*settings, error) {
+func (inv invocation) parse(flags *flag.FlagSet, given *config.Flags, needed ...string) (*config.Settings, error) {
 	if err := inv.parseFlags(flags); err != nil {
 		return nil, err
 	}
-	return loadSettings(inv.getenv, given, nil, needed...)
+	return config.Load(inv.getenv, given, nil, needed...)
 }
 
 // parseSome is parse for a command that uses some settings only. The others may be wrong.
-func (inv invocation) parseSome(flags *flag.FlagSet, given *settingFlags, used []string, needed ...string) (*settings, error) {
+func (inv invocation) parseSome(flags *flag.FlagSet, given *config.Flags, used []string, needed ...string) (*config.Settings, error) {
 	if err := inv.parseFlags(flags); err != nil {
 		return nil, err
 	}
-	return loadSettings(inv.getenv, given, append(used, "LOG_LEVEL", "LOG_FORMAT"), needed...)
+	return config.Load(inv.getenv, given, append(used, "LOG_LEVEL", "LOG_FORMAT"), needed...)
 }
 
 func (inv invocation) parseFlags(flags *flag.FlagSet) error {
@@ -133,10 +132,15 @@ func (inv invocation) parseFlags(flags *flag.FlagSet) error {
 		if errors.Is(err, flag.ErrHelp) {
 			return err
 		}
-		return usageError{err}
+		return config.Usagef("%w", err)
 	}
 	if flags.NArg() > 0 {
-		return usagef("%q is not expected; a value belongs to a flag", flags.Arg(0))
+		return config.Usagef("%q is not expected; a value belongs to a flag", flags.Arg(0))
 	}
 	return nil
+}
+
+// newLogger makes the program's logger, to be flushed at the end.
+func newLogger(w io.Writer, cfg *config.Settings) (log *slog.Logger, flush func()) {
+	return logging.New(w, cfg.LogLevel, cfg.LogFormat == "text")
 }

@@ -1,300 +1,48 @@
 package main
 
 import (
-	"flag"
-	"fmt"
-	"io"
-	"log/slog"
-	"maps"
-	"net/netip"
-	"os"
-	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
-	"time"
+
+	"accesskeys/internal/config"
 )
 
-// settingCase is what one setting should make of values. Every wrong value of a secret contains "hunter2".
-type settingCase struct {
-	name  string
-	get   func(*settings) any
-	unset any            // what is loaded where it is not set
-	right map[string]any // value to what is loaded
-	wrong []string
-	with  map[string]string // further settings that it needs
+// load reads the settings of an environment.
+func load(env map[string]string) (*config.Settings, error) {
+	return config.Load(lookup(env), &config.Flags{}, nil)
 }
 
-func settingCases() []settingCase {
-	longest := strings.Repeat("語", 255)
-	customer := map[string]string{"BOOTSTRAP_CUSTOMER": "acme"}
-	rps := map[string]any{"0": 0.0, "0.5": 0.5, "25": 25.0, "1e9": 1e9}
-	wrongRPS := []string{"-1", "many", "NaN", "Inf", "1e10", "10 ", "10/s"}
-	wrongBurst := []string{"0", "-1", "1.5", "many", "2147483648"}
-	return []settingCase{
-		{
-			name: "DATABASE_URL", get: func(s *settings) any { return s.databaseURL.Reveal() }, unset: "",
-			right: map[string]any{
-				"postgres://u:p@h:1/d":     "postgres://u:p@h:1/d",
-				"host=h dbname=d user=u":   "host=h dbname=d user=u",
-				"postgresql://h,i/d?a=b+c": "postgresql://h,i/d?a=b+c",
-			},
-			wrong: []string{
-				"hunter2", "mysql://u:hunter2@h/d", "postgres://u:hunter2@h:port/d", "postgres://u:hunter2%zz@h/d",
-				"postgres://u:p/hunter2@h/d", "postgres://u:hunter2@h/d?sslmode=nonsense", "host=h password = hunter2 port=x",
-				"host=h password='hunter2 and a half' port=x", "postgres://h/d?password=hunter2&port=x",
-				"postgres://u:hunter2@h/d?pool_max_conns=x", "postgres://u:hunter2@h/\nd?port=x",
-				// A password that is not encoded, of which a part would be the host.
-				"postgres://u:a@hunter2@h/d", "postgres://u:1/hunter2@h/d", "postgres://u:1#hunter2@h/d", "postgres://u:1?hunter2@h/d",
-				"postgres://u:1@hunter2/x@h/d", "postgres://u:1@hunter2?x@h/d", "postgres://u:hunter2%@h/d", "postgres://u:hunter2%4@h/d",
-				"postgres://u:hunter2\\@h/d", "postgres://u:hunter2 @h/d", "postgres://u:p@h/d?password=hunter2@x", "postgres://u:p@h/d#hunter2",
-			},
-		},
-		{
-			name: "LISTEN_ADDR", get: func(s *settings) any { return s.listenAddr }, unset: ":8080",
-			right: map[string]any{"127.0.0.1:0": "127.0.0.1:0", "[::1]:65535": "[::1]:65535", ":80": ":80"},
-			wrong: []string{"8080", "localhost", "localhost:http", ":65536", ":-1", ":", "::1:80", "http://localhost:80"},
-		},
-		{
-			name: "JWT_SECRET", get: func(s *settings) any { return s.jwtSecret.Reveal() }, unset: "",
-			right: map[string]any{ // 32 bytes
-				"hunter2-hunter2-hunter2-hunter2-": "hunter2-hunter2-hunter2-hunter2-", "éàüöä-éàüöä-éàüöä": "éàüöä-éàüöä-éàüöä",
-			},
-			wrong: []string{"hunter2", "hunter2-hunter2-hunter2-hunter2" /* 31 bytes */, "hunter2 hunter2 \n"},
-		},
-		{
-			name: "JWT_SECRET_PREVIOUS", get: func(s *settings) any { return s.jwtSecretPrevious.Reveal() }, unset: "",
-			right: map[string]any{"hunter2-hunter2-hunter2-hunter2-": "hunter2-hunter2-hunter2-hunter2-"},
-			wrong: []string{"hunter2", "hunter2-hunter2-hunter2-hunter2"},
-		},
-		{
-			name: "ACCESSKEY_MIN_EXPIRE", get: func(s *settings) any { return s.accessKeyMinExpire }, unset: int64(1),
-			right: map[string]any{"1": int64(1), "86400": int64(86400), "3153600000": int64(3153600000)},
-			wrong: []string{"0", "-1", "1.5", "1d", "3153600001", "9223372036854775808"},
-		},
-		{
-			name: "TLS_CERT_FILE", get: func(s *settings) any { return s.tlsCertFile },
-			right: map[string]any{"settings_test.go": "settings_test.go"}, wrong: []string{"no-such-file", "/root/../no-such-file"},
-			with: map[string]string{"TLS_KEY_FILE": "settings_test.go"},
-		},
-		{
-			name: "TLS_KEY_FILE", get: func(s *settings) any { return s.tlsKeyFile },
-			right: map[string]any{"settings_test.go": "settings_test.go"}, wrong: []string{"no-such-file"},
-			with: map[string]string{"TLS_CERT_FILE": "settings_test.go"},
-		},
-		{
-			name: "SHUTDOWN_DELAY", get: func(s *settings) any { return s.shutdownDelay }, unset: time.Second,
-			right: map[string]any{"0": time.Duration(0), "300ms": 300 * time.Millisecond, "5": 5 * time.Second, "60s": time.Minute},
-			wrong: []string{"61s", "-1s", "1e1", "x"},
-		},
-		{
-			name: "CACHE_LEASE", get: func(s *settings) any { return s.cacheLease }, unset: 2 * time.Second,
-			right: map[string]any{
-				"0": time.Duration(0), "0s": time.Duration(0), "100ms": 100 * time.Millisecond, "20s": 20 * time.Second, "3": 3 * time.Second,
-			},
-			wrong: []string{"99ms", "21", "20.1s", "-1s", "1e1", "x"},
-		},
-		{
-			name: "CACHE_MAX_AGE", get: func(s *settings) any { return s.cacheMaxAge }, unset: 10 * time.Minute,
-			right: map[string]any{"1s": time.Second, "1": time.Second, "90m": 90 * time.Minute, "600": 10 * time.Minute, "24h": 24 * time.Hour},
-			wrong: []string{"0", "0s", "999ms", "24h1s", "25h", "-1s", "1e1", "x"},
-		},
-		{
-			name: "CACHE_SIZE", get: func(s *settings) any { return s.cacheBytes }, unset: uint64(256 << 20),
-			right: map[string]any{"1": uint64(1 << 20), "4096": uint64(4096 << 20)},
-			wrong: []string{"0", "-1", "1.5", "64MB", "99999999999"},
-		},
-		{
-			name: "AUDIENCE", get: func(s *settings) any { return s.audience }, unset: "",
-			right: map[string]any{"https://keys.example": "https://keys.example", longest: longest},
-			wrong: []string{longest + "語", "\xff"},
-		},
-		{
-			name: "LOG_LEVEL", get: func(s *settings) any { return s.logLevel }, unset: slog.LevelInfo,
-			right: map[string]any{
-				"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError, "WARN": slog.LevelWarn,
-			},
-			wrong: []string{"verbose", "info+1", "0"},
-		},
-		{
-			name: "LOG_FORMAT", get: func(s *settings) any { return s.logFormat }, unset: "json",
-			right: map[string]any{"json": "json", "text": "text"}, wrong: []string{"xml", "json,text"},
-		},
-		{
-			name: "RATE_LIMIT_AUTH_RPS", get: func(s *settings) any { return s.authLimit.RPS }, unset: 10.0, right: rps, wrong: wrongRPS,
-		},
-		{
-			name: "RATE_LIMIT_AUTH_BURST", get: func(s *settings) any { return s.authLimit.Burst }, unset: 20,
-			right: map[string]any{"1": 1, "2147483647": 2147483647}, wrong: wrongBurst,
-		},
-		{
-			name: "RATE_LIMIT_V1_RPS", get: func(s *settings) any { return s.v1Limit.RPS }, unset: 0.0, right: rps, wrong: wrongRPS,
-		},
-		{
-			name: "RATE_LIMIT_V1_BURST", get: func(s *settings) any { return s.v1Limit.Burst }, unset: 100,
-			right: map[string]any{"1": 1, "7": 7}, wrong: wrongBurst,
-		},
-		{
-			name: "TRUSTED_PROXIES", get: func(s *settings) any { return s.trustedProxies }, unset: []netip.Prefix(nil),
-			right: map[string]any{
-				"10.0.0.0/8":           []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-				"10.0.0.0/8, ::1/128 ": []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")},
-			},
-			wrong: []string{"10.0.0.1", "10.0.0.0/33", "10.0.0.0/8,", "proxy.example", "*",
-				// Whole address families, and halves of them.
-				"0.0.0.0/0", "::/0", "10.0.0.0/8,0.0.0.0/0", "0.0.0.0/1,128.0.0.0/1", "64.0.0.0/7", "::/1,8000::/1", "2000::/3", "::ffff:0:0/96", "::ffff:0.0.0.0/97"},
-		},
-		{
-			name: "SIGNUP", get: func(s *settings) any { return s.signup }, unset: false,
-			right: map[string]any{"true": true, "false": false}, wrong: []string{"yes", "1", "True", "true "},
-		},
-		{
-			name: "SMTP_URL", get: func(s *settings) any { return s.smtpURL.Reveal() }, unset: "",
-			right: map[string]any{
-				"smtp://u:hunter2@mail.example:2525": "smtp://u:hunter2@mail.example:2525", "smtps://mail.example": "smtps://mail.example",
-				"smtp://mail.example?tls=none": "smtp://mail.example?tls=none",
-			},
-			wrong: []string{
-				"hunter2", "http://u:hunter2@mail.example", "smtp://u:hunter2@", "smtp://u:hunter2@mail.example:port", "smtp:hunter2@h",
-				"smtp://u:hunter2@mail.example:0", "smtp://u:hunter2%zz@mail.example", "smtp://u:hunter2@mail.example/path",
-				"smtp://u:a@hunter2@mail.example", "smtp://u:1/hunter2@mail.example", "smtp://u:1?hunter2@mail.example", "smtp://u:1#hunter2@mail.example",
-			},
-			with: map[string]string{"SMTP_FROM": "no-reply@example.com"},
-		},
-		{
-			name: "SMTP_FROM", get: func(s *settings) any { return s.smtpFrom }, unset: "",
-			right: map[string]any{"no-reply@example.com": "no-reply@example.com", "Acme <no-reply@example.com>": "Acme <no-reply@example.com>"},
-			wrong: []string{"no-reply", "a@example.com, b@example.com", "no-reply@example.com\r\nBcc: all@example.com"},
-		},
-		{
-			name: "BOOTSTRAP_CUSTOMER", get: func(s *settings) any { return s.bootstrap.customer }, unset: "",
-			right: map[string]any{"acme": "acme", longest: longest}, wrong: []string{longest + "語", "\xff"},
-		},
-		{
-			name: "BOOTSTRAP_USERNAME", get: func(s *settings) any { return s.bootstrap.username }, unset: "",
-			right: map[string]any{"admin": "admin", longest: longest}, wrong: []string{longest + "語", "\xff"},
-			with: map[string]string{"BOOTSTRAP_CUSTOMER": "acme", "BOOTSTRAP_PASSWORD": "secret"},
-		},
-		{
-			name: "BOOTSTRAP_PASSWORD", get: func(s *settings) any { return s.bootstrap.password.Reveal() }, unset: "",
-			right: map[string]any{"p": "p", " hunter2 ": " hunter2 "}, wrong: []string{"hunter2\xff"},
-			with: map[string]string{"BOOTSTRAP_CUSTOMER": "acme", "BOOTSTRAP_USERNAME": "admin"},
-		},
-		{
-			name: "BOOTSTRAP_ACCESSKEY", get: func(s *settings) any { return s.bootstrap.accessKey.Reveal() }, unset: "", with: customer,
-			right: map[string]any{testKey: testKey, "vb_-_" + testKey[5:]: "vb_-_" + testKey[5:]},
-			wrong: []string{"hunter2", "vb_hunter2", "vb_hunter2" + testKey, "xx_hunter2" + testKey[10:], "vb_hunter2 " + testKey[11:]},
-		},
-	}
-}
-
-// load parses a command line of serve's.
-func load(env map[string]string, args ...string) (*settings, error) {
-	inv := invocation{args: args, getenv: lookup(env), stderr: io.Discard}
-	flags, given := inv.flagSet("serve")
-	return inv.parse(flags, given)
-}
-
-// settingsByName is settingsTable, and fails the test where the cases above have lost sight of it.
-func settingsByName(t *testing.T) map[string]setting {
-	t.Helper()
-	byName := map[string]setting{}
-	for _, s := range settingsTable() {
-		byName[s.name] = s
-	}
-	tested := map[string]bool{}
-	for _, c := range settingCases() {
-		tested[c.name] = true
-	}
-	for name := range byName {
-		if !tested[name] {
-			t.Errorf("%s has no case", name)
-		}
-	}
-	if len(tested) != len(byName) {
-		t.Fatalf("%d settings, %d with cases", len(byName), len(tested))
-	}
-	return byName
-}
-
-// Contract 6: "Settings come from the environment (flags of the same name may override)", with their defaults; what is
-// set to nothing is not set.
-func TestSettingIsItsFlagElseItsVariableElseItsDefault(t *testing.T) {
-	t.Parallel()
-	table := settingsByName(t)
-	for _, c := range settingCases() {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			check := func(from string, want any, value string, args ...string) {
-				t.Helper()
-				env := maps.Clone(c.with)
-				if env == nil {
-					env = map[string]string{}
-				}
-				env[c.name] = value
-				loaded, err := load(env, args...)
-				if err != nil {
-					t.Fatalf("from %s, %q: %v", from, value, err)
-				}
-				if got := c.get(loaded); !reflect.DeepEqual(got, want) {
-					t.Errorf("from %s, %q: %v, want %v", from, value, got, want)
-				}
-			}
-			if !strings.HasPrefix(c.name, "BOOTSTRAP_") && !strings.HasPrefix(c.name, "TLS_") || c.name == "BOOTSTRAP_CUSTOMER" || c.name == "BOOTSTRAP_ACCESSKEY" {
-				check("nothing", c.unset, "")
-			}
-			flag := "--" + table[c.name].flagName() + "="
-			for value, want := range c.right {
-				check("the environment", want, value)
-				if table[c.name].secret {
-					continue
-				}
-				check("the flag", want, "", flag+value)
-				check("the flag over the environment", want, c.wrong[0], flag+value)
-			}
-			if !table[c.name].secret && len(c.with) == 0 {
-				check("an empty flag", c.unset, "", flag)
-			}
-		})
-	}
-}
-
-// Contract 6: "A wrong or missing setting ends the program at once with one line that names the setting and what it
-// takes." The line never repeats a secret.
+// A wrong setting ends the program at once with one line, which never repeats a secret (docs/contract.md, section 6). internal/config has
+// every setting's wrong values.
 func TestWrongSettingEndsTheProgramWithOneLine(t *testing.T) {
 	t.Parallel()
-	table := settingsByName(t)
-	for _, c := range settingCases() {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			line := regexp.MustCompile(`^server: ` + c.name + `: .*: it takes ` + regexp.QuoteMeta(table[c.name].takes) + `\n$`)
-			for _, value := range c.wrong {
-				env := map[string]string{"DATABASE_URL": "postgres://127.0.0.1:1/d", "JWT_SECRET": testSecret, "LISTEN_ADDR": "127.0.0.1:0"}
-				maps.Copy(env, c.with)
-				runs := []*process{}
-				if !table[c.name].secret {
-					runs = append(runs, spawn(t, env, "", "serve", "--"+table[c.name].flagName()+"="+value))
-				}
-				env[c.name] = value
-				for _, p := range append(runs, spawn(t, env, "", "serve")) {
-					if code := p.code(); code != 2 || p.stdout.String() != "" || !line.MatchString(p.stderr.String()) {
-						t.Errorf("%q: exit code %d, stdout %q, stderr %q", value, code, p.stdout, p.stderr)
-					}
-					if table[c.name].secret && (strings.Contains(p.stderr.String(), "hunter2") || !strings.Contains(value, "hunter2")) {
-						t.Errorf("%q shows in %q", value, p.stderr)
-					}
-				}
-			}
-		})
+	takes := map[string]string{}
+	for _, s := range config.Table() {
+		takes[s.Name] = s.Takes
 	}
+	for name, value := range map[string]string{"JWT_SECRET": "hunter2", "CACHE_LEASE": "hunter2", "DATABASE_URL": "postgres://u:hunter2@host:port/name"} {
+		env := map[string]string{"DATABASE_URL": "postgres://127.0.0.1:1/d", "JWT_SECRET": testSecret, "LISTEN_ADDR": "127.0.0.1:0"}
+		env[name] = value
+		p := spawn(t, env, "", "serve")
+		line := regexp.MustCompile(`^server: ` + name + `: .*: it takes ` + regexp.QuoteMeta(takes[name]) + `\n$`)
+		if code := p.code(); code != 2 || p.stdout.String() != "" || !line.MatchString(p.stderr.String()) || strings.Contains(p.stderr.String(), "hunter2") {
+			t.Errorf("%s=%q: exit code %d, stdout %q, stderr %q", name, value, code, p.stdout, p.stderr)
+		}
+	}
+	checkLine(t, spawn(t, map[string]string{"DATABASE_URL": "postgres://127.0.0.1:1/d", "JWT_SECRET": testSecret}, "", "serve", "--cache-lease=1h"),
+		"CACHE_LEASE: the value is not valid: it takes "+takes["CACHE_LEASE"], "as a flag")
 }
 
 // Contract 6: "`DATABASE_URL` (required but for `dev`)", "`JWT_SECRET` (required but for `dev` ...)"; the command line's
 // other subcommands sign nothing and need only the first.
 func TestMissingSettingEndsTheProgramWithOneLine(t *testing.T) {
 	t.Parallel()
-	table := settingsByName(t)
+	takes := map[string]string{}
+	for _, s := range config.Table() {
+		takes[s.Name] = s.Takes
+	}
 	commandLines := [][]string{
 		{"serve"}, {"migrate", "up"}, {"migrate", "down"}, {"migrate", "version"}, {"customer", "create", "--name=n"},
 		{"agent", "create"}, {"accesskey", "create"},
@@ -303,7 +51,7 @@ func TestMissingSettingEndsTheProgramWithOneLine(t *testing.T) {
 		missing := []map[string]string{{"JWT_SECRET": testSecret}, {"JWT_SECRET": testSecret, "DATABASE_URL": ""}}
 		name := "DATABASE_URL"
 		for i, env := range missing {
-			checkLine(t, spawn(t, env, "", args...), name+" is missing: it takes "+table[name].takes, i)
+			checkLine(t, spawn(t, env, "", args...), name+" is missing: it takes "+takes[name], i)
 		}
 	}
 	for i, env := range []map[string]string{{}, {"JWT_SECRET": ""}} {
@@ -317,35 +65,6 @@ func checkLine(t *testing.T, p *process, line string, hint any) {
 	t.Helper()
 	if code := p.code(); code != 2 || p.stdout.String() != "" || p.stderr.String() != "server: "+line+"\n" {
 		t.Errorf("%v %v: exit code %d, stdout %q, stderr %q, want %q", p.cmd.Args[1:], hint, code, p.stdout, p.stderr, line)
-	}
-}
-
-// Contract 6: "`BOOTSTRAP_CUSTOMER`, `BOOTSTRAP_USERNAME`, `BOOTSTRAP_PASSWORD`, `BOOTSTRAP_ACCESSKEY` (all optional ...)":
-// any that make sense together.
-func TestBootstrapSettingsNeedOneAnother(t *testing.T) {
-	t.Parallel()
-	const (
-		noCustomer = "BOOTSTRAP_CUSTOMER is missing: the other BOOTSTRAP settings need the name of their customer"
-		noUsername = "BOOTSTRAP_USERNAME is missing: BOOTSTRAP_PASSWORD needs one"
-		noPassword = "BOOTSTRAP_PASSWORD is missing: BOOTSTRAP_USERNAME needs one"
-	)
-	values := map[byte][2]string{
-		'c': {"BOOTSTRAP_CUSTOMER", "acme"}, 'u': {"BOOTSTRAP_USERNAME", "admin"},
-		'p': {"BOOTSTRAP_PASSWORD", "hunter2"}, 'k': {"BOOTSTRAP_ACCESSKEY", testKey},
-	}
-	for given, want := range map[string]string{
-		"": "", "c": "", "ck": "", "cup": "", "cupk": "",
-		"u": noCustomer, "p": noCustomer, "k": noCustomer, "up": noCustomer, "upk": noCustomer,
-		"cu": noPassword, "cuk": noPassword, "cp": noUsername, "cpk": noUsername,
-	} {
-		env := map[string]string{}
-		for _, letter := range []byte(given) {
-			env[values[letter][0]] = values[letter][1]
-		}
-		_, err := load(env)
-		if got := errorText(err); got != want {
-			t.Errorf("%q: %q, want %q", given, got, want)
-		}
 	}
 }
 
@@ -369,28 +88,6 @@ func TestSignupNeedsAMailServerAndASender(t *testing.T) {
 		}
 		checkLine(t, spawn(t, env, "", "serve"), test.want, i)
 	}
-	for _, env := range []map[string]string{ // control: these are taken
-		{}, {"SIGNUP": "false"}, {"SMTP_FROM": "no-reply@example.com"},
-		{"SIGNUP": "true", "SMTP_URL": "smtp://127.0.0.1:1", "SMTP_FROM": "no-reply@example.com"},
-		{"SIGNUP": "true", "SMTP_URL": "smtp://127.0.0.1:1?from=no-reply@example.com"},
-	} {
-		cfg, err := load(env)
-		if err != nil {
-			t.Errorf("%v: %v", env, err)
-			continue
-		}
-		mailer, err := cfg.mailer(slog.New(slog.DiscardHandler))
-		if err != nil || (mailer != nil) != (env["SIGNUP"] == "true") {
-			t.Errorf("%v: the mailer is %v, %v", env, mailer, err)
-		}
-	}
-}
-
-func errorText(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }
 
 // A command line can be read by every user of the machine, so no secret has a flag; and one that is tried is not
@@ -398,9 +95,9 @@ func errorText(err error) string {
 func TestSecretsHaveNoFlag(t *testing.T) {
 	t.Parallel()
 	var secrets []string
-	for _, s := range settingsTable() {
-		if s.secret {
-			secrets = append(secrets, s.name)
+	for _, s := range config.Table() {
+		if s.Secret {
+			secrets = append(secrets, s.Name)
 		}
 	}
 	want := []string{"DATABASE_URL", "JWT_SECRET", "JWT_SECRET_PREVIOUS", "SMTP_URL", "BOOTSTRAP_PASSWORD", "BOOTSTRAP_ACCESSKEY"}
@@ -413,57 +110,20 @@ func TestSecretsHaveNoFlag(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s --help: %v", c.words, err)
 		}
-		for _, s := range settingsTable() {
-			if listed := strings.Contains(help, "  -"+s.flagName()+" "); listed == s.secret {
-				t.Errorf("%s: secret %v, listed %v in the help of %s", s.name, s.secret, listed, c.words)
+		for _, s := range config.Table() {
+			if listed := strings.Contains(help, "  -"+s.Flag()+" "); listed == s.Secret {
+				t.Errorf("%s: secret %v, listed %v in the help of %s", s.Name, s.Secret, listed, c.words)
 			}
-			if !s.secret {
+			if !s.Secret {
 				continue
 			}
-			_, log, err := cli(t, nil, "", append(slices.Clone(words), "--"+s.flagName()+"=hunter2")...)
-			if err == nil || strings.Contains(log+err.Error(), "hunter2") || !strings.Contains(err.Error(), s.flagName()) {
-				t.Errorf("%s --%s: %v\n%s", c.words, s.flagName(), err, log)
+			_, log, err := cli(t, nil, "", append(slices.Clone(words), "--"+s.Flag()+"=hunter2")...)
+			if err == nil || strings.Contains(log+err.Error(), "hunter2") || !strings.Contains(err.Error(), s.Flag()) {
+				t.Errorf("%s --%s: %v\n%s", c.words, s.Flag(), err, log)
 			}
 		}
 		if strings.Contains(strings.ToLower(help), "-password") {
 			t.Errorf("%s has a flag for a password:\n%s", c.words, help)
 		}
-	}
-}
-
-var update = flag.Bool("update", false, "write the generated part of docs/configuration.md")
-
-// docs/configuration.md has the table of settings.
-func TestConfigurationDocumentIsTheTable(t *testing.T) {
-	t.Parallel()
-	const path, begin, end = "../../docs/configuration.md", "<!-- settings -->\n", "<!-- end of settings -->"
-	var table strings.Builder
-	table.WriteString("| setting | flag | default | takes |\n| --- | --- | --- | --- |\n")
-	for _, s := range settingsTable() {
-		flagName, value := "`--"+s.flagName()+"`", ""
-		if s.secret {
-			flagName = ""
-		}
-		if s.value != "" {
-			value = "`" + s.value + "`"
-		}
-		fmt.Fprintf(&table, "| `%s` | %s | %s | %s |\n", s.name, flagName, value, strings.ReplaceAll(s.takes, "|", "\\|"))
-	}
-	content, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, rest, began := strings.Cut(string(content), begin)
-	found, after, ended := strings.Cut(rest, end)
-	switch {
-	case !began || !ended:
-		t.Fatalf("%s has no place for the table", path)
-	case found == table.String():
-	case *update:
-		if err := os.WriteFile(path, []byte(before+begin+table.String()+end+after), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	default:
-		t.Errorf("%s is not up to date: go test ./cmd/server -run Configuration -update", path)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"accesskeys/internal/app"
 	"accesskeys/internal/pgtest"
 )
 
@@ -131,11 +132,11 @@ func TestOpenConnectionsGetALastAnswer(t *testing.T) {
 	for _, linger := range []time.Duration{2 * time.Second, 0} {
 		t.Run(linger.String(), func(t *testing.T) {
 			t.Parallel()
-			base, _, stop := startApp(t, func(a *app) {
-				if a.linger <= 0 || a.linger > 5*time.Second {
-					t.Errorf("open connections are answered for %v more", a.linger)
+			base, _, stop := startApp(t, func(a *app.App) {
+				if a.Linger <= 0 || a.Linger > 5*time.Second {
+					t.Errorf("open connections are answered for %v more", a.Linger)
 				}
-				a.linger = linger
+				a.Linger = linger
 			})
 			slow, probe, caller := dial(t, base), dial(t, base), dial(t, base)
 			slow.upload() // keeps Shutdown from ending
@@ -193,7 +194,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 }
 
 // startApp makes the program with its parts in reach, so that a test can shorten the bounds, and runs it.
-func startApp(t *testing.T, change func(*app)) (base string, log *buffer, stop func() error) {
+func startApp(t *testing.T, change func(*app.App)) (base string, log *buffer, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	log = &buffer{}
@@ -203,19 +204,19 @@ func startApp(t *testing.T, change func(*app)) (base string, log *buffer, stop f
 	}
 	logger, flush := newLogger(log, cfg)
 	t.Cleanup(flush)
-	a, err := newApp(ctx, cfg, logger)
+	a, err := app.New(ctx, cfg, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
 	change(a)
 	ended := make(chan error, 1)
-	go func() { ended <- a.run(ctx) }()
+	go func() { ended <- a.Run(ctx, nil) }()
 	stop = func() error {
 		cancel()
 		select {
 		case err := <-ended:
 			ended <- err // for the cleanup
-			a.close()
+			a.Close()
 			return err
 		case <-time.After(patience):
 			return errors.New("run does not return")
@@ -226,17 +227,17 @@ func startApp(t *testing.T, change func(*app)) (base string, log *buffer, stop f
 			t.Error(err)
 		}
 	})
-	return "http://" + a.addr().String(), log, stop
+	return "http://" + a.Addr().String(), log, stop
 }
 
 // Contract 6: "finish what is under way (30 s at most)".
 func TestRequestThatNeverEndsIsCutAtTheBound(t *testing.T) {
 	t.Parallel()
-	base, log, stop := startApp(t, func(a *app) {
-		if a.patience != 30*time.Second {
-			t.Errorf("the bound is %v", a.patience)
+	base, log, stop := startApp(t, func(a *app.App) {
+		if a.ShutdownTimeout != 30*time.Second {
+			t.Errorf("the bound is %v", a.ShutdownTimeout)
 		}
-		a.patience = 200 * time.Millisecond
+		a.ShutdownTimeout = 200 * time.Millisecond
 	})
 	slow := dial(t, base)
 	slow.upload()
@@ -268,8 +269,8 @@ func TestSlowClientsAreCut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			base, _, _ := startApp(t, func(a *app) {
-				s := a.server
+			base, _, _ := startApp(t, func(a *app.App) {
+				s := a.Server
 				for _, bound := range []time.Duration{s.ReadHeaderTimeout, s.ReadTimeout, s.WriteTimeout, s.IdleTimeout} {
 					if bound <= 0 || bound > 2*time.Minute {
 						t.Errorf("a bound of %v", bound)
@@ -284,8 +285,8 @@ func TestSlowClientsAreCut(t *testing.T) {
 			}
 			call(t, "GET", base+"/ping", "", "").wants(t, 200)
 
-			base, _, _ = startApp(t, func(a *app) {
-				a.server.ReadHeaderTimeout, a.server.ReadTimeout, a.server.IdleTimeout, a.patience = 0, 0, 0, short
+			base, _, _ = startApp(t, func(a *app.App) {
+				a.Server.ReadHeaderTimeout, a.Server.ReadTimeout, a.Server.IdleTimeout, a.ShutdownTimeout = 0, 0, 0, short
 			})
 			slow = dial(t, base)
 			begin(slow)

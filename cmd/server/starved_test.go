@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,12 +10,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"accesskeys/internal/postgres"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
 )
@@ -140,28 +136,4 @@ func newRefuser(t *testing.T, codes []string) *refuser {
 		}
 	})
 	return r
-}
-
-// The waiting has an end, whatever the database says, and ends with the program.
-func TestWaitForAConnectionIsBounded(t *testing.T) {
-	t.Parallel()
-	full := fmt.Errorf("connecting: %w", postgres.ErrNoConnection)
-	stopped, stop := context.WithCancel(t.Context())
-	for name, test := range map[string]struct {
-		ctx      func() context.Context
-		patience time.Duration
-		do       func() error
-	}{
-		"its own bound": {t.Context, 2 * connectPause, func() error { return full }},
-		"a signal":      {func() context.Context { return stopped }, time.Hour, func() error { stop(); return full }},
-	} {
-		attempts := 0
-		err := retryForConnection(test.ctx(), slog.New(slog.DiscardHandler), test.patience, func() error { attempts++; return test.do() })
-		if !errors.Is(err, postgres.ErrNoConnection) || attempts == 0 {
-			t.Errorf("%s: %d attempts, %v", name, attempts, err)
-		}
-	}
-	if connectTimeout != 30*time.Second {
-		t.Errorf("the bound is %v", connectTimeout)
-	}
 }

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"accesskeys/internal/config"
 	"accesskeys/internal/pgtest"
 )
 
@@ -175,7 +176,7 @@ func TestCertificateThatCannotBeUsedEndsTheProgram(t *testing.T) {
 			t.Parallel()
 			env := environment(pgtest.Migrated(t), map[string]string{"TLS_CERT_FILE": test.cert, "TLS_KEY_FILE": test.key})
 			_, _, err := cli(t, env, "", "serve")
-			if _, usage := errors.AsType[usageError](err); !usage || !strings.HasPrefix(err.Error(), test.want) {
+			if _, usage := errors.AsType[config.UsageError](err); !usage || !strings.HasPrefix(err.Error(), test.want) {
 				t.Errorf("%v, want %s", err, test.want)
 			}
 		})

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/text/transform"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/config"
 	"accesskeys/internal/secret"
 )
 
@@ -25,18 +26,18 @@ func signToken(_ context.Context, inv invocation) error {
 		return err
 	}
 	if *path == "" {
-		return usagef("--credentials is missing: it takes the file that a new key pair was answered with")
+		return config.Usagef("--credentials is missing: it takes the file that a new key pair was answered with")
 	}
 	if *expire < 1 || *expire > int64(auth.MaxAssertionLifetime/time.Second) {
-		return usagef("--expire: it takes a whole number of seconds from 1 to %d", int64(auth.MaxAssertionLifetime/time.Second))
+		return config.Usagef("--expire: it takes a whole number of seconds from 1 to %d", int64(auth.MaxAssertionLifetime/time.Second))
 	}
 	credentials, err := readCredentials(*path)
 	if err != nil {
-		return usagef("--credentials: %w", err)
+		return config.Usagef("--credentials: %w", err)
 	}
-	token, err := credentials.Sign(time.Now(), time.Duration(*expire)*time.Second, cfg.audience)
+	token, err := credentials.Sign(time.Now(), time.Duration(*expire)*time.Second, cfg.Audience)
 	if err != nil {
-		return usagef("--credentials: %w", err)
+		return config.Usagef("--credentials: %w", err)
 	}
 	_, err = fmt.Fprintf(inv.stdout, "Authorization: Bearer %s\n", token.Reveal())
 	return err

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"accesskeys/internal/config"
 	"accesskeys/internal/pgtest"
 )
 
@@ -14,7 +15,7 @@ func TestOddSettingsAreWarnedOf(t *testing.T) {
 		"JWT_SECRET has 5 different characters only":                     {"JWT_SECRET": strings.Repeat("abcde", 7)},
 		"JWT_SECRET_PREVIOUS is the same":                                {"JWT_SECRET_PREVIOUS": testSecret},
 		"CACHE_SIZE is 16777215 MiB":                                     {"CACHE_SIZE": "16777215"},
-		"BOOTSTRAP_ACCESSKEY is the published demo key":                  {"BOOTSTRAP_ACCESSKEY": demoAccessKey},
+		"BOOTSTRAP_ACCESSKEY is the published demo key":                  {"BOOTSTRAP_ACCESSKEY": config.DemoAccessKey},
 		`"variable":"RATE_LIMIT_AUTH_RSP","meant":"RATE_LIMIT_AUTH_RPS"`: {"RATE_LIMIT_AUTH_RSP": "hunter2"},
 		`"variable":"RATE_LIMIT_V1_RPS_","meant":"RATE_LIMIT_V1_RPS"`:    {"RATE_LIMIT_V1_RPS_": "hunter2"},
 		`"variable":"TRUSTED_PROXIE","meant":"TRUSTED_PROXIES"`:          {"TRUSTED_PROXIE": "hunter2"},
@@ -75,7 +76,7 @@ func TestCommandChecksTheSettingsThatItUses(t *testing.T) {
 func TestPublishedKeyInADatabaseIsToldOf(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)
-	launch(t, environment(database, map[string]string{"BOOTSTRAP_ACCESSKEY": demoAccessKey}), "serve").base()
+	launch(t, environment(database, map[string]string{"BOOTSTRAP_ACCESSKEY": config.DemoAccessKey}), "serve").base()
 	const warning = "the published demo key opens this database: delete it"
 	p := launch(t, environment(database, nil), "serve")
 	p.base()

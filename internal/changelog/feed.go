@@ -19,7 +19,7 @@ type Feed struct {
 	anchor *postgres.Anchor
 }
 
-// ErrOutdated means that a newer version of the schema shuts this program out. It is an postgres.ErrUnavailable.
+// ErrOutdated means that a newer version of the schema shuts this program out. It is a postgres.ErrUnavailable.
 var ErrOutdated = fmt.Errorf("%w: its schema needs a newer version of this program", postgres.ErrUnavailable)
 
 // OpenFeed connects, and asks to be told of changes. Being told is a hint: behind a pooler in transaction mode nothing comes. It is the

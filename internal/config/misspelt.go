@@ -1,26 +1,26 @@
-package main
+package config
 
 import (
 	"log/slog"
 	"strings"
 )
 
-// warnOfSettings logs what is odd about the settings, and variables that are probably meant to be one.
-func (inv invocation) warnOfSettings(cfg *settings, log *slog.Logger) {
-	for _, warning := range cfg.warnings {
+// Warn logs what is odd about the settings, and variables of the environment ("NAME=value") that are probably meant to be one.
+func (s *Settings) Warn(environ []string, log *slog.Logger) {
+	for _, warning := range s.warnings {
 		log.Warn(warning)
 	}
-	table := settingsTable()
-	for _, variable := range inv.environ() {
+	table := Table()
+	for _, variable := range environ {
 		name, _, _ := strings.Cut(variable, "=")
 		meant := ""
 		for _, s := range table {
-			if s.name == name {
+			if s.Name == name {
 				meant = ""
 				break
 			}
-			if isMisspelt(name, s.name) {
-				meant = s.name
+			if isMisspelt(name, s.Name) {
+				meant = s.Name
 			}
 		}
 		if meant != "" {

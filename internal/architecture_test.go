@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	},
 
 	"internal/app": {
-		"internal/api", "internal/auth", "internal/authcache", "internal/certificate", "internal/changelog", "internal/config", "internal/mail",
+		"internal/api", "internal/auth", "internal/authcache", "internal/certificate", "internal/changelog", "internal/config", "internal/lastused", "internal/mail",
 		"internal/postgres", "internal/privatepg", "internal/secret", "internal/store",
 	},
 	"internal/config": {"internal/auth", "internal/authcache", "internal/mail", "internal/postgres", "internal/secret", "internal/store", "internal/web"},
@@ -41,9 +41,10 @@ var allowed = map[string][]string{
 	"internal/buildinfo":   {},
 	"internal/web":         {"internal/secret", "internal/slowclient"},
 	"internal/slowclient":  {},
-	"internal/auth":        {"internal/authcache", "internal/store", "internal/secret"},
+	"internal/auth":        {"internal/authcache", "internal/lastused", "internal/store", "internal/secret"},
 	"internal/authcache":   {"internal/changelog", "internal/postgres", "internal/store"},
 	"internal/store":       {"internal/changelog", "internal/postgres", "internal/secret"},
+	"internal/lastused":    {"internal/store"},
 	"internal/changelog":   {"internal/postgres"},
 	"internal/postgres":    {"internal/secret", "migrations"},
 	"internal/logging":     {},

@@ -1,4 +1,4 @@
-// Command server is the access-key service. See run for its subcommands and settings.go for its settings.
+// Command server is the access-key service. See run for its subcommands, and internal/config for its settings.
 package main
 
 import (

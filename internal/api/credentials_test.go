@@ -73,7 +73,7 @@ func (h *harness) cause(query string, authorization ...string) string {
 	h.t.Helper()
 	c, err := auth.Extract(query, authorization)
 	if err == nil {
-		_, err = auth.NewVerifier(h.rows, h.sessions, "").Verify(h.t.Context(), c, netip.Addr{})
+		_, err = auth.NewVerifier(auth.VerifierConfig{Rows: h.rows, Sessions: h.sessions, Tokens: h.tokens, LastUsed: h.lastUsed}).Verify(h.t.Context(), c, netip.Addr{})
 	}
 	if err != nil && auth.Cause(err) == "" {
 		h.t.Fatalf("an error that is no refusal: %v", err)

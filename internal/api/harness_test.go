@@ -27,6 +27,7 @@ import (
 	"accesskeys/internal/auth"
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
+	"accesskeys/internal/lastused"
 	"accesskeys/internal/mail"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
@@ -48,6 +49,8 @@ type harness struct {
 	store    *store.Store
 	server   *api.Server
 	rows     *authcache.Cache // of the server
+	tokens   *auth.TokenCache // nil without a cache
+	lastUsed *lastused.Buffer
 	sessions *auth.Sessions
 	log      *logBuffer
 
@@ -117,11 +120,21 @@ func (h *harness) serve(options ...func(*api.Config)) {
 	if h.rows == nil {
 		h.rows = newCache(h.t, h.store, 2*time.Second)
 	}
+	if h.tokens == nil && h.rows.Stats().Lease > 0 {
+		if h.tokens, err = auth.NewTokenCache(1 << 20); err != nil {
+			h.t.Fatal(err)
+		}
+		h.t.Cleanup(h.tokens.Close)
+	}
+	if h.lastUsed == nil {
+		h.lastUsed = lastused.New(h.store, slog.New(slog.DiscardHandler))
+	}
 	log := slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := api.Config{
 		Store:         h.store,
 		Cache:         h.rows,
-		Verifier:      auth.NewVerifier(h.rows, h.sessions, ""),
+		Tokens:        h.tokens,
+		Verifier:      auth.NewVerifier(auth.VerifierConfig{Rows: h.rows, Sessions: h.sessions, Tokens: h.tokens, LastUsed: h.lastUsed}),
 		Authenticator: auth.NewAuthenticator(h.store, h.sessions, passwords, log),
 		Passwords:     passwords,
 		KeyPairs:      keyPairs,
@@ -305,7 +318,7 @@ func (h *harness) uncached() *harness {
 func (h *harness) onDatabase(database secret.Value, with func(other *harness)) *harness {
 	h.t.Helper()
 	other := *h
-	other.rows, other.database = nil, database
+	other.rows, other.tokens, other.lastUsed, other.database = nil, nil, nil, database
 	var err error
 	if other.store, err = store.Open(h.t.Context(), database); err != nil {
 		h.t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 func TestCheckingARememberedCredentialTakesNoMemory(t *testing.T) {
 	h := newHarness(t)
 	from := netip.MustParseAddr("192.0.2.1")
-	verifier := auth.NewVerifier(h.rows, h.sessions, "")
+	verifier := auth.NewVerifier(auth.VerifierConfig{Rows: h.rows, Sessions: h.sessions, Tokens: h.tokens, LastUsed: h.lastUsed})
 	for name, credential := range map[string]string{"access key": h.acme.token, "JWT": h.acme.adminJWT} {
 		header := []string{"Bearer " + credential}
 		check := func() {

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/lastused"
 	"accesskeys/internal/store"
 )
 
@@ -26,7 +28,8 @@ func (h *harness) stoppable(lease time.Duration) (other *harness, stop func()) {
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		go func() { stopped <- other.rows.Run(ctx) }()
+		other.lastUsed = lastused.New(other.store, slog.New(slog.DiscardHandler))
+		go func() { stopped <- errors.Join(other.rows.Run(ctx), other.lastUsed.Run(ctx)) }()
 	})
 	stop = sync.OnceFunc(func() {
 		cancel()

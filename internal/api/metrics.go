@@ -21,7 +21,7 @@ type metrics struct {
 	loginRefusals *prometheus.CounterVec
 }
 
-func newMetrics(s *store.Store, r *authcache.Cache) *metrics {
+func newMetrics(s *store.Store, r *authcache.Cache, t *auth.TokenCache) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -35,7 +35,7 @@ func newMetrics(s *store.Store, r *authcache.Cache) *metrics {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "accesskeys_build_info", Help: "Always 1; the labels say what was built.",
 		ConstLabels: prometheus.Labels{"version": build.Version, "commit": build.Commit, "go_version": build.Go},
-	}, func() float64 { return 1 }), m.credentials, m.loginRefusals, poolCollector{s}, cacheCollector{r},
+	}, func() float64 { return 1 }), m.credentials, m.loginRefusals, poolCollector{s}, cacheCollector{r, t},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -94,14 +94,17 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 }
 
 // cacheCollector reads the figures of what is remembered when they are asked for.
-type cacheCollector struct{ cache *authcache.Cache }
+type cacheCollector struct {
+	cache  *authcache.Cache
+	tokens *auth.TokenCache
+}
 
 // Describe implements prometheus.Collector.
 func (c cacheCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
 
 // Collect implements prometheus.Collector.
 func (c cacheCollector) Collect(ch chan<- prometheus.Metric) {
-	st := c.cache.Stats()
+	st, tokens := c.cache.Stats(), c.tokens.Stats()
 	send := func(kind prometheus.ValueType, name, help string, v float64) {
 		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("accesskeys_"+name, help, nil, nil), kind, v)
 	}
@@ -123,9 +126,9 @@ func (c cacheCollector) Collect(ch chan<- prometheus.Metric) {
 	send(prometheus.GaugeValue, "lease_age_seconds", "Time since the lease began; past lease_seconds it has ended.", st.Age.Seconds())
 	send(prometheus.GaugeValue, "change_log_position", "The place in the log of changes up to which it is applied.", float64(st.Position))
 	send(prometheus.GaugeValue, "change_log_lag_seconds", "Time since the log of changes was last read to its end.", st.Behind.Seconds())
-	send(prometheus.GaugeValue, "cache_entries", "Rows and verified tokens in memory.", float64(st.Entries))
-	send(prometheus.GaugeValue, "cache_bytes", "About what they take.", float64(st.Bytes))
+	send(prometheus.GaugeValue, "cache_entries", "Rows and verified tokens in memory.", float64(st.Entries+tokens.Entries))
+	send(prometheus.GaugeValue, "cache_bytes", "About what they take.", float64(st.Bytes+tokens.Bytes))
 	send(prometheus.CounterValue, "cache_hits_total", "Look-ups answered from memory.", float64(st.Hits))
 	send(prometheus.CounterValue, "cache_misses_total", "Look-ups that had to ask the database.", float64(st.Misses))
-	send(prometheus.CounterValue, "cache_evictions_total", "Entries dropped for want of room.", float64(st.Evicted))
+	send(prometheus.CounterValue, "cache_evictions_total", "Entries dropped for want of room.", float64(st.Evicted+tokens.Evicted))
 }

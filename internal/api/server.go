@@ -21,6 +21,7 @@ type Config struct {
 	Store         *store.Store
 	Cache         *authcache.Cache
 	Verifier      *auth.Verifier
+	Tokens        *auth.TokenCache // the Verifier's, for the metrics
 	Authenticator *auth.Authenticator
 	Passwords     *auth.Passwords
 	KeyPairs      *auth.KeyPairs
@@ -64,7 +65,7 @@ func New(cfg Config) *Server {
 
 // unrouted is a Server without its router.
 func unrouted(cfg Config) *Server {
-	metrics := newMetrics(cfg.Store, cfg.Cache)
+	metrics := newMetrics(cfg.Store, cfg.Cache, cfg.Tokens)
 	return &Server{
 		kit: web.NewKit(web.Config{
 			Log: cfg.Log, TrustedProxies: cfg.TrustedProxies, NewEvent: newEvent, ProblemOf: problemOf, Cause: auth.Cause,

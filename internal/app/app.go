@@ -19,6 +19,7 @@ import (
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/certificate"
 	"accesskeys/internal/config"
+	"accesskeys/internal/lastused"
 	"accesskeys/internal/mail"
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/store"
@@ -33,6 +34,8 @@ const (
 	shutdownLinger = 500 * time.Millisecond
 	// slowWorkWait is how long a login, or a new key pair, waits for its turn before it is refused.
 	slowWorkWait = time.Second
+	// tokensPart is the part of CACHE_SIZE for tokens that were verified, of which there are fewer than access keys.
+	tokensPart = 8
 	// connectTimeout is how long a start waits for a database that takes no connection; connectPause is between two attempts.
 	connectTimeout = 30 * time.Second
 	connectPause   = 100 * time.Millisecond
@@ -71,6 +74,8 @@ type App struct {
 	log           *slog.Logger
 	store         *store.Store
 	cache         *authcache.Cache
+	tokens        *auth.TokenCache
+	lastUsed      *lastused.Buffer
 	passwords     *auth.Passwords
 	authenticator *auth.Authenticator
 	api           *api.Server
@@ -127,16 +132,25 @@ func New(ctx context.Context, cfg *config.Settings, log *slog.Logger) (_ *App, e
 		return nil, err
 	}
 	a.cache, err = authcache.New(authcache.Config{
-		Store: a.store, Log: log, Lease: cfg.CacheLease, MaxAge: cfg.CacheMaxAge, CacheBytes: cfg.CacheBytes,
+		Store: a.store, Log: log, Lease: cfg.CacheLease, MaxAge: cfg.CacheMaxAge, CacheBytes: cfg.CacheBytes - cfg.CacheBytes/tokensPart,
 	})
 	if err != nil {
 		return nil, err
 	}
+	if cfg.CacheLease > 0 { // else nothing is remembered
+		if a.tokens, err = auth.NewTokenCache(cfg.CacheBytes / tokensPart); err != nil {
+			return nil, err
+		}
+	}
+	a.lastUsed = lastused.New(a.store, log)
 	a.authenticator = auth.NewAuthenticator(a.store, sessions, a.passwords, log)
 	a.api = api.New(api.Config{
 		Store:          a.store,
 		Cache:          a.cache,
-		Verifier:       auth.NewVerifier(a.cache, sessions, cfg.Audience),
+		Verifier:       auth.NewVerifier(auth.VerifierConfig{
+			Rows: a.cache, Sessions: sessions, Audience: cfg.Audience, Tokens: a.tokens, LastUsed: a.lastUsed,
+		}),
+		Tokens: a.tokens,
 		Authenticator:  a.authenticator,
 		Passwords:      a.passwords,
 		KeyPairs:       keyPairs,
@@ -224,6 +238,7 @@ func (a *App) Run(ctx context.Context, hangups <-chan os.Signal) (err error) {
 	following, leave := context.WithCancel(context.WithoutCancel(ctx))
 	var background errgroup.Group
 	background.Go(func() error { return a.cache.Run(following) })
+	background.Go(func() error { return a.lastUsed.Run(following) })
 	if a.certificate != nil {
 		background.Go(func() error { return a.certificate.Run(following) })
 	}
@@ -286,6 +301,7 @@ func (a *App) Close() {
 	if a.listener != nil {
 		_ = a.listener.Close() // Run has closed it already
 	}
+	a.tokens.Close()
 	if a.store != nil {
 		a.store.Close()
 	}

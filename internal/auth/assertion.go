@@ -111,6 +111,8 @@ type signedAssertion struct {
 // signedAssertionBytes is about what one takes of memory beside the public key.
 const signedAssertionBytes = 160
 
+func (s *signedAssertion) bytes() int { return signedAssertionBytes + len(s.publicKey) }
+
 // verify checks all but the signature and whom the token is meant for.
 func (s *signedAssertion) verify(c store.ServiceAccountCredential) error {
 	now, skew := c.Now.Unix(), int64(assertionSkew/time.Second)

@@ -156,7 +156,7 @@ func TestNoCredentialIsNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := NewVerifier(rows, newSessions(t, testSecret, ""), "")
+	v := NewVerifier(VerifierConfig{Rows: rows, Sessions: newSessions(t, testSecret, "")})
 	for _, c := range []Credential{{}, {Kind: "other"}, {Kind: KindJWT}, {Kind: KindJWT, token: AccessToken{secret.New("x")}}} {
 		if p, err := v.Verify(context.Background(), c, netip.Addr{}); !errors.Is(err, ErrInvalidCredential) || p.Type != "" {
 			t.Errorf("%q: %v, %v", c.Kind, p, err)

@@ -139,6 +139,8 @@ type session struct {
 // sessionBytes is about what a session takes of memory.
 const sessionBytes = 80
 
+func (*session) bytes() int { return sessionBytes }
+
 // parse returns what a token says that we signed, whatever its times; else a refusal.
 func (s *Sessions) parse(token string) (*session, error) {
 	// Go's base64 skips line breaks, even where it is strict; they would give the signature a second spelling.

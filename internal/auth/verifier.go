@@ -6,21 +6,27 @@ import (
 	"net/netip"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/lastused"
 	"accesskeys/internal/store"
 )
 
 // Verifier finds out who presents a credential. It decides anew each time, by rows as the database has them at that moment.
 type Verifier struct {
-	rows     *authcache.Cache
-	sessions *Sessions
-	audience string
+	VerifierConfig
 }
 
-// NewVerifier makes a Verifier. A service account's token that names an audience is accepted only if it is this one;
-// "" accepts none that does.
-func NewVerifier(rows *authcache.Cache, sessions *Sessions, audience string) *Verifier {
-	return &Verifier{rows: rows, sessions: sessions, audience: audience}
+// VerifierConfig is what a Verifier is made of.
+type VerifierConfig struct {
+	Rows     *authcache.Cache
+	Sessions *Sessions
+	// Audience is the only one that a service account's token may name; where it is "", one that names any is not accepted.
+	Audience string
+	Tokens   *TokenCache      // nil: each token is parsed and verified each time
+	LastUsed *lastused.Buffer // nil: nobody wants to know when keys were used
 }
+
+// NewVerifier makes a Verifier.
+func NewVerifier(cfg VerifierConfig) *Verifier { return &Verifier{cfg} }
 
 // Verify returns whose credential it is, for a client at an address (the zero value: not known). Its error is ErrInvalidCredential
 // where the credential is not accepted, and store.ErrUnavailable where the store can't tell: that must never be taken for the former.
@@ -44,10 +50,10 @@ func (v *Verifier) Verify(ctx context.Context, c Credential, from netip.Addr) (P
 
 func (v *Verifier) accessKey(ctx context.Context, presented AccessToken, from netip.Addr) (Principal, error) {
 	hash := presented.Hash()
-	key, err := v.rows.AccessKeyByHash(ctx, hash, from)
+	key, err := v.Rows.AccessKeyByHash(ctx, hash, from)
 	why, err := accessKeyRefusal(key.AccessKeyCredential, err)
 	if err == nil && (why.restsOnRow() || why == causeExpired) {
-		key, err = v.rows.ProvenAccessKeyByHash(ctx, hash, from)
+		key, err = v.Rows.ProvenAccessKeyByHash(ctx, hash, from)
 		why, err = accessKeyRefusal(key.AccessKeyCredential, err)
 	}
 	switch {
@@ -56,7 +62,9 @@ func (v *Verifier) accessKey(ctx context.Context, presented AccessToken, from ne
 	case why != "":
 		return Principal{}, refused(why)
 	}
-	v.rows.Used(key)
+	if v.LastUsed != nil && key.NoteUse(lastused.Apart) {
+		v.LastUsed.Note(key.ID, key.Now)
+	}
 	return principalOfAccessKey(key.AccessKeyCredential), nil
 }
 
@@ -84,10 +92,10 @@ func (v *Verifier) session(ctx context.Context, token string, from netip.Addr) (
 	if err != nil {
 		return Principal{}, err
 	}
-	agent, err := v.rows.AgentCredential(ctx, claims.subject, from)
+	agent, err := v.Rows.AgentCredential(ctx, claims.subject, from)
 	why, err := claims.refusal(agent, err)
 	if err == nil && why.restsOnRow() {
-		agent, err = v.rows.ProvenAgentCredential(ctx, claims.subject, from)
+		agent, err = v.Rows.ProvenAgentCredential(ctx, claims.subject, from)
 		why, err = claims.refusal(agent, err)
 	}
 	switch {
@@ -103,22 +111,19 @@ func (v *Verifier) session(ctx context.Context, token string, from netip.Addr) (
 // sessionClaims reads a login token, which it does once for each: what the bytes say and that we signed them stays true.
 func (v *Verifier) sessionClaims(token string) (*session, error) {
 	sum := sumOf(token)
-	if remembered, ok := v.rows.VerifiedToken(sum); ok {
-		if claims, ok := remembered.(*session); ok {
-			return claims, nil
-		}
+	if claims, ok := cachedToken[*session](v.Tokens, sum); ok {
+		return claims, nil
 	}
-	claims, err := v.sessions.parse(token)
+	claims, err := v.Sessions.parse(token)
 	if err == nil {
-		v.rows.RememberToken(sum, claims, sessionBytes)
+		v.Tokens.remember(sum, claims)
 	}
 	return claims, err
 }
 
 func (v *Verifier) serviceAccount(ctx context.Context, token string, from netip.Addr) (Principal, error) {
 	sum := sumOf(token)
-	remembered, _ := v.rows.VerifiedToken(sum)
-	signed, known := remembered.(*signedAssertion)
+	signed, known := cachedToken[*signedAssertion](v.Tokens, sum)
 	var a assertion
 	if !known {
 		var err error
@@ -127,10 +132,10 @@ func (v *Verifier) serviceAccount(ctx context.Context, token string, from netip.
 		}
 		signed = &signedAssertion{keyID: a.keyID}
 	}
-	credential, err := v.rows.ServiceAccountCredential(ctx, signed.keyID, from)
+	credential, err := v.Rows.ServiceAccountCredential(ctx, signed.keyID, from)
 	why, err := ownerRefusal(credential, err)
 	if err == nil && why.restsOnRow() {
-		credential, err = v.rows.ProvenServiceAccountCredential(ctx, signed.keyID, from)
+		credential, err = v.Rows.ProvenServiceAccountCredential(ctx, signed.keyID, from)
 		why, err = ownerRefusal(credential, err)
 	}
 	switch {
@@ -150,9 +155,9 @@ func (v *Verifier) serviceAccount(ctx context.Context, token string, from netip.
 			return Principal{}, err
 		}
 	}
-	if signed, err = a.verify(credential, v.audience); err != nil {
+	if signed, err = a.verify(credential, v.Audience); err != nil {
 		return Principal{}, err
 	}
-	v.rows.RememberToken(sum, signed, signedAssertionBytes+len(signed.publicKey))
+	v.Tokens.remember(sum, signed)
 	return signed.principal(credential), nil
 }

@@ -14,7 +14,7 @@ import (
 // pointers for the garbage collector to follow instead of ten.
 type accessKeyRow struct {
 	checked
-	noted                            atomic.Int64 // the last use that Used has noted, in microseconds since 1970
+	noted                            atomic.Int64 // the last use that NoteUse has noted, in microseconds since 1970
 	id, customerID                   uuid.UUID
 	agentID                          uuid.UUID
 	serviceAccountID                 uuid.UUID // that made it, else the nil UUID

@@ -65,11 +65,8 @@ type Cache struct {
 	log    *slog.Logger
 	lease  time.Duration
 	maxAge time.Duration
-	clock  func() time.Duration // bootTime
-	uses   uses
-	// flushEvery is usesFlush.
-	flushEvery time.Duration
-	lookup     func(context.Context, store.Lookup, changelog.Position, store.Order) (store.Found, error) // the Store's
+	clock  func() time.Duration                                                                      // bootTime
+	lookup func(context.Context, store.Lookup, changelog.Position, store.Order) (store.Found, error) // the Store's
 
 	rows    *otter.Cache[key, any]
 	lookups lookups
@@ -134,7 +131,7 @@ func New(cfg Config) (*Cache, error) {
 	}
 	r := &Cache{
 		store: cfg.Store, log: cfg.Log, lease: cfg.Lease, maxAge: cfg.MaxAge, clock: bootTime, lookup: cfg.Store.Lookup,
-		uses: newUses(), flushEvery: usesFlush, requested: newRenewal(), lookups: newLookups(),
+		requested: newRenewal(), lookups: newLookups(),
 	}
 	r.newID()
 	r.state.Store(&state{})
@@ -161,11 +158,10 @@ func (r *Cache) newID() {
 	r.id.Store(&id)
 }
 
-// Run keeps the lease, reads what is asked for, and writes down when keys were used, until ctx ends. A database that is
+// Run keeps the lease and reads what is asked for, until ctx ends. A database that is
 // unavailable is no reason to return.
 func (r *Cache) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return r.runUses(ctx) })
 	group.Go(func() error { return r.runInspections(ctx) })
 	for range lookupsAtOnce {
 		group.Go(func() error { return r.runLookups(ctx) })

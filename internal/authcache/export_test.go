@@ -14,11 +14,6 @@ import (
 const (
 	// LogPoll is how often the log is read where no notification comes.
 	LogPoll = logPoll
-	// UsesBatch is how many uses are not kept waiting, UsesFlush how long fewer are.
-	UsesBatch = usesBatch
-	UsesFlush = usesFlush
-	// UsesMax bounds how many uses are kept.
-	UsesMax = usesMax
 	// AgeParts is how many times in its life a row is looked at.
 	AgeParts = ageParts
 	// LookupsAtOnce is how many connections of the pool are used to look credentials up.
@@ -52,18 +47,6 @@ func (r *Cache) ID() uuid.UUID { return *r.id.Load() }
 
 // Renew asks for a round.
 func (r *Cache) Renew(ctx context.Context) error { return r.requestRenewal(ctx) }
-
-// Flush writes down what is known of uses.
-func (r *Cache) Flush(ctx context.Context) { r.flush(ctx) }
-
-// SetFlushEvery has uses written down that often. To be called before Run.
-func (r *Cache) SetFlushEvery(d time.Duration) { r.flushEvery = d }
-
-// Uses returns how many keys' uses are kept.
-func (r *Cache) Uses() int64 { return r.uses.count.Load() }
-
-// Use notes a use of a key that is not remembered.
-func (r *Cache) Use(id uuid.UUID, at time.Time) { r.uses.add(id, at) }
 
 // WaitingLookups returns how many credentials wait to be looked up, those that nobody waits for any more among them.
 func (r *Cache) WaitingLookups() int {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -124,10 +125,7 @@ func TestMemoryHasABound(t *testing.T) {
 	const most = 1 << 20
 	r := must(authcache.New(authcache.Config{Store: w.store, Lease: long, CacheBytes: most}))(t)
 	for range 10_000 {
-		id := uuid.New()
-		var sum [32]byte
-		copy(sum[:], id[:])
-		r.RememberToken(sum, "a token", 1000)
+		r.Fill(store.Found{Agents: map[uuid.UUID]store.AgentCredential{{}: {Agent: store.Agent{ID: uuid.New(), Detail: strings.Repeat("x", 1000)}}}})
 	}
 	until(t, "what is too much is dropped", func() bool {
 		s := r.Stats()

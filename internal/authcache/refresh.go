@@ -202,7 +202,7 @@ func (c *comparison) compare(a aged, found store.Found) {
 			c.serviceAccount(read.Account)
 			c.customer(read.Account.CustomerID, read.CustomerTmDelete)
 		}
-	case kindCustomer, kindServiceAccount, kindToken: // which are not due by themselves
+	case kindCustomer, kindServiceAccount: // which are not due by themselves
 	}
 }
 

@@ -28,7 +28,6 @@ const (
 	kindCustomer
 	kindServiceAccount
 	kindServiceAccountKey
-	kindToken
 )
 
 func idKey(k kind, id uuid.UUID) key {
@@ -51,7 +50,7 @@ func (k key) addTo(l *store.Lookup) {
 		l.Agents = append(l.Agents, k.id())
 	case kindServiceAccountKey:
 		l.ServiceAccountKeys = append(l.ServiceAccountKeys, k.id())
-	case kindCustomer, kindServiceAccount, kindToken: // which are read with others, or never
+	case kindCustomer, kindServiceAccount: // which are read with others, or never
 	}
 }
 
@@ -108,10 +107,6 @@ type (
 		checked
 		store.ServiceAccountKey
 	}
-	token struct {
-		value any
-		bytes int
-	}
 )
 
 // overhead is about what an entry costs beside what it holds: key, pointers, and its place in the cache's lists.
@@ -131,8 +126,6 @@ func weigh(_ key, value any) uint32 {
 		n += 200 + len(v.Name) + len(v.Detail) + rolesBytes(v.Roles)
 	case *serviceAccountKeyRow:
 		n += 200 + len(v.PublicKey)
-	case *token:
-		n += v.bytes
 	}
 	return uint32(n)
 }
@@ -219,10 +212,19 @@ func cachedRow[T any](r *Cache, k key) (*T, bool) {
 	return row, ok
 }
 
-// AccessKeyCredential is a store.AccessKeyCredential that can be told to Used.
+// AccessKeyCredential is a store.AccessKeyCredential that knows when its last use was noted.
 type AccessKeyCredential struct {
 	store.AccessKeyCredential
 	noted *atomic.Int64 // nil where the row is not remembered
+}
+
+// NoteUse reports whether the use of the key at c.Now is to be noted: of a remembered key one in so long a time is enough.
+func (c AccessKeyCredential) NoteUse(apart time.Duration) bool {
+	if c.noted == nil {
+		return true
+	}
+	now, before := c.Now.UnixMicro(), c.noted.Load()
+	return now-before >= apart.Microseconds() && c.noted.CompareAndSwap(before, now)
 }
 
 // AccessKeyByHash returns the key with this hash, deleted and expired ones too, as the database has it at some moment after the
@@ -368,21 +370,4 @@ func cachedServiceAccountKey(r *Cache, k key) (c store.ServiceAccountCredential,
 	}
 	c.Key, c.Account, c.CustomerTmDelete = row.ServiceAccountKey, account.ServiceAccount, customer.tmDelete
 	return c, min(row.at(), account.at(), customer.at()), true
-}
-
-// VerifiedToken returns what Remember was given for these bytes' SHA-256.
-func (r *Cache) VerifiedToken(sum [32]byte) (any, bool) {
-	t, ok := cachedRow[token](r, key{kind: kindToken, sum: sum})
-	if !ok {
-		return nil, false
-	}
-	return t.value, true
-}
-
-// RememberToken keeps a value of about so many bytes. It must follow from the bytes alone, whatever the database holds: nothing
-// makes it be forgotten but want of room.
-func (r *Cache) RememberToken(sum [32]byte, value any, bytes int) {
-	if r.lease > 0 {
-		r.rows.Set(key{kind: kindToken, sum: sum}, &token{value: value, bytes: bytes})
-	}
 }

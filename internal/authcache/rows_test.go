@@ -110,9 +110,6 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 	for name, id := range ids {
 		var hash store.TokenHash
 		copy(hash[:], id[:])
-		if _, ok := r.VerifiedToken(hash); ok {
-			t.Errorf("the %s's id is a token", name)
-		}
 		if _, err := r.AccessKeyByHash(within(t), hash, nobody); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("the %s's id as a hash: %v", name, err)
 		}
@@ -122,17 +119,6 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 		if _, err := r.ServiceAccountCredential(within(t), id, nobody); name != "pair" && !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("the %s's id as a pair's: %v", name, err)
 		}
-	}
-	if _, ok := r.VerifiedToken(w.acme.hash); ok {
-		t.Error("an access key's hash is a token")
-	}
-	unknown := newHash()
-	r.RememberToken(unknown, "a token", 100)
-	if v, ok := r.VerifiedToken(unknown); !ok || v != "a token" {
-		t.Errorf("the token is %v, %v", v, ok)
-	}
-	if _, err := r.AccessKeyByHash(within(t), unknown, nobody); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("a token's hash as an access key's: %v", err)
 	}
 	if got := r.Stats().Hits - hits; got != 2 { // the agent as an agent, the pair as a pair
 		t.Errorf("%d hits, want 2", got)
@@ -450,5 +436,23 @@ func TestTheTimeThatARequestIsToldIsNotOlderThanTheRequest(t *testing.T) {
 	held.let()
 	if got := <-after; got.err != nil || got.now.Before(now) {
 		t.Errorf("asked at %v, told %v: %v", now, got.now, got.err)
+	}
+}
+
+// Uses of a remembered key that follow each other closely are not all noted; of one that is not remembered each is.
+func TestUsesOfARememberedKeyAreNotedApart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const apart = 25 * time.Second
+	for lease, want := range map[time.Duration][]bool{long: {true, false, true}, 0: {true, true, true}} {
+		r := w.run(lease)
+		r.reads(w.acme)
+		for i, later := range []time.Duration{0, apart - time.Second, apart + time.Second} {
+			c := must(r.AccessKeyByHash(within(t), w.acme.hash, nobody))(t)
+			c.Now = c.Now.Add(later)
+			if got := c.NoteUse(apart); got != want[i] {
+				t.Errorf("lease %v, %v after the first use: %v, want %v", lease, later, got, want[i])
+			}
+		}
 	}
 }

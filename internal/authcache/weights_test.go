@@ -1,21 +1,13 @@
 package authcache_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/uuid"
 
-	"accesskeys/internal/auth"
 	"accesskeys/internal/authcache"
-	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
 
@@ -138,40 +130,4 @@ func weighed(t *testing.T, name string, r *authcache.Cache, remember func(i int)
 		t.Errorf("%s: they weigh %.0f bytes each, and take %.0f", name, says/things, takes/things)
 	}
 	runtime.KeepAlive(r)
-}
-
-// A token weighs what is remembered of it, however large it is: a service account signs what it likes.
-//
-//nolint:paralleltest // it measures the memory of the whole process, in which nothing else may happen meanwhile
-func TestTokensWeighWhatTheyTake(t *testing.T) {
-	w := newWorld(t)
-	r := w.newCache(long)
-	r.started()
-	sessions := must(auth.NewSessions(secret.New(text(auth.MinSecretLength)), secret.Value{}))(t)
-	audience := "https://keys.example"
-	verifier := auth.NewVerifier(r.Cache, sessions, audience)
-	private := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
-	public := must(x509.MarshalPKIXPublicKey(&private.PublicKey))(t)
-	pair := must(w.store.CreateServiceAccountKey(t.Context(), store.Operator(), w.acme.account, "ES256", public))(t)
-	now := value[time.Time](w, `SELECT now()`)
-	verify := func(token string) {
-		t.Helper()
-		credential := must(auth.ParseCredential(token))(t)
-		if _, err := verifier.Verify(t.Context(), credential, nobody); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name, size := range map[string]int{"small": 0, "large": 3000} {
-		weighed(t, "service accounts' tokens, "+name, r.Cache, func(i int) {
-			token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{
-				"iss": w.acme.account.ID.String(), "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "n": i,
-				"aud": []string{audience, text(size)},
-			})
-			token.Header["kid"] = pair.ID.String()
-			verify(must(token.SignedString(private))(t))
-		})
-	}
-	weighed(t, "agents' tokens", r.Cache, func(int) {
-		verify(must(sessions.Issue(w.acme.agent, now))(t).Reveal())
-	})
 }

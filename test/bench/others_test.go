@@ -76,7 +76,7 @@ func serveBare(payload []byte, listener net.Listener) error {
 	}))
 }
 
-// serveUnchecked answers by our router without the check. All else is as cmd/server/serve.go has it: the bounds on slow
+// serveUnchecked answers by our router without the check. All else is as internal/app has it: the bounds on slow
 // clients, which cost timers, and a line of JSON for each request in a file.
 func serveUnchecked(payload []byte, listener net.Listener) error {
 	var c caller
@@ -95,7 +95,7 @@ func serveUnchecked(payload []byte, listener net.Listener) error {
 	running, stop := context.WithCancel(ctx)
 	stopped := make(chan error, 1)
 	go func() { stopped <- rows.Run(running) }()
-	principal, err := auth.NewVerifier(rows, sessions, "").Verify(ctx, credential, netip.Addr{})
+	principal, err := auth.NewVerifier(auth.VerifierConfig{Rows: rows, Sessions: sessions}).Verify(ctx, credential, netip.Addr{})
 	must(err)
 	stop()
 	must(<-stopped)

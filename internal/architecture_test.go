@@ -37,7 +37,9 @@ var allowed = map[string][]string{
 	},
 	"internal/config": {"internal/auth", "internal/authcache", "internal/mail", "internal/postgres", "internal/secret", "internal/store", "internal/web"},
 
-	"internal/api":         {"internal/auth", "internal/mail", "internal/authcache", "internal/store", "internal/secret", "internal/web", "internal/buildinfo", "api"},
+	"internal/api":         {"internal/authn", "internal/forwardauth", "internal/auth", "internal/mail", "internal/authcache", "internal/store", "internal/secret", "internal/web", "internal/buildinfo", "api"},
+	"internal/authn":       {"internal/auth", "internal/web"},
+	"internal/forwardauth": {"internal/auth", "internal/authn", "internal/web"},
 	"internal/buildinfo":   {},
 	"internal/web":         {"internal/secret", "internal/slowclient"},
 	"internal/slowclient":  {},
@@ -143,7 +145,7 @@ func importViolations(packages []pkg) (violations []string) {
 			case strings.HasPrefix(imported, "github.com/jackc/pgx") && !mayImport(from, imported) && !slices.Contains(testSupport, from):
 				violations = append(violations, from+" imports the database's driver")
 			case forTests && !slices.Contains(testSupport, from),
-				imported == "net/http" && !slices.Contains([]string{"cmd/server", "internal/app", "internal/api", "internal/web", "internal/slowclient"}, from):
+				imported == "net/http" && !slices.Contains([]string{"cmd/server", "internal/app", "internal/api", "internal/authn", "internal/forwardauth", "internal/web", "internal/slowclient"}, from):
 				violations = append(violations, from+" imports "+imported)
 			}
 		}

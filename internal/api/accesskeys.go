@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
 )
@@ -68,22 +69,22 @@ func wireCreatedAccessKey(k store.AccessKey, token auth.AccessToken) accessKeyJS
 
 // createAccessKey makes a key: for the caller's customer, or bound to an agent. Its answer is the only one that ever
 // shows the token.
-func (s *Server) createAccessKey(w http.ResponseWriter, r *http.Request) error {
-	body, err := web.DecodeObject(w, r)
+func (s *Server) createAccessKey(r *http.Request) (answer accessKeyJSON, err error) {
+	body, err := web.DecodeObject(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	name := body.Text("name", store.MaxName)
 	detail := body.Text("detail", store.MaxDetail)
 	agentID := body.OptionalID("agent_id")
 	expire := body.WholeNumber("expire", s.minExpire, store.MaxExpire, max(store.DefaultExpire, s.minExpire))
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	of, err := s.mayBindTo(r, caller, agentID)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	token := auth.NewAccessToken()
 	key, err := s.store.CreateAccessKey(r.Context(), caller.Caller(), store.NewAccessKey{
@@ -97,11 +98,7 @@ func (s *Server) createAccessKey(w http.ResponseWriter, r *http.Request) error {
 		TokenPrefix:     token.Prefix(),
 		Expire:          expire,
 	})
-	if err != nil {
-		return accessKeyError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireCreatedAccessKey(key, token))
-	return nil
+	return wireCreatedAccessKey(key, token), accessKeyError(err)
 }
 
 // mayBindTo checks that the caller may make a key that acts for this agent, or for the whole customer where it is nil,
@@ -113,7 +110,7 @@ func (s *Server) mayBindTo(r *http.Request, caller auth.Principal, agentID *uuid
 		return own, nil
 	}
 	if !caller.May(auth.WriteAccessKeys) {
-		return own, permissionDenied()
+		return own, authn.PermissionDenied()
 	}
 	if agentID == nil {
 		return own, nil
@@ -123,29 +120,29 @@ func (s *Server) mayBindTo(r *http.Request, caller auth.Principal, agentID *uuid
 		return own, agentError(err)
 	}
 	if !caller.MayReach(agent.CustomerID) || !caller.MayGive(auth.Permission(agent.Permission)) {
-		return own, permissionDenied()
+		return own, authn.PermissionDenied()
 	}
 	return agent, nil
 }
 
 // listAccessKeys shows the keys of the caller's customer, or those bound to one agent, newest first.
-func (s *Server) listAccessKeys(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) listAccessKeys(r *http.Request) (answer web.List[accessKeyJSON], err error) {
 	p, err := web.DecodePage(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	agentID, err := web.QueryID(r, "agent_id", uuid.Nil)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	caller, ofAgent := principalOf(r), r.URL.Query().Get("agent_id") != ""
+	caller, ofAgent := authn.PrincipalOf(r), r.URL.Query().Get("agent_id") != ""
 	if !caller.Acts(agentID, auth.ReadAccessKeys) {
 		if !caller.May(auth.ReadAccessKeys) {
-			return permissionDenied()
+			return answer, authn.PermissionDenied()
 		}
 		if ofAgent {
 			if _, err := s.reachAgent(r, agentID, auth.ReadAccessKeys); err != nil {
-				return err
+				return answer, err
 			}
 		}
 	}
@@ -155,75 +152,47 @@ func (s *Server) listAccessKeys(w http.ResponseWriter, r *http.Request) error {
 	} else {
 		rows, err = s.store.AccessKeysOfAgent(r.Context(), agentID, store.Cursor(p.After), p.Limit())
 	}
-	if err != nil {
-		return err
-	}
-	web.WriteList(w, r, web.Paged(rows, p, wireAccessKey))
-	return nil
+	return web.Paged(rows, p, wireAccessKey), err
 }
 
 // getAccessKey shows one key.
-func (s *Server) getAccessKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) getAccessKey(r *http.Request, id uuid.UUID) (accessKeyJSON, error) {
 	key, err := s.reachAccessKey(r, id, auth.ReadAccessKeys)
-	if err != nil {
-		return err
-	}
-	web.WriteJSON(w, http.StatusOK, wireAccessKey(key))
-	return nil
+	return wireAccessKey(key), err
 }
 
 // updateAccessKey changes a key's name and detail. Other fields are ignored, so that a fetched key can be sent back.
-func (s *Server) updateAccessKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
+func (s *Server) updateAccessKey(r *http.Request, id uuid.UUID) (answer accessKeyJSON, err error) {
+	body, err := web.DecodeObject(r)
 	if err != nil {
-		return err
-	}
-	body, err := web.DecodeObject(w, r)
-	if err != nil {
-		return err
+		return answer, err
 	}
 	change := store.AccessKeyChange{Name: body.Text("name", store.MaxName), Detail: body.Text("detail", store.MaxDetail)}
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
 	key, err := s.reachAccessKey(r, id, auth.WriteAccessKeys)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	key, err = s.store.UpdateAccessKey(r.Context(), principalOf(r).Caller(), key.CustomerID, id, change)
-	if err != nil {
-		return accessKeyError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireAccessKey(key))
-	return nil
+	key, err = s.store.UpdateAccessKey(r.Context(), authn.PrincipalOf(r).Caller(), key.CustomerID, id, change)
+	return wireAccessKey(key), accessKeyError(err)
 }
 
 // deleteAccessKey ends a key, for good and at once.
-func (s *Server) deleteAccessKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) deleteAccessKey(r *http.Request, id uuid.UUID) (answer accessKeyJSON, err error) {
 	key, err := s.reachAccessKey(r, id, auth.WriteAccessKeys)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	key, err = s.store.DeleteAccessKey(r.Context(), principalOf(r).Caller(), key.CustomerID, id)
-	if err != nil {
-		return accessKeyError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireAccessKey(key))
-	return nil
+	key, err = s.store.DeleteAccessKey(r.Context(), authn.PrincipalOf(r).Caller(), key.CustomerID, id)
+	return wireAccessKey(key), accessKeyError(err)
 }
 
 // reachAccessKey returns a live key that the caller may look at or change. One that is bound to the caller is its own;
 // for any other it is checked, in the contract's order, permission, existence, tenancy.
 func (s *Server) reachAccessKey(r *http.Request, id uuid.UUID, rights auth.Rights) (store.AccessKey, error) {
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	key, err := s.store.AccessKey(r.Context(), id)
 	switch {
 	case err == nil && key.AgentID != nil && caller.Acts(*key.AgentID, rights):
@@ -231,11 +200,11 @@ func (s *Server) reachAccessKey(r *http.Request, id uuid.UUID, rights auth.Right
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return store.AccessKey{}, err
 	case !caller.May(rights):
-		return store.AccessKey{}, permissionDenied()
+		return store.AccessKey{}, authn.PermissionDenied()
 	case err != nil:
 		return store.AccessKey{}, accessKeyError(err)
 	case !caller.MayReach(key.CustomerID):
-		return store.AccessKey{}, permissionDenied()
+		return store.AccessKey{}, authn.PermissionDenied()
 	}
 	return key, nil
 }

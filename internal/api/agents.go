@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
@@ -40,12 +41,12 @@ func wireAgent(a store.Agent) agentJSON {
 }
 
 // createAgent makes an agent of the caller's customer; a ProjectSuperAdmin may name another customer.
-func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
-	body, err := web.DecodeRequiredObject(w, r)
+func (s *Server) createAgent(r *http.Request) (answer agentJSON, err error) {
+	body, err := web.DecodeRequiredObject(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	customerID := body.ID("customer_id", caller.CustomerID)
 	username := newUsername(body)
 	password := secret.New(body.RequiredText("password", maxPassword))
@@ -53,17 +54,17 @@ func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
 	detail := body.Text("detail", store.MaxDetail)
 	permission := auth.Permission(body.WholeNumber("permission", 0, int64(auth.PermissionAll), int64(auth.PermissionNone)))
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
 	if !caller.May(auth.WriteAgents) || !caller.MayGive(permission) {
-		return permissionDenied()
+		return answer, authn.PermissionDenied()
 	}
 	if err := s.reachCustomer(r, caller, customerID); err != nil {
-		return err
+		return answer, err
 	}
 	hash, err := s.hash(r, password)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	agent, err := s.naming(r, func() (store.Agent, error) {
 		return s.store.CreateAgent(r.Context(), caller.Caller(), store.NewAgent{
@@ -71,11 +72,7 @@ func (s *Server) createAgent(w http.ResponseWriter, r *http.Request) error {
 			Permission: int64(permission),
 		})
 	})
-	if err != nil {
-		return agentError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
-	return nil
+	return wireAgent(agent), agentError(err)
 }
 
 func newUsername(body *web.Object) string {
@@ -87,54 +84,38 @@ func newUsername(body *web.Object) string {
 }
 
 // listAgents shows the agents of the caller's customer, newest first; a ProjectSuperAdmin may name another customer.
-func (s *Server) listAgents(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) listAgents(r *http.Request) (answer web.List[agentJSON], err error) {
 	p, err := web.DecodePage(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	customerID, err := web.QueryID(r, "customer_id", caller.CustomerID)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	if !caller.May(auth.ReadAgents) {
-		return permissionDenied()
+		return answer, authn.PermissionDenied()
 	}
 	if err := s.reachCustomer(r, caller, customerID); err != nil {
-		return err
+		return answer, err
 	}
 	rows, err := s.store.Agents(r.Context(), customerID, store.Cursor(p.After), p.Limit())
-	if err != nil {
-		return err
-	}
-	web.WriteList(w, r, web.Paged(rows, p, wireAgent))
-	return nil
+	return web.Paged(rows, p, wireAgent), err
 }
 
 // getAgent shows one agent.
-func (s *Server) getAgent(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) getAgent(r *http.Request, id uuid.UUID) (agentJSON, error) {
 	agent, err := s.reachAgent(r, id, auth.ReadAgents)
-	if err != nil {
-		return err
-	}
-	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
-	return nil
+	return wireAgent(agent), err
 }
 
 // updateAgent changes an agent's username, name and detail. Other fields are ignored, so that a fetched agent can be
 // sent back.
-func (s *Server) updateAgent(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
+func (s *Server) updateAgent(r *http.Request, id uuid.UUID) (answer agentJSON, err error) {
+	body, err := web.DecodeObject(r)
 	if err != nil {
-		return err
-	}
-	body, err := web.DecodeObject(w, r)
-	if err != nil {
-		return err
+		return answer, err
 	}
 	change := store.AgentChange{
 		Username: body.TextNotEmpty("username", store.MaxUsername),
@@ -142,147 +123,119 @@ func (s *Server) updateAgent(w http.ResponseWriter, r *http.Request) error {
 		Detail:   body.Text("detail", store.MaxDetail),
 	}
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
 	agent, err := s.overpowerAgent(r, id)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	update := func() (store.Agent, error) {
-		return s.store.UpdateAgent(r.Context(), principalOf(r).Caller(), agent, change)
+		return s.store.UpdateAgent(r.Context(), authn.PrincipalOf(r).Caller(), agent, change)
 	}
 	if change.Username == nil || *change.Username == agent.Username {
 		agent, err = update()
 	} else {
 		agent, err = s.naming(r, update)
 	}
-	if err != nil {
-		return agentError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
-	return nil
+	return wireAgent(agent), agentError(err)
 }
 
 // setAgentPermission changes what an agent may do. Neither what it has nor what it gets may exceed the caller's own.
-func (s *Server) setAgentPermission(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
+func (s *Server) setAgentPermission(r *http.Request, id uuid.UUID) (answer agentJSON, err error) {
+	body, err := web.DecodeRequiredObject(r)
 	if err != nil {
-		return err
-	}
-	body, err := web.DecodeRequiredObject(w, r)
-	if err != nil {
-		return err
+		return answer, err
 	}
 	permission := auth.Permission(body.RequiredWholeNumber("permission", 0, int64(auth.PermissionAll)))
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
-	if !principalOf(r).MayGive(permission) {
-		return permissionDenied()
+	if !authn.PrincipalOf(r).MayGive(permission) {
+		return answer, authn.PermissionDenied()
 	}
 	agent, err := s.overpowerAgent(r, id)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	agent, err = s.store.SetPermission(r.Context(), principalOf(r).Caller(), agent, int64(permission))
-	if err != nil {
-		return agentError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
-	return nil
+	agent, err = s.store.SetPermission(r.Context(), authn.PrincipalOf(r).Caller(), agent, int64(permission))
+	return wireAgent(agent), agentError(err)
 }
 
 // setAgentPassword gives an agent another password, which ends its login tokens.
-func (s *Server) setAgentPassword(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
+func (s *Server) setAgentPassword(r *http.Request, id uuid.UUID) (answer agentJSON, err error) {
+	body, err := web.DecodeRequiredObject(r)
 	if err != nil {
-		return err
-	}
-	body, err := web.DecodeRequiredObject(w, r)
-	if err != nil {
-		return err
+		return answer, err
 	}
 	password := secret.New(body.RequiredText("password", maxPassword))
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
 	agent, err := s.overpowerAgent(r, id)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	return s.setPassword(w, r, agent, password)
+	return s.setPassword(r, agent, password)
 }
 
 // setOwnPassword gives the caller another password, for the old one. A key that is bound to an agent does not do: it may
 // be in a configuration file, and must not lock its owner out.
-func (s *Server) setOwnPassword(w http.ResponseWriter, r *http.Request) error {
-	body, err := web.DecodeRequiredObject(w, r)
+func (s *Server) setOwnPassword(r *http.Request) (answer agentJSON, err error) {
+	body, err := web.DecodeRequiredObject(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	old := secret.New(body.RequiredText("old_password", maxPassword))
 	password := secret.New(body.RequiredText("password", maxPassword))
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	if caller.Type != auth.TypeAgent {
-		return permissionDenied()
+		return answer, authn.PermissionDenied()
 	}
-	known, _, err := s.authenticator.Login(r.Context(), caller.Username, old, eventOf(r).Client)
+	known, _, err := s.authenticator.Login(r.Context(), caller.Username, old, web.EventOf(r).Client)
 	if errors.Is(err, auth.ErrInvalidCredential) || err == nil && known.ID != caller.ID {
-		return web.BadRequest(reasonWrongPassword, "The old password is incorrect.", web.Detail{Field: "old_password", Message: "is incorrect"})
+		return answer, web.BadRequest(reasonWrongPassword, "The old password is incorrect.", web.Detail{Field: "old_password", Message: "is incorrect"})
 	}
 	if err != nil {
-		return err
+		return answer, err
 	}
-	return s.setPassword(w, r, known, password)
+	return s.setPassword(r, known, password)
 }
 
-func (s *Server) setPassword(w http.ResponseWriter, r *http.Request, of store.Agent, password secret.Value) error {
+func (s *Server) setPassword(r *http.Request, of store.Agent, password secret.Value) (answer agentJSON, err error) {
 	hash, err := s.hash(r, password)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	agent, err := s.store.SetPassword(r.Context(), principalOf(r).Caller(), of, hash)
-	if err != nil {
-		return agentError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
-	return nil
+	agent, err := s.store.SetPassword(r.Context(), authn.PrincipalOf(r).Caller(), of, hash)
+	return wireAgent(agent), agentError(err)
 }
 
 // deleteAgent ends an agent, its tokens and the keys that are bound to it.
-func (s *Server) deleteAgent(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) deleteAgent(r *http.Request, id uuid.UUID) (answer agentJSON, err error) {
 	agent, err := s.overpowerAgent(r, id)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	agent, err = s.store.DeleteAgent(r.Context(), principalOf(r).Caller(), agent)
-	if err != nil {
-		return agentError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireAgent(agent))
-	return nil
+	agent, err = s.store.DeleteAgent(r.Context(), authn.PrincipalOf(r).Caller(), agent)
+	return wireAgent(agent), agentError(err)
 }
 
 // reachAgent returns a live agent within the caller's reach, checked in the contract's order: permission, existence,
 // tenancy.
 func (s *Server) reachAgent(r *http.Request, id uuid.UUID, rights auth.Rights) (store.Agent, error) {
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	if !caller.May(rights) {
-		return store.Agent{}, permissionDenied()
+		return store.Agent{}, authn.PermissionDenied()
 	}
 	agent, err := s.store.Agent(r.Context(), id)
 	if err != nil {
 		return store.Agent{}, agentError(err)
 	}
 	if !caller.MayReach(agent.CustomerID) {
-		return store.Agent{}, permissionDenied()
+		return store.Agent{}, authn.PermissionDenied()
 	}
 	return agent, nil
 }
@@ -291,8 +244,8 @@ func (s *Server) reachAgent(r *http.Request, id uuid.UUID, rights auth.Rights) (
 // its name would be a way up.
 func (s *Server) overpowerAgent(r *http.Request, id uuid.UUID) (store.Agent, error) {
 	agent, err := s.reachAgent(r, id, auth.WriteAgents)
-	if err == nil && !principalOf(r).MayGive(auth.Permission(agent.Permission)) {
-		err = permissionDenied()
+	if err == nil && !authn.PrincipalOf(r).MayGive(auth.Permission(agent.Permission)) {
+		err = authn.PermissionDenied()
 	}
 	return agent, err
 }
@@ -313,7 +266,7 @@ func (s *Server) hash(r *http.Request, password secret.Value) (secret.Value, err
 // SECURITY: usernames are unique over all customers, so that a 409 tells of an agent of somebody else's. The try is taken beforehand:
 // of requests at once each would find that there is one left.
 func (s *Server) naming(r *http.Request, write func() (store.Agent, error)) (store.Agent, error) {
-	undo, wait := s.tries.Take("customer "+principalOf(r).CustomerID.String(), time.Now())
+	undo, wait := s.tries.Take("customer "+authn.PrincipalOf(r).CustomerID.String(), time.Now())
 	if wait > 0 {
 		return store.Agent{}, web.TooMany(web.ByCustomer, "Too many usernames that this customer chose were taken.", wait)
 	}

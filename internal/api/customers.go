@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
 )
@@ -34,83 +35,59 @@ func wireCustomer(c store.Customer) customerJSON {
 }
 
 // customer shows the caller's customer (contract, section 5).
-func (s *Server) customer(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.store.Customer(r.Context(), principalOf(r).CustomerID)
-	if err != nil {
-		return customerError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
-	return nil
+func (s *Server) customer(r *http.Request) (customerJSON, error) {
+	c, err := s.store.Customer(r.Context(), authn.PrincipalOf(r).CustomerID)
+	return wireCustomer(c), customerError(err)
 }
 
 // listCustomers shows the customers that the caller may see: all, or its own (contract, section 5).
-func (s *Server) listCustomers(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) listCustomers(r *http.Request) (answer web.List[customerJSON], err error) {
 	p, err := web.DecodePage(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	only := &caller.CustomerID
 	if caller.May(auth.AllCustomers) {
 		only = nil
 	}
 	rows, err := s.store.Customers(r.Context(), only, store.Cursor(p.After), p.Limit())
-	if err != nil {
-		return err
-	}
-	web.WriteList(w, r, web.Paged(rows, p, wireCustomer))
-	return nil
+	return web.Paged(rows, p, wireCustomer), err
 }
 
 // createCustomer makes a customer, which has nobody in it yet.
-func (s *Server) createCustomer(w http.ResponseWriter, r *http.Request) error {
-	body, err := web.DecodeRequiredObject(w, r)
+func (s *Server) createCustomer(r *http.Request) (answer customerJSON, err error) {
+	body, err := web.DecodeRequiredObject(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	name := body.RequiredText("name", store.MaxName)
 	detail := body.Text("detail", store.MaxDetail)
 	email := body.Text("email", store.MaxName)
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
-	if !principalOf(r).May(auth.AllCustomers) {
-		return permissionDenied()
+	if !authn.PrincipalOf(r).May(auth.AllCustomers) {
+		return answer, authn.PermissionDenied()
 	}
-	c, err := s.store.CreateCustomer(r.Context(), principalOf(r).Caller(), store.NewCustomer{Name: name, Detail: orEmpty(detail), Email: orEmpty(email)})
-	if err != nil {
-		return err
-	}
-	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
-	return nil
+	c, err := s.store.CreateCustomer(r.Context(), authn.PrincipalOf(r).Caller(), store.NewCustomer{Name: name, Detail: orEmpty(detail), Email: orEmpty(email)})
+	return wireCustomer(c), err
 }
 
 // getCustomer shows a customer: the caller's own, or for a ProjectSuperAdmin any.
-func (s *Server) getCustomer(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
-	if !principalOf(r).MayReach(id) {
-		return permissionDenied()
+func (s *Server) getCustomer(r *http.Request, id uuid.UUID) (answer customerJSON, err error) {
+	if !authn.PrincipalOf(r).MayReach(id) {
+		return answer, authn.PermissionDenied()
 	}
 	c, err := s.store.Customer(r.Context(), id)
-	if err != nil {
-		return customerError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
-	return nil
+	return wireCustomer(c), customerError(err)
 }
 
 // updateCustomer changes a customer's name, detail and email.
-func (s *Server) updateCustomer(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
+func (s *Server) updateCustomer(r *http.Request, id uuid.UUID) (answer customerJSON, err error) {
+	body, err := web.DecodeObject(r)
 	if err != nil {
-		return err
-	}
-	body, err := web.DecodeObject(w, r)
-	if err != nil {
-		return err
+		return answer, err
 	}
 	change := store.CustomerChange{
 		Name:   body.TextNotEmpty("name", store.MaxName),
@@ -118,34 +95,22 @@ func (s *Server) updateCustomer(w http.ResponseWriter, r *http.Request) error {
 		Email:  body.Text("email", store.MaxName),
 	}
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
-	if !principalOf(r).May(auth.AllCustomers) {
-		return permissionDenied()
+	if !authn.PrincipalOf(r).May(auth.AllCustomers) {
+		return answer, authn.PermissionDenied()
 	}
-	c, err := s.store.UpdateCustomer(r.Context(), principalOf(r).Caller(), id, change)
-	if err != nil {
-		return customerError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
-	return nil
+	c, err := s.store.UpdateCustomer(r.Context(), authn.PrincipalOf(r).Caller(), id, change)
+	return wireCustomer(c), customerError(err)
 }
 
 // deleteCustomer ends a customer and every credential of its.
-func (s *Server) deleteCustomer(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
+func (s *Server) deleteCustomer(r *http.Request, id uuid.UUID) (answer customerJSON, err error) {
+	if !authn.PrincipalOf(r).May(auth.AllCustomers) {
+		return answer, authn.PermissionDenied()
 	}
-	if !principalOf(r).May(auth.AllCustomers) {
-		return permissionDenied()
-	}
-	c, err := s.store.DeleteCustomer(r.Context(), principalOf(r).Caller(), id)
-	if err != nil {
-		return customerError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireCustomer(c))
-	return nil
+	c, err := s.store.DeleteCustomer(r.Context(), authn.PrincipalOf(r).Caller(), id)
+	return wireCustomer(c), customerError(err)
 }
 
 // reachCustomer checks that a customer that a request names is within the caller's reach, and exists.
@@ -154,7 +119,7 @@ func (s *Server) reachCustomer(r *http.Request, caller auth.Principal, id uuid.U
 		return nil // it exists, or the caller would not
 	}
 	if !caller.MayReach(id) {
-		return permissionDenied()
+		return authn.PermissionDenied()
 	}
 	_, err := s.store.Customer(r.Context(), id)
 	return customerError(err)

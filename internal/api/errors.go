@@ -5,16 +5,14 @@ import (
 	"net/http"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/mail"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
 )
 
-// The reasons that are of nouns and credentials; package web has the others. api/openapi.yaml lists them all.
+// The reasons that are of nouns and credentials; packages web and authn have the others. api/openapi.yaml lists them all.
 const (
-	reasonAuthenticationRequired = "AUTHENTICATION_REQUIRED"
-	reasonInvalidCredentials     = "INVALID_CREDENTIALS"
-	reasonPermissionDenied       = "PERMISSION_DENIED"
 	reasonAccessKeyNotFound      = "ACCESSKEY_NOT_FOUND"
 	reasonCustomerNotFound       = "CUSTOMER_NOT_FOUND"
 	reasonAgentNotFound          = "AGENT_NOT_FOUND"
@@ -35,18 +33,10 @@ func problemOf(err error) *web.Error {
 	switch {
 	case errors.As(err, &p):
 		return p
+	case authn.Unauthenticated(err) != nil:
+		return authn.Unauthenticated(err)
 	case errors.As(err, &limited):
 		return web.TooMany(web.ByUsername, "Too many tries of this username.", limited.Wait)
-	case errors.Is(err, auth.ErrNoCredential):
-		return &web.Error{
-			Code: http.StatusUnauthorized, Reason: reasonAuthenticationRequired, Message: "The request carries no credential.",
-			Challenge: `Bearer realm="voipbin"`,
-		}
-	case errors.Is(err, auth.ErrInvalidCredential):
-		return &web.Error{
-			Code: http.StatusUnauthorized, Reason: reasonInvalidCredentials, Message: "The credential is not valid.",
-			Challenge: `Bearer realm="voipbin", error="invalid_token"`,
-		}
 	case errors.Is(err, auth.ErrBusy):
 		return web.Unavailable("Too many concurrent requests; retry later.")
 	case errors.Is(err, mail.ErrUnavailable):
@@ -57,11 +47,5 @@ func problemOf(err error) *web.Error {
 		return web.Unavailable("The database is unavailable; retry later.")
 	default:
 		return &web.Error{Code: http.StatusInternalServerError, Reason: web.ReasonInternal, Message: "Internal error."}
-	}
-}
-
-func permissionDenied() error {
-	return &web.Error{
-		Code: http.StatusForbidden, Reason: reasonPermissionDenied, Message: "The caller may not do this.",
 	}
 }

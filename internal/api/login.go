@@ -8,28 +8,29 @@ import (
 	"accesskeys/internal/web"
 )
 
+type loginJSON struct {
+	Username string `json:"username"`
+	Token    string `json:"token"`
+}
+
 // maxPassword is bounded by the body alone.
 const maxPassword = web.MaxBody
 
 // login gives an agent a token for its password (contract, section 2).
-func (s *Server) login(w http.ResponseWriter, r *http.Request) error {
-	body, err := web.DecodeRequiredObject(w, r)
+func (s *Server) login(r *http.Request) (answer loginJSON, err error) {
+	body, err := web.DecodeRequiredObject(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	username := body.RequiredText("username", store.MaxUsername)
 	password := secret.New(body.RequiredText("password", maxPassword))
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
-	agent, token, err := s.authenticator.Login(r.Context(), username, password, eventOf(r).Client)
+	agent, token, err := s.authenticator.Login(r.Context(), username, password, web.EventOf(r).Client)
 	if err != nil {
 		s.metrics.observeLoginRefusal(err)
-		return err
+		return answer, err
 	}
-	web.WriteJSON(w, http.StatusOK, struct {
-		Username string `json:"username"`
-		Token    string `json:"token"`
-	}{agent.Username, token.Reveal()})
-	return nil
+	return loginJSON{Username: agent.Username, Token: token.Reveal()}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/web"
 )
 
@@ -25,8 +26,8 @@ type principalJSON struct {
 }
 
 // me shows the caller (contract, section 5).
-func (s *Server) me(w http.ResponseWriter, r *http.Request) error {
-	p := principalOf(r)
+func (s *Server) me(r *http.Request) (principalJSON, error) {
+	p := authn.PrincipalOf(r)
 	me := principalJSON{
 		ID:         web.ID(p.ID),
 		CustomerID: web.ID(p.CustomerID),
@@ -46,6 +47,5 @@ func (s *Server) me(w http.ResponseWriter, r *http.Request) error {
 	if p.Type == auth.TypeServiceAccount {
 		me.Roles = p.Roles
 	}
-	web.WriteJSON(w, http.StatusOK, me)
-	return nil
+	return me, nil
 }

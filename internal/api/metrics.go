@@ -1,7 +1,6 @@
 package api
 
 import (
-	"errors"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,16 +16,12 @@ import (
 // metrics are the figures behind /metrics, beside those of package web. Labels come from fixed sets only, never from what a client sends.
 type metrics struct {
 	registry      *prometheus.Registry
-	credentials   *prometheus.CounterVec
 	loginRefusals *prometheus.CounterVec
 }
 
 func newMetrics(s *store.Store, r *authcache.Cache, t *auth.TokenCache) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "accesskeys_credential_checks_total", Help: "Credentials checked, under /v1.0 and for proxies, by kind and result.",
-		}, []string{"kind", "result"}),
 		loginRefusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "accesskeys_login_refusals_total", Help: "Logins that gave no token, by reason.",
 		}, []string{"reason"}),
@@ -35,7 +30,7 @@ func newMetrics(s *store.Store, r *authcache.Cache, t *auth.TokenCache) *metrics
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "accesskeys_build_info", Help: "Always 1; the labels say what was built.",
 		ConstLabels: prometheus.Labels{"version": build.Version, "commit": build.Commit, "go_version": build.Go},
-	}, func() float64 { return 1 }), m.credentials, m.loginRefusals, poolCollector{s}, cacheCollector{r, t},
+	}, func() float64 { return 1 }), m.loginRefusals, poolCollector{s}, cacheCollector{r, t},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -43,22 +38,6 @@ func newMetrics(s *store.Store, r *authcache.Cache, t *auth.TokenCache) *metrics
 // handler shows the figures. Where they can't be gathered it panics, so that web.Kit.Observe answers as for any other defect.
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.PanicOnError})
-}
-
-func (m *metrics) observeCredential(kind auth.CredentialKind, err error) {
-	result := "accepted"
-	switch {
-	case errors.Is(err, auth.ErrNoCredential):
-		result = "absent"
-	case errors.Is(err, auth.ErrInvalidCredential):
-		result = "refused"
-	case err != nil:
-		result = "unavailable"
-	}
-	if kind == "" {
-		kind = "none" // none at all, or nothing of either kind's shape
-	}
-	m.credentials.WithLabelValues(string(kind), result).Inc()
 }
 
 func (m *metrics) observeLoginRefusal(err error) {

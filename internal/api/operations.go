@@ -20,34 +20,32 @@ type messageJSON struct {
 }
 
 // ping answers as VoIPBIN's does.
-func (*Server) ping(w http.ResponseWriter, _ *http.Request) error {
-	web.WriteJSON(w, http.StatusOK, messageJSON{"pong"})
-	return nil
+func (*Server) ping(*http.Request) (messageJSON, error) {
+	return messageJSON{"pong"}, nil
 }
 
 // healthz says that the process lives; it asks nobody else, so that a database in trouble gets no server restarted.
-func (*Server) healthz(w http.ResponseWriter, _ *http.Request) error {
-	web.WriteJSON(w, http.StatusOK, messageJSON{"ok"})
-	return nil
+func (*Server) healthz(*http.Request) (messageJSON, error) {
+	return messageJSON{"ok"}, nil
 }
 
 // readyz says whether the server can serve: the database is reachable and migrated and lets it check credentials, and the
 // server is not on its way out.
-func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) readyz(r *http.Request) (answer messageJSON, err error) {
 	if s.kit.Draining() {
-		return web.Unavailable("The server is shutting down.")
+		return answer, web.Unavailable("The server is shutting down.")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
 	if err := s.store.DB.Ready(ctx); err != nil {
-		return err
+		return answer, err
 	}
-	err := s.cache.Ready(ctx)
+	err = s.cache.Ready(ctx)
 	if trouble, ok := errors.AsType[*authcache.TroubleError](err); ok {
-		return web.Unavailable(trouble.Error())
+		return answer, web.Unavailable(trouble.Error())
 	}
 	if err != nil {
-		return err
+		return answer, err
 	}
 	message := "ready"
 	if h := s.cache.Holder(); h != nil {
@@ -55,8 +53,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) error {
 		message = fmt.Sprintf("ready, but nothing can be revoked until the transaction of pid %d (%q, since %s) ends", h.PID, h.Application,
 			h.Since.UTC().Format(time.RFC3339))
 	}
-	web.WriteJSON(w, http.StatusOK, messageJSON{message})
-	return nil
+	return messageJSON{message}, nil
 }
 
 func (*Server) openapiYAML(w http.ResponseWriter, _ *http.Request) error {

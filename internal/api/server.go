@@ -1,4 +1,4 @@
-// Package api is the service on the wire: routes, decoding, rendering, and what surrounds every request.
+// Package api is the service on the wire: routes, decoding, rendering, a file for each noun.
 package api
 
 import (
@@ -9,6 +9,7 @@ import (
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
 )
@@ -42,7 +43,7 @@ type Config struct {
 type Server struct {
 	store         *store.Store
 	cache         *authcache.Cache
-	verifier      *auth.Verifier
+	authn         *authn.Authenticator
 	authenticator *auth.Authenticator
 	passwords     *auth.Passwords
 	keyPairs      *auth.KeyPairs
@@ -58,23 +59,16 @@ type Server struct {
 
 // New makes a Server.
 func New(cfg Config) *Server {
-	s := unrouted(cfg)
-	s.router = s.routes(cfg, s.authenticate)
-	return s
-}
-
-// unrouted is a Server without its router.
-func unrouted(cfg Config) *Server {
 	metrics := newMetrics(cfg.Store, cfg.Cache, cfg.Tokens)
-	return &Server{
+	s := &Server{
 		kit: web.NewKit(web.Config{
-			Log: cfg.Log, TrustedProxies: cfg.TrustedProxies, NewEvent: newEvent, ProblemOf: problemOf, Cause: auth.Cause,
+			Log: cfg.Log, TrustedProxies: cfg.TrustedProxies, NewEvent: authn.NewEvent, ProblemOf: problemOf, Cause: auth.Cause,
 			Tokens:   web.Tokens{Prefixes: []string{auth.TokenPrefix, auth.SignupTokenPrefix}, Random: auth.TokenLength - len(auth.TokenPrefix)},
 			Registry: metrics.registry,
 		}),
 		store:         cfg.Store,
 		cache:         cfg.Cache,
-		verifier:      cfg.Verifier,
+		authn:         authn.New(cfg.Verifier, metrics.registry),
 		authenticator: cfg.Authenticator,
 		passwords:     cfg.Passwords,
 		keyPairs:      cfg.KeyPairs,
@@ -85,6 +79,8 @@ func unrouted(cfg Config) *Server {
 		tries:         auth.NewTries(),
 		metrics:       metrics,
 	}
+	s.router = s.routes(cfg)
+	return s
 }
 
 // ServeHTTP implements http.Handler.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"errors"
 	"net/http"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 	"accesskeys/internal/web"
@@ -69,74 +71,54 @@ type credentialsJSON struct {
 }
 
 // createServiceAccount makes an account of the caller's customer.
-func (s *Server) createServiceAccount(w http.ResponseWriter, r *http.Request) error {
-	body, err := web.DecodeObject(w, r)
+func (s *Server) createServiceAccount(r *http.Request) (answer serviceAccountJSON, err error) {
+	body, err := web.DecodeObject(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	name := body.Text("name", store.MaxName)
 	detail := body.Text("detail", store.MaxDetail)
 	roles := rolesOf(body, "roles")
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	if !caller.May(auth.WriteServiceAccounts) {
-		return permissionDenied()
+		return answer, authn.PermissionDenied()
 	}
 	account := store.NewServiceAccount{CustomerID: caller.CustomerID, Name: orEmpty(name), Detail: orEmpty(detail), Roles: []string{}}
 	if roles != nil {
 		account.Roles = *roles
 	}
 	created, err := s.store.CreateServiceAccount(r.Context(), caller.Caller(), account)
-	if err != nil {
-		return serviceAccountError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireServiceAccount(created))
-	return nil
+	return wireServiceAccount(created), serviceAccountError(err)
 }
 
 // listServiceAccounts shows the accounts of the caller's customer, newest first.
-func (s *Server) listServiceAccounts(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) listServiceAccounts(r *http.Request) (answer web.List[serviceAccountJSON], err error) {
 	p, err := web.DecodePage(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	if !caller.May(auth.ReadServiceAccounts) {
-		return permissionDenied()
+		return answer, authn.PermissionDenied()
 	}
 	rows, err := s.store.ServiceAccounts(r.Context(), caller.CustomerID, store.Cursor(p.After), p.Limit())
-	if err != nil {
-		return err
-	}
-	web.WriteList(w, r, web.Paged(rows, p, wireServiceAccount))
-	return nil
+	return web.Paged(rows, p, wireServiceAccount), err
 }
 
 // getServiceAccount shows one account.
-func (s *Server) getServiceAccount(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) getServiceAccount(r *http.Request, id uuid.UUID) (serviceAccountJSON, error) {
 	account, err := s.reachServiceAccount(r, id, auth.ReadServiceAccounts)
-	if err != nil {
-		return err
-	}
-	web.WriteJSON(w, http.StatusOK, wireServiceAccount(account))
-	return nil
+	return wireServiceAccount(account), err
 }
 
 // updateServiceAccount changes an account's name, detail and roles, which count from its next request on.
-func (s *Server) updateServiceAccount(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
+func (s *Server) updateServiceAccount(r *http.Request, id uuid.UUID) (answer serviceAccountJSON, err error) {
+	body, err := web.DecodeObject(r)
 	if err != nil {
-		return err
-	}
-	body, err := web.DecodeObject(w, r)
-	if err != nil {
-		return err
+		return answer, err
 	}
 	change := store.ServiceAccountChange{
 		Name:   body.Text("name", store.MaxName),
@@ -144,79 +126,56 @@ func (s *Server) updateServiceAccount(w http.ResponseWriter, r *http.Request) er
 		Roles:  rolesOf(body, "roles"),
 	}
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
 	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	account, err = s.store.UpdateServiceAccount(r.Context(), principalOf(r).Caller(), account.CustomerID, id, change)
-	if err != nil {
-		return serviceAccountError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireServiceAccount(account))
-	return nil
+	account, err = s.store.UpdateServiceAccount(r.Context(), authn.PrincipalOf(r).Caller(), account.CustomerID, id, change)
+	return wireServiceAccount(account), serviceAccountError(err)
 }
 
 // deleteServiceAccount ends an account and all its tokens.
-func (s *Server) deleteServiceAccount(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) deleteServiceAccount(r *http.Request, id uuid.UUID) (answer serviceAccountJSON, err error) {
 	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	account, err = s.store.DeleteServiceAccount(r.Context(), principalOf(r).Caller(), account.CustomerID, id)
-	if err != nil {
-		return serviceAccountError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, wireServiceAccount(account))
-	return nil
+	account, err = s.store.DeleteServiceAccount(r.Context(), authn.PrincipalOf(r).Caller(), account.CustomerID, id)
+	return wireServiceAccount(account), serviceAccountError(err)
 }
 
 // createServiceAccountKey adds a key to an account. With a public_key the caller keeps the private half, and is shown the
 // key; without, a pair is made and the answer is the file that holds the private half, which is stored nowhere.
-func (s *Server) createServiceAccountKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
+func (s *Server) createServiceAccountKey(r *http.Request, id uuid.UUID) (answer any, err error) {
+	body, err := web.DecodeObject(r)
 	if err != nil {
-		return err
-	}
-	body, err := web.DecodeObject(w, r)
-	if err != nil {
-		return err
+		return answer, err
 	}
 	algorithm := algorithmOf(body, "algorithm")
 	brought := publicKeyOf(body, "public_key", algorithm)
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
 	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
 	if err != nil {
-		return err
+		return answer, err
+	}
+	create := func(public auth.PublicKey) (store.ServiceAccountKey, error) {
+		key, err := s.store.CreateServiceAccountKey(r.Context(), authn.PrincipalOf(r).Caller(), account, string(public.Algorithm), public.DER)
+		return key, serviceAccountError(err)
 	}
 	if brought != nil {
-		key, err := s.store.CreateServiceAccountKey(r.Context(), principalOf(r).Caller(), account, string(brought.Algorithm), brought.DER)
-		if err != nil {
-			return serviceAccountError(err)
-		}
-		web.WriteJSON(w, http.StatusOK, wireServiceAccountKey(key))
-		return nil
+		key, err := create(*brought)
+		return wireServiceAccountKey(key), err
 	}
-	if algorithm == "" {
-		algorithm = auth.RS256
-	}
-	private, public, err := s.newKeyPair(r, account, algorithm)
+	private, public, err := s.newKeyPair(r, account, cmp.Or(algorithm, auth.RS256))
 	if err != nil {
-		return err
+		return answer, err
 	}
-	key, err := s.store.CreateServiceAccountKey(r.Context(), principalOf(r).Caller(), account, string(public.Algorithm), public.DER)
-	if err != nil {
-		return serviceAccountError(err)
-	}
-	web.WriteJSON(w, http.StatusOK, credentialsJSON{AccountID: web.ID(account.ID), KeyID: web.ID(key.ID), PrivateKey: private.Reveal()})
-	return nil
+	key, err := create(public)
+	return credentialsJSON{AccountID: web.ID(account.ID), KeyID: web.ID(key.ID), PrivateKey: private.Reveal()}, err
 }
 
 // newKeyPair makes a pair at the caller's turn, for an account that has room for it. Whether it still has is decided where it is stored.
@@ -237,65 +196,49 @@ func (s *Server) newKeyPair(r *http.Request, account store.ServiceAccount, algor
 }
 
 // listServiceAccountKeys shows the public halves of an account's keys, newest first.
-func (s *Server) listServiceAccountKeys(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) listServiceAccountKeys(r *http.Request, id uuid.UUID) (answer web.List[serviceAccountKeyJSON], err error) {
 	p, err := web.DecodePage(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	account, err := s.reachServiceAccount(r, id, auth.ReadServiceAccounts)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	rows, err := s.store.ServiceAccountKeys(r.Context(), account.ID, store.Cursor(p.After), p.Limit())
-	if err != nil {
-		return err
-	}
-	web.WriteList(w, r, web.Paged(rows, p, wireServiceAccountKey))
-	return nil
+	return web.Paged(rows, p, wireServiceAccountKey), err
 }
 
 // deleteServiceAccountKey ends a key and the tokens that it signed.
-func (s *Server) deleteServiceAccountKey(w http.ResponseWriter, r *http.Request) error {
-	id, err := web.PathID(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) deleteServiceAccountKey(r *http.Request, id uuid.UUID) (answer serviceAccountKeyJSON, err error) {
 	keyID, err := web.PathUUID(r, "key_id")
 	if err != nil {
-		return err
+		return answer, err
 	}
 	account, err := s.reachServiceAccount(r, id, auth.WriteServiceAccounts)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	key, err := s.store.DeleteServiceAccountKey(r.Context(), principalOf(r).Caller(), account, keyID)
+	key, err := s.store.DeleteServiceAccountKey(r.Context(), authn.PrincipalOf(r).Caller(), account, keyID)
 	if errors.Is(err, store.ErrNotFound) {
-		return web.NotFound(reasonServiceAccountKeyNotFound, "key of this service account")
+		return answer, web.NotFound(reasonServiceAccountKeyNotFound, "key of this service account")
 	}
-	if err != nil {
-		return err
-	}
-	web.WriteJSON(w, http.StatusOK, wireServiceAccountKey(key))
-	return nil
+	return wireServiceAccountKey(key), err
 }
 
 // reachServiceAccount returns a live account within the caller's reach, checked in the contract's order: permission,
 // existence, tenancy.
 func (s *Server) reachServiceAccount(r *http.Request, id uuid.UUID, rights auth.Rights) (store.ServiceAccount, error) {
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	if !caller.May(rights) {
-		return store.ServiceAccount{}, permissionDenied()
+		return store.ServiceAccount{}, authn.PermissionDenied()
 	}
 	account, err := s.store.ServiceAccount(r.Context(), id)
 	if err != nil {
 		return store.ServiceAccount{}, serviceAccountError(err)
 	}
 	if !caller.MayReach(account.CustomerID) {
-		return store.ServiceAccount{}, permissionDenied()
+		return store.ServiceAccount{}, authn.PermissionDenied()
 	}
 	return account, nil
 }

@@ -20,6 +20,15 @@ type Mailer interface {
 	SendKnown(ctx context.Context, to string) error
 }
 
+type tempTokenJSON struct {
+	TempToken string `json:"temp_token"`
+}
+
+type signupJSON struct {
+	CustomerID web.ID        `json:"customer_id"`
+	AccessKey  accessKeyJSON `json:"accesskey"`
+}
+
 const (
 	maxSignupSecret = 64 // characters, more than either has
 	// dropTimeout bounds taking a sign-up back. It comes on top of requestTimeout.
@@ -30,17 +39,17 @@ const (
 //
 // SECURITY: nothing in the answer, nor its time, depends on whether a customer has the address: one mail is sent either
 // way, and what is asked of the database is the same.
-func (s *Server) signup(w http.ResponseWriter, r *http.Request) error {
-	body, err := web.DecodeRequiredObject(w, r)
+func (s *Server) signup(r *http.Request) (answer tempTokenJSON, err error) {
+	body, err := web.DecodeRequiredObject(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	email := emailOf(body, "email")
 	mustBeTrue(body, "accepted_tos")
 	name := body.TextNotEmpty("name", store.MaxName)
 	detail := body.Text("detail", store.MaxDetail)
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
 	if name == nil {
 		name = &email
@@ -50,17 +59,14 @@ func (s *Server) signup(w http.ResponseWriter, r *http.Request) error {
 		TempTokenHash: secrets.TempTokenHash(), CodeHash: secrets.CodeHash(), Email: email, Name: *name, Detail: orEmpty(detail),
 	})
 	if err != nil {
-		return err
+		return answer, err
 	}
 	if signup.Stored { // else the address had its mails
 		if err := s.mailSignup(r.Context(), signup, email, secrets.Code); err != nil {
-			return err
+			return answer, err
 		}
 	}
-	web.WriteJSON(w, http.StatusOK, struct {
-		TempToken string `json:"temp_token"`
-	}{secrets.TempToken.Reveal()})
-	return nil
+	return tempTokenJSON{TempToken: secrets.TempToken.Reveal()}, nil
 }
 
 // mailSignup sends the mail of a sign-up, and takes the sign-up back where that fails, so that it does not count.
@@ -90,17 +96,17 @@ func (s *Server) mailSignup(ctx context.Context, signup store.Signup, email stri
 }
 
 // completeSignup makes a customer, and its first key, of a sign-up whose code came back.
-func (s *Server) completeSignup(w http.ResponseWriter, r *http.Request) error {
-	body, err := web.DecodeRequiredObject(w, r)
+func (s *Server) completeSignup(r *http.Request) (answer signupJSON, err error) {
+	body, err := web.DecodeRequiredObject(r)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	secrets := auth.Signup{
 		TempToken: secret.New(body.RequiredText("temp_token", maxSignupSecret)),
 		Code:      secret.New(body.RequiredText("code", maxSignupSecret)),
 	}
 	if err := body.Err(); err != nil {
-		return err
+		return answer, err
 	}
 	token := auth.NewAccessToken()
 	customer, key, err := s.store.CompleteSignup(r.Context(), secrets.TempTokenHash(), secrets.CodeHash(), store.NewAccessKey{
@@ -108,15 +114,11 @@ func (s *Server) completeSignup(w http.ResponseWriter, r *http.Request) error {
 	})
 	switch {
 	case errors.Is(err, store.ErrNoSignup):
-		return web.BadRequest(reasonInvalidSignup, "The temp token or the code is not valid, or no longer.")
+		return answer, web.BadRequest(reasonInvalidSignup, "The temp token or the code is not valid, or no longer.")
 	case err != nil:
-		return err
+		return answer, err
 	}
-	web.WriteJSON(w, http.StatusOK, struct {
-		CustomerID web.ID        `json:"customer_id"`
-		AccessKey  accessKeyJSON `json:"accesskey"`
-	}{web.ID(customer.ID), wireCreatedAccessKey(key, token)})
-	return nil
+	return signupJSON{CustomerID: web.ID(customer.ID), AccessKey: wireCreatedAccessKey(key, token)}, nil
 }
 
 // emailOf reads an address that must be there.

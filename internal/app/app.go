@@ -145,12 +145,12 @@ func New(ctx context.Context, cfg *config.Settings, log *slog.Logger) (_ *App, e
 	a.lastUsed = lastused.New(a.store, log)
 	a.authenticator = auth.NewAuthenticator(a.store, sessions, a.passwords, log)
 	a.api = api.New(api.Config{
-		Store:          a.store,
-		Cache:          a.cache,
-		Verifier:       auth.NewVerifier(auth.VerifierConfig{
+		Store: a.store,
+		Cache: a.cache,
+		Verifier: auth.NewVerifier(auth.VerifierConfig{
 			Rows: a.cache, Sessions: sessions, Audience: cfg.Audience, Tokens: a.tokens, LastUsed: a.lastUsed,
 		}),
-		Tokens: a.tokens,
+		Tokens:         a.tokens,
 		Authenticator:  a.authenticator,
 		Passwords:      a.passwords,
 		KeyPairs:       keyPairs,

@@ -29,8 +29,8 @@ type Object struct {
 
 // DecodeObject reads a body that must be one JSON object in UTF-8, with no name twice and nothing after it; an empty
 // body counts as {}. The Content-Type is not looked at: VoIPBIN does not, and no cookie authenticates here.
-func DecodeObject(w http.ResponseWriter, r *http.Request) (*Object, error) {
-	body, err := ReadBody(w, r)
+func DecodeObject(r *http.Request) (*Object, error) {
+	body, err := ReadBody(r)
 	if err != nil {
 		return nil, err
 	}
@@ -41,8 +41,8 @@ func DecodeObject(w http.ResponseWriter, r *http.Request) (*Object, error) {
 }
 
 // DecodeRequiredObject is DecodeObject for routes that need a body: an empty one is no JSON.
-func DecodeRequiredObject(w http.ResponseWriter, r *http.Request) (*Object, error) {
-	body, err := ReadBody(w, r)
+func DecodeRequiredObject(r *http.Request) (*Object, error) {
+	body, err := ReadBody(r)
 	if err != nil {
 		return nil, err
 	}
@@ -51,18 +51,18 @@ func DecodeRequiredObject(w http.ResponseWriter, r *http.Request) (*Object, erro
 
 // ReadBody reads the body to its end. SECURITY: a client can take its time for that. So the credential is checked again: who holds a
 // request back while the credential is revoked, has nothing of it.
-func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+func ReadBody(r *http.Request) ([]byte, error) {
 	ev := EventOf(r)
 	if ev.bodyRead {
 		return ev.body, nil
 	}
 	if encoded(r) {
-		w.Header().Set("Accept-Encoding", "identity")
+		ev.recorder.Header().Set("Accept-Encoding", "identity")
 		return nil, &Error{
 			Code: http.StatusUnsupportedMediaType, Reason: ReasonUnsupportedMediaType, Message: "The body must be sent without a Content-Encoding.",
 		}
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(&ev.recorder, r.Body, MaxBody))
 	if err == nil && r.Context().Err() == nil {
 		ev.body, ev.bodyRead, ev.recorder.closes = body, true, false
 		return body, ev.Caller.Recheck(r)

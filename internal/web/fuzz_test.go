@@ -182,9 +182,10 @@ func FuzzDecodeBody(f *testing.F) {
 		facts := factsOf(body)
 		empty := len(bytes.Trim(body, " \t\r\n")) == 0
 		ev := &Event{Caller: nobody{}}
+		ev.recorder.ResponseWriter = httptest.NewRecorder()
 		ev.parent, ev.deadline = t.Context(), time.Now().Add(time.Hour)
 		defer ev.end()
-		o, err := DecodeObject(httptest.NewRecorder(), httptest.NewRequestWithContext(ev, http.MethodPost, "/", bytes.NewReader(body)))
+		o, err := DecodeObject(httptest.NewRequestWithContext(ev, http.MethodPost, "/", bytes.NewReader(body)))
 		if err != nil {
 			var p *Error
 			if !errors.As(err, &p) || (p.Code == http.StatusRequestEntityTooLarge) != (len(body) > MaxBody) || p.Code/100 != 4 {

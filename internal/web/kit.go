@@ -76,3 +76,13 @@ func (k *Kit) ConnectionClose(next http.Handler) http.Handler {
 		next.ServeHTTP(w, r)
 	})
 }
+
+// Handle is a handler that leaves the rendering of what went wrong to Fail.
+func (k *Kit) Handle(h func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		EventOf(r).Route = r.Pattern // chi's
+		if err := h(w, r); err != nil {
+			k.Fail(w, r, err)
+		}
+	}
+}

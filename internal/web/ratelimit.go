@@ -52,16 +52,36 @@ func (l *limiter) wait(client netip.Prefix, now time.Time) time.Duration {
 	return 0
 }
 
-// RateLimit refuses what a client's address sends beyond the limit (contract, section 5).
-func (k *Kit) RateLimit(limit Limit) func(http.Handler) http.Handler {
+// Limiter bounds what one client's address sends (contract, section 5).
+type Limiter struct{ limiter *limiter } // nil: no limit
+
+// NewLimiter makes a Limiter, for one route or for several that count together.
+func NewLimiter(limit Limit) Limiter {
 	if limit.RPS <= 0 {
-		return func(next http.Handler) http.Handler { return next }
+		return Limiter{}
 	}
-	l := newLimiter(limit)
+	return Limiter{newLimiter(limit)}
+}
+
+// Check counts a request, and returns the 429 of one beyond the limit.
+func (l Limiter) Check(r *http.Request) error {
+	if l.limiter != nil {
+		if wait := l.limiter.wait(clientNetwork(r), time.Now()); wait > 0 {
+			return TooMany(ByIP, "Too many requests from this address.", wait)
+		}
+	}
+	return nil
+}
+
+// RateLimit is the middleware of a Limiter.
+func (k *Kit) RateLimit(l Limiter) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
+		if l.limiter == nil {
+			return next
+		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if wait := l.wait(clientNetwork(r), time.Now()); wait > 0 {
-				k.Fail(w, r, TooMany(ByIP, "Too many requests from this address.", wait))
+			if err := l.Check(r); err != nil {
+				k.Fail(w, r, err)
 				return
 			}
 			next.ServeHTTP(w, r)

@@ -7,34 +7,27 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
-	"runtime/debug"
+	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
-	"time"
 
-	"accesskeys/internal/api"
-	"accesskeys/internal/auth"
-	"accesskeys/internal/authcache"
-	"accesskeys/internal/logging"
 	"accesskeys/internal/secret"
-	"accesskeys/internal/store"
+	"accesskeys/internal/servertest"
 )
 
-// The servers beside ours are this binary, run again with one of the roles in roleVariable, and in payloadVariable what
+// A bare server beside ours is this binary, run again with one of the roles in roleVariable, and in payloadVariable what
 // the role needs.
 const (
 	roleVariable    = "BENCH_ROLE"
 	payloadVariable = "BENCH_PAYLOAD"
 
-	roleBare      = "bare"      // a net/http handler; its payload is an answer
-	roleUnchecked = "unchecked" // our router without the check; its payload is a caller
+	roleBare = "bare" // a net/http handler; its payload is an answer
 )
 
 // answer is one of ours, as the bare server repeats it.
@@ -43,17 +36,11 @@ type answer struct {
 	Body   []byte
 }
 
-// caller is who every request to the unchecked server is from.
-type caller struct {
-	Database   string
-	Credential string
-}
-
 // serveAs answers until standard input ends, having printed its address.
 func serveAs(role string) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
-	serve := map[string]func([]byte, net.Listener) error{roleBare: serveBare, roleUnchecked: serveUnchecked}[role]
+	serve := map[string]func([]byte, net.Listener) error{roleBare: serveBare}[role]
 	fmt.Println(listener.Addr())
 	go func() { must(serve([]byte(os.Getenv(payloadVariable)), listener)) }()
 	_, _ = io.Copy(io.Discard, os.Stdin)
@@ -76,45 +63,51 @@ func serveBare(payload []byte, listener net.Listener) error {
 	}))
 }
 
-// serveUnchecked answers by our router without the check. All else is as internal/app has it: the bounds on slow
-// clients, which cost timers, and a line of JSON for each request in a file.
-func serveUnchecked(payload []byte, listener net.Listener) error {
-	var c caller
-	must(json.Unmarshal(payload, &c))
-	ctx := context.Background()
-	db, err := store.Open(ctx, secret.New(c.Database))
-	must(err)
-	sessions, err := auth.NewSessions(jwtSecret, secret.Value{})
-	must(err)
-	credential, err := auth.Extract("", []string{"Bearer " + c.Credential})
-	must(err)
-	debug.SetGCPercent(200) // as in cmd/server
-	log, _ := logging.New(os.Stderr, slog.LevelInfo, false)
-	rows, err := authcache.New(authcache.Config{Store: db, Log: log}) // asked once, so that it need remember nothing
-	must(err)
-	running, stop := context.WithCancel(ctx)
-	stopped := make(chan error, 1)
-	go func() { stopped <- rows.Run(running) }()
-	principal, err := auth.NewVerifier(auth.VerifierConfig{Rows: rows, Sessions: sessions}).Verify(ctx, credential, netip.Addr{})
-	must(err)
-	stop()
-	must(<-stopped)
-	server := &http.Server{
-		Handler:           api.NewUnchecked(api.Config{Store: db, Cache: rows, Log: log, MinExpire: 1}, principal),
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       15 * time.Second,
-		WriteTimeout:      30 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	return server.Serve(listener)
+// unchecked takes the check out of the server: who sends the first request sends every other.
+var unchecked = []servertest.Edit{
+	{File: "internal/authn/authn.go", Text: "	\"net/http\"\n\n", Instead: "	\"net/http\"\n	\"sync/atomic\"\n\n"},
+	{
+		File: "internal/authn/authn.go", Text: "func eventOf(r *http.Request) *event {",
+		Instead: "var unchecked atomic.Pointer[auth.Principal]\n\nfunc eventOf(r *http.Request) *event {",
+	},
+	{
+		File: "internal/authn/authn.go",
+		Text: "			credential, err := auth.Extract(r.URL.RawQuery, r.Header[\"Authorization\"])\n",
+		Instead: "			if p := unchecked.Load(); p != nil {\n				eventOf(r).principal = p\n				next.ServeHTTP(w, r)\n				return\n			}\n" +
+			"			credential, err := auth.Extract(r.URL.RawQuery, r.Header[\"Authorization\"])\n",
+	},
+	{
+		File: "internal/authn/authn.go", Text: "ev.principal, ev.authenticator, ev.credential = &ev.verified, a, credential\n",
+		Instead: "ev.principal, ev.authenticator, ev.credential = &ev.verified, a, credential\n			p := ev.verified\n			unchecked.Store(&p)\n",
+	},
 }
 
-// startUnchecked starts our router without the check, where everybody is whose credential it is.
+// uncheckedBinary builds that server, once.
+var uncheckedBinary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return "", err
+	}
+	overlay, err := servertest.Overlay("../..", dir, unchecked, nil)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "unchecked")
+	return path, servertest.Build(context.Background(), path, "-ldflags=-s -w", overlay)
+})
+
+// startUnchecked starts our server without the check, where everybody is whose credential it is.
 func startUnchecked(b *testing.B, database secret.Value, credential string) process {
 	b.Helper()
-	return startOther(b, roleUnchecked, caller{Database: database.Reveal(), Credential: credential})
+	path, err := uncheckedBinary()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := startBinary(b, path, database)
+	c := dial(b, s.addr)
+	defer c.close()
+	c.do(b, []byte("GET /v1.0/me HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer "+credential+"\r\n\r\n"))
+	return s.process
 }
 
 // startBare starts a bare server that answers with what ours answers to the request.

@@ -94,12 +94,17 @@ type server struct {
 // startServer runs the binary until the benchmark ends or stop is called. env has further settings.
 func startServer(b *testing.B, database secret.Value, env ...string) *server {
 	b.Helper()
+	return startBinary(b, binary, database, env...)
+}
+
+func startBinary(b *testing.B, path string, database secret.Value, env ...string) *server {
+	b.Helper()
 	addr, err := servertest.FreeAddr()
 	if err != nil {
 		b.Fatal(err)
 	}
 	s := &server{process: process{addr: addr}, log: logFile(b)}
-	s.cmd = exec.Command(binary, "serve")
+	s.cmd = exec.Command(path, "serve")
 	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+database.Reveal()+"&pool_max_conns=32", "LISTEN_ADDR="+s.addr,
 		"JWT_SECRET="+jwtSecret.Reveal(), "RATE_LIMIT_AUTH_RPS=0", "SHUTDOWN_DELAY=0", "BOOTSTRAP_CUSTOMER="+customer,
 		"BOOTSTRAP_USERNAME="+username, "BOOTSTRAP_PASSWORD="+password, "BOOTSTRAP_ACCESSKEY="+accessKey)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -69,26 +68,22 @@ func (b *builds) server(t testing.TB, without string, skewed bool) string {
 }
 
 func (p *program) build(t testing.TB, dir string) error {
-	replaced := map[string]string{}
-	if p.without != "" {
-		edited, err := removed(p.without, dir)
-		if err != nil {
-			return err
-		}
-		maps.Copy(replaced, edited)
+	edits, known := removals[p.without]
+	if p.without != "" && !known {
+		return fmt.Errorf("nobody knows how to build a server %s", p.without)
 	}
+	var others map[string]string
+	var err error
 	if p.skewed {
-		edited, err := skewedClock(t.Context(), dir)
-		if err != nil {
+		if others, err = skewedClock(t.Context(), dir); err != nil {
 			return err
 		}
-		maps.Copy(replaced, edited)
 	}
-	overlay := p.path + ".overlay.json"
-	if err := writeOverlay(overlay, replaced); err != nil {
+	overlay, err := servertest.Overlay(root, dir, edits, others)
+	if err != nil {
 		return err
 	}
-	return servertest.Build(t.Context(), p.path, "-overlay", overlay)
+	return servertest.Build(t.Context(), p.path, overlay)
 }
 
 // fleet is some replicas on one ground.

@@ -1,4 +1,4 @@
-package api
+package forwardauth
 
 import (
 	"errors"
@@ -7,6 +7,7 @@ import (
 	"net/url"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/web"
 )
 
@@ -28,18 +29,18 @@ type introspectionJSON struct {
 
 // introspect tells a caller that may read access keys whether a token is good, and whose it is (RFC 7662).
 func (s *Server) introspect(w http.ResponseWriter, r *http.Request) error {
-	token, err := introspected(w, r)
+	token, err := introspected(r)
 	if err != nil {
 		return err
 	}
-	caller := principalOf(r)
+	caller := authn.PrincipalOf(r)
 	if !caller.May(auth.ReadAccessKeys) {
-		return permissionDenied()
+		return authn.PermissionDenied()
 	}
 	credential, err := auth.ParseCredential(token)
 	var holder auth.Principal
 	if err == nil {
-		holder, err = s.verifier.Verify(r.Context(), credential, eventOf(r).Client)
+		holder, err = s.Verifier.Verify(r.Context(), credential, web.EventOf(r).Client)
 	}
 	switch {
 	case errors.Is(err, auth.ErrInvalidCredential), err == nil && !caller.MayReach(holder.CustomerID):
@@ -68,8 +69,8 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) error {
 }
 
 // introspected reads the token that is asked about out of a form (RFC 7662, section 2.1).
-func introspected(w http.ResponseWriter, r *http.Request) (string, error) {
-	body, err := web.ReadBody(w, r)
+func introspected(r *http.Request) (string, error) {
+	body, err := web.ReadBody(r)
 	if err != nil {
 		return "", err
 	}

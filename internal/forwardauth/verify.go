@@ -1,4 +1,6 @@
-package api
+// Package forwardauth answers the proxies and gateways that ask, for each of their requests, whether it may pass and who sent it: nginx's
+// auth_request, Traefik's and Caddy's forward auth, Envoy's ext_authz, and RFC 7662's introspection (docs/forward-auth.md).
+package forwardauth
 
 import (
 	"net/http"
@@ -7,18 +9,42 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/go-chi/chi/v5"
 	"github.com/google/uuid"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/authn"
 	"accesskeys/internal/web"
 )
 
 // verifyPath is where a proxy asks whether a request may pass.
 const verifyPath = "/auth/verify"
 
-func isVerify(r *http.Request) bool {
+// IsVerify reports whether a request is a proxy's question.
+func IsVerify(r *http.Request) bool {
 	rest, found := strings.CutPrefix(r.URL.Path, verifyPath)
 	return found && (rest == "" || rest[0] == '/')
+}
+
+// Config is what a Server is made of.
+type Config struct {
+	Kit           *web.Kit
+	Authenticator *authn.Authenticator
+	Verifier      *auth.Verifier
+	// Limit is that of /v1.0: what is checked here can't be guessed, so that it is not limited as a login is.
+	Limit web.Limiter
+}
+
+// Server answers proxies. It is safe for concurrent use.
+type Server struct{ Config }
+
+// Mount adds the routes to a router.
+func Mount(r chi.Router, cfg Config) {
+	s := &Server{cfg}
+	verify := web.Private(s.Kit.Handle(s.verify))
+	r.Handle(verifyPath, verify)
+	r.Handle(verifyPath+"/*", verify) // Envoy puts the path that it asks about behind
+	r.With(web.Private, s.Kit.RateLimit(s.Limit), s.Authenticator.Middleware(s.Kit)).Post("/auth/introspect", s.Kit.Handle(s.introspect))
 }
 
 // The statuses that errors of the check are answered with, in place of their own. nginx's auth_request knows 401 and 403, and makes
@@ -64,7 +90,6 @@ type verifyOptions struct {
 	permission auth.Permission // PermissionNone: any caller will do
 	statuses   func(code int) int
 	in         carriers
-	err        error // what is wrong with them
 }
 
 // carriers are where a credential is looked for. An API behind the proxy may have a "token" in its queries that is none of ours.
@@ -92,17 +117,8 @@ func carriersNamed(values []string) (in carriers) {
 	return in
 }
 
-// forProxy reads the options, before anything is answered that they decide about.
-func forProxy(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		options, err := optionsOf(r)
-		if err != nil {
-			options = verifyOptions{statuses: strictStatuses, in: inHeader | inQuery, err: err}
-		}
-		ev := eventOf(r)
-		ev.verify, ev.MapStatus = options, options.statuses
-		next.ServeHTTP(w, r)
-	})
+func defaultOptions() verifyOptions {
+	return verifyOptions{statuses: strictStatuses, in: inHeader | inQuery}
 }
 
 // optionsOf reads the options from the query of the proxy's own request. Behind verifyPath comes the client's query, not the proxy's.
@@ -111,7 +127,7 @@ func forProxy(next http.Handler) http.Handler {
 // the query is the same as the original one, a proxy may have left the client's in its place, with names of all kinds in it. What is
 // an option counts there too, since a client can write the original query as it likes: it may ask more of itself, never less.
 func optionsOf(r *http.Request) (verifyOptions, error) {
-	options := verifyOptions{statuses: strictStatuses, in: inHeader | inQuery}
+	options := defaultOptions()
 	if r.URL.Path != verifyPath || r.URL.RawQuery == "" {
 		return options, nil
 	}
@@ -154,24 +170,32 @@ func badOption(name, message string) error {
 // verify tells a proxy whether a request may pass, and who sent it. The credential is that of the check itself or that of
 // the request which it is about, exactly one in all (contract, section 3).
 func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
+	options, optionsErr := optionsOf(r)
+	if optionsErr != nil {
+		options = defaultOptions()
+	}
+	ev := web.EventOf(r)
+	ev.MapStatus = options.statuses // before anything is answered
+	if err := s.Limit.Check(r); err != nil {
+		return err
+	}
 	var queries, headers []string
-	in := eventOf(r).verify.in
-	if in&inQuery != 0 {
+	if options.in&inQuery != 0 {
 		queries = append(originalQueries(r), r.URL.RawQuery)
 	}
-	if in&inHeader != 0 {
+	if options.in&inHeader != 0 {
 		headers = r.Header["Authorization"]
 	}
 	credential, err := auth.ExtractForwarded(queries, headers)
-	if err := s.identify(r, credential, err); err != nil {
+	if err := s.Authenticator.Identify(r, credential, err); err != nil {
 		return err
 	}
-	options, p := eventOf(r).verify, principalOf(r)
-	if options.err != nil {
-		return options.err
+	if optionsErr != nil {
+		return optionsErr
 	}
+	p := authn.PrincipalOf(r)
 	if options.permission != auth.PermissionNone && !p.Permission.Reaches(options.permission) {
-		return permissionDenied()
+		return authn.PermissionDenied()
 	}
 	setIdentity(w.Header(), p)
 	w.Header()["Content-Length"] = noContent

@@ -25,11 +25,11 @@ help: ## this list
 
 # Said before minutes of building. The places are those of internal/privatepg.
 POSTGRES_PLACES := /usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql*/bin /usr/local/opt/postgresql*/bin \
-	/home/linuxbrew/.linuxbrew/opt/postgresql*/bin /var/lib/accesskeys-dev/binaries/*/bin ~/.cache/accesskeys/postgresql/*/bin
+	/home/linuxbrew/.linuxbrew/opt/postgresql*/bin
 .PHONY: find-postgres
 find-postgres:
 	@[ -n "$(DATABASE_URL)$(TEST_DATABASE_URL)" ] || command -v postgres >/dev/null || ls -d $(POSTGRES_PLACES) 2>/dev/null | grep -q . || \
-		echo "There is no PostgreSQL on this machine: it will be downloaded. To spare that: apt-get install postgresql (Debian)." >&2
+		{ echo "There is no PostgreSQL on this machine. On Debian, scripts/install postgres installs it and starts no service of it." >&2; exit 1; }
 
 .PHONY: run
 run: find-postgres build ## the server on a Postgres of its own, with demo credentials; Ctrl-C stops both

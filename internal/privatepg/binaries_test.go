@@ -1,18 +1,11 @@
 package privatepg
 
 import (
-	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 )
 
@@ -37,7 +30,7 @@ func executable(t *testing.T, path, script string) {
 
 func newFinder(t *testing.T, s settings) finder {
 	t.Helper()
-	return finder{cfg: s.config(nil), log: discard(), account: must(chooseAccount(""))(t)}
+	return finder{cfg: s.config(nil), account: must(chooseAccount(""))(t)}
 }
 
 // installed is the machine's own folder with binaries.
@@ -53,7 +46,7 @@ func TestBinariesAreFoundInOrder(t *testing.T) {
 	for folder, version := range map[string]string{
 		"deb/9.6/bin": "9.6.24", "deb/10/bin": "10.23", "deb/15/bin": "15.3",
 		"brew/postgresql/bin": "13.1", "brew/postgresql@9/bin": "9.0", "brew/postgresql@16/bin": "16beta1",
-		"path/real": "12.1", "cache/postgresql-18.3.0/bin": "18.3", "cache/postgresql-17.5.0/bin": "17.5",
+		"path/real": "12.1",
 	} {
 		fakeBinaries(t, at(folder), version)
 	}
@@ -86,14 +79,12 @@ func TestBinariesAreFoundInOrder(t *testing.T) {
 		"PATH comes first, links are resolved":     {useless + ":" + at("path/links"), []string{debian}, "", "path/real"},
 		"then the folders, newest by number":       {useless, []string{debian, brew}, "", "deb/15/bin"},
 		"a later pattern only after the earlier":   {useless, []string{brew, debian}, "", "brew/postgresql@16/bin"},
-		"then what was downloaded":                 {useless, []string{}, "", "cache/postgresql-18.3.0/bin"},
 		"data wants its own version":               {at("path/links"), []string{debian, brew}, "10", "deb/10/bin"},
 		"even if it is in the folder of no number": {at("path/links"), []string{debian, brew}, "13", "brew/postgresql/bin"},
-		"even if it was downloaded":                {at("path/links"), []string{debian, brew}, "17", "cache/postgresql-17.5.0/bin"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFinder(t, settings{Path: test.path, Folders: test.folders, CacheDir: at("cache")})
+			f := newFinder(t, settings{Path: test.path, Folders: test.folders})
 			if got, err := f.find(t.Context(), test.major, ""); err != nil || got != at(test.want) {
 				t.Errorf("found %s (%v), want %s", got, err, at(test.want))
 			}
@@ -103,10 +94,10 @@ func TestBinariesAreFoundInOrder(t *testing.T) {
 
 func TestBinariesAreFoundWithoutPath(t *testing.T) {
 	t.Parallel()
-	// Where the packages of most machines put them. The download would fail, should they not be found.
+	// Where the packages of most machines put them.
 	found := must(filepath.Glob("/usr/lib/postgresql/*/bin/initdb"))(t)
 	found = append(found, must(filepath.Glob("/opt/homebrew/opt/postgresql*/bin/initdb"))(t)...)
-	f := newFinder(t, settings{Path: "/nowhere", CacheDir: newFolder(t), DownloadURL: "http://127.0.0.1:1"})
+	f := newFinder(t, settings{Path: "/nowhere"})
 	bin, err := f.find(t.Context(), "", "")
 	if len(found) == 0 {
 		t.Logf("this machine has PostgreSQL nowhere that we look, so there is only: %q, %v", bin, err)
@@ -136,8 +127,7 @@ func TestDataOfAnotherVersionIsRefusedWithTheWayOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, major, _ := newFinder(t, settings{}).usable(t.Context(), installed(t))
-	cache := newFolder(t)
-	_, err := Start(t.Context(), settings{Dir: dir, CacheDir: cache, Path: installed(t), Folders: []string{}}.config(nil))
+	_, err := Start(t.Context(), settings{Dir: dir, Path: installed(t), Folders: []string{}}.config(nil))
 	if err == nil {
 		t.Fatal("it started")
 	}
@@ -151,150 +141,15 @@ func TestDataOfAnotherVersionIsRefusedWithTheWayOut(t *testing.T) {
 	}
 }
 
-// repository serves PostgreSQL as a Maven repository would.
-type repository struct {
-	*httptest.Server
-	jar       []byte
-	checksum  string
-	downloads atomic.Int32
-	block     chan struct{} // when set, answers wait for its end
-}
-
-func newRepository(t *testing.T, r *repository) *repository {
-	t.Helper()
-	if r.checksum == "" {
-		r.checksum = fmt.Sprintf("%x", sha256.Sum256(r.jar))
-	}
-	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if r.block != nil {
-			<-r.block
-		}
-		switch {
-		case !strings.HasPrefix(req.URL.Path, "/maven/io/zonky/test/postgres/embedded-postgres-binaries-"):
-			http.NotFound(w, req)
-		case strings.HasSuffix(req.URL.Path, ".jar"):
-			r.downloads.Add(1)
-			_, _ = w.Write(r.jar)
-		case strings.HasSuffix(req.URL.Path, ".jar.sha256"):
-			_, _ = w.Write([]byte(r.checksum))
-		default:
-			http.NotFound(w, req)
-		}
-	}))
-	t.Cleanup(r.Close)
-	return r
-}
-
-func TestPostgresIsDownloadedWhereThereIsNone(t *testing.T) {
-	t.Parallel()
-	repo := newRepository(t, &repository{jar: jar(t, txz(t, "bin/initdb", "bin/postgres", "bin/pg_ctl"))})
-	hidden := settings{Temp: newFolder(t), Ephemeral: true, Path: "/nowhere", Folders: []string{},
-		CacheDir: newFolder(t), DownloadURL: repo.URL + "/maven/"}
-	strict := hidden
-	strict.Umask = 0o077
-	h := startHelper(t, strict, nil)
-	eventually(t, "the download began", func() bool { return exists(filepath.Join(hidden.CacheDir, "lock")) })
-	var finders sync.WaitGroup
-	for range 2 { // meanwhile, as packages are tested
-		finders.Go(func() {
-			if bin, err := newFinder(t, hidden).find(t.Context(), "", ""); err != nil || !strings.HasPrefix(bin, hidden.CacheDir+"/") {
-				t.Errorf("found %q: %v", bin, err)
-			}
-		})
-	}
-	finders.Wait()
-	if got := repo.downloads.Load(); got != 1 {
-		t.Errorf("there were %d downloads", got)
-	}
-	if left := must(filepath.Glob(filepath.Join(hidden.CacheDir, "download*")))(t); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
-	repo.Close() // the cache must do
-	if _, err := newFinder(t, hidden).find(t.Context(), "", ""); err != nil {
-		t.Error(err)
-	}
-	query(t, h.ready(t).URL, "SELECT 1")
-	pid, _ := postmaster(t, h.Dir)
-	if running := must(os.Readlink(filepath.Join("/proc", itoa(pid), "exe")))(t); !strings.HasPrefix(running, hidden.CacheDir+"/") {
-		t.Errorf("%s runs, which is not from %s", running, hidden.CacheDir)
-	}
-}
-
-func TestDamagedDownloadIsRefused(t *testing.T) {
-	t.Parallel()
-	whole := txz(t, "bin/initdb", "bin/postgres", "bin/pg_ctl") // libraries come last
-	incomplete := txz(t, "bin/initdb", "bin/pg_ctl")            // there is no server in it
-	for name, test := range map[string]struct {
-		jar      []byte
-		checksum string
-	}{
-		"wrong checksum":    {jar: jar(t, incomplete), checksum: strings.Repeat("0", 64)},
-		"truncated archive": {jar: jar(t, whole[:len(whole)-100_000])},
-		"no archive":        {jar: jar(t, []byte("not one"))},
-		"incomplete":        {jar: jar(t, incomplete)},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			repo := newRepository(t, &repository{jar: test.jar, checksum: test.checksum})
-			cache := newFolder(t)
-			h := startHelper(t, settings{Temp: newFolder(t), Path: "/nowhere", Folders: []string{}, CacheDir: cache,
-				DownloadURL: repo.URL + "/maven"}, nil)
-			if err := h.cmd.Wait(); err == nil {
-				t.Fatal("it started")
-			}
-			if message := h.stderr.String(); !strings.Contains(message, "download PostgreSQL") ||
-				!strings.Contains(message, ErrNoPostgres.Error()) {
-				t.Errorf("the error: %s", message)
-			}
-			if left := must(filepath.Glob(filepath.Join(cache, "*postgresql*")))(t); len(left) > 0 {
-				t.Errorf("the cache has %v", left)
-			}
-		})
-	}
-}
-
 func TestNoPostgresNamesTheWaysOut(t *testing.T) {
 	t.Parallel()
-	repo := newRepository(t, &repository{})
-	repo.Close()
-	_, err := Start(t.Context(), settings{Dir: filepath.Join(newFolder(t), "pg"), Path: "/nowhere", Folders: []string{},
-		CacheDir: newFolder(t), DownloadURL: repo.URL}.config(nil))
+	_, err := Start(t.Context(), settings{Dir: filepath.Join(newFolder(t), "pg"), Path: "/nowhere", Folders: []string{}}.config(nil))
 	if !errors.Is(err, ErrNoPostgres) {
 		t.Fatalf("error %v, want ErrNoPostgres", err)
 	}
-	for _, part := range []string{" DATABASE_URL", "TEST_DATABASE_URL", "apt-get install postgresql",
-		"brew install postgresql", "network", "unable to connect to " + repo.URL} {
+	for _, part := range []string{" DATABASE_URL", "TEST_DATABASE_URL", "apt-get install postgresql", "brew install postgresql"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)
 		}
 	}
-}
-
-func TestStalledDownloadDoesNotHoldUpItsCaller(t *testing.T) {
-	t.Parallel()
-	repo := newRepository(t, &repository{block: make(chan struct{})})
-	released := sync.OnceFunc(func() { close(repo.block) })
-	t.Cleanup(released)
-	ctx, cancel := context.WithCancel(t.Context())
-	log := &logBuffer{}
-	cache := newFolder(t)
-	failed := make(chan error, 1)
-	go func() {
-		_, err := Start(ctx, settings{Dir: filepath.Join(newFolder(t), "pg"), Path: "/nowhere", Folders: []string{},
-			CacheDir: cache, DownloadURL: repo.URL + "/maven"}.config(log.logger()))
-		failed <- err
-	}()
-	eventually(t, "the download began", func() bool { return strings.Contains(log.String(), "downloading PostgreSQL") })
-	cancel()
-	if err := <-failed; !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v, want the context's", err)
-	}
-	released()
-	eventually(t, "the abandoned download gave its lock back", func() bool {
-		lock, err := lockFolder(t.Context(), cache)
-		if err == nil {
-			lock.Close()
-		}
-		return err == nil
-	})
 }

@@ -1,14 +1,11 @@
 package privatepg
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -142,11 +139,11 @@ func (s *Server) initdb(ctx context.Context, locale string) error {
 }
 
 // awaitReady waits until the server accepts connections. It returns errEnded as soon as the server has ended.
-func awaitReady(ctx context.Context, p *process, data, socket string) error {
+func awaitReady(ctx context.Context, p *process, data string) error {
 	for {
-		// That this process holds the data rules out an answer from one that is still going down.
-		holder, _ := os.ReadFile(filepath.Join(data, postmasterFile)) // it takes a moment to appear
-		if p.contains(parsePID(holder)) && accepts(ctx, socket) {
+		// That this process holds the data rules out the word of one that is still going down.
+		state, _ := os.ReadFile(filepath.Join(data, postmasterFile)) // it takes a moment to appear
+		if p.contains(parsePID(state)) && saysReady(state) {
 			return nil
 		}
 		if !p.running() {
@@ -158,39 +155,12 @@ func awaitReady(ctx context.Context, p *process, data, socket string) error {
 	}
 }
 
-// accepts asks for a session. A server that is starting listens already, but refuses with a code of its own; whatever
-// else it answers shows that it is up, be it that somebody has dropped the database asked for.
-func accepts(ctx context.Context, socket string) bool {
-	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	if conn.SetDeadline(time.Now().Add(5*time.Second)) != nil {
-		return false
-	}
-	const version3 = 3 << 16
-	parameters := "user\x00" + superuser + "\x00database\x00postgres\x00\x00"
-	request := binary.BigEndian.AppendUint32(nil, uint32(8+len(parameters)))
-	request = binary.BigEndian.AppendUint32(request, version3)
-	if _, err := conn.Write(append(request, parameters...)); err != nil {
-		return false
-	}
-	var answer [1]byte
-	if _, err := io.ReadFull(conn, answer[:]); err != nil {
-		return false
-	}
-	switch answer[0] {
-	case 'R': // authentication, and then the session
-		_, err = conn.Write([]byte{'X', 0, 0, 0, 4}) // a polite end, or the server's log gets a line
-		return err == nil
-	case 'E': // an error, and then the end of the connection
-		const cannotConnectNow = "\x00C57P03\x00"
-		body, err := io.ReadAll(io.LimitReader(conn, 8192))
-		return err == nil && !bytes.Contains(body, []byte(cannotConnectNow))
-	default:
-		return false
-	}
+// saysReady reports whether a server has written into its postmaster.pid that it accepts connections. The line is the eighth, and pg_ctl -w
+// waits for it too (PostgreSQL's src/include/utils/pidfile.h).
+func saysReady(state []byte) bool {
+	const statusLine = 8
+	lines := strings.Split(string(state), "\n")
+	return len(lines) >= statusLine && strings.TrimSpace(lines[statusLine-1]) == "ready"
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -73,23 +73,21 @@ func newFolder(t *testing.T) string {
 
 // settings are a Config that can be sent to a helper process.
 type settings struct {
-	Dir         string
-	Temp        string // TMPDIR
-	Path        string // PATH; empty means the machine's
-	Ephemeral   bool
-	Parameters  map[string]string
-	Folders     []string
-	CacheDir    string
-	DownloadURL string
-	Umask       int
-	Untraced    int  // go without the right to look into others' processes, and tell whether this one can be
-	Catch       bool // catch SIGINT, then report whether the database still answers
+	Dir        string
+	Temp       string // TMPDIR
+	Path       string // PATH; empty means the machine's
+	Ephemeral  bool
+	Parameters map[string]string
+	Folders    []string
+	Umask      int
+	Untraced   int  // go without the right to look into others' processes, and tell whether this one can be
+	Catch      bool // catch SIGINT, then report whether the database still answers
 }
 
 func (s settings) config(logger *slog.Logger) Config {
 	return Config{
 		Dir: s.Dir, Ephemeral: s.Ephemeral, Parameters: s.Parameters, Folders: s.Folders,
-		CacheDir: s.CacheDir, DownloadURL: s.DownloadURL, Logger: logger,
+		Logger: logger,
 		Getenv: func(name string) string {
 			switch {
 			case name == "TMPDIR":

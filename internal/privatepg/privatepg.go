@@ -20,11 +20,9 @@ import (
 	"time"
 )
 
-// ErrNoPostgres says that no PostgreSQL was found and that none could be downloaded. The cause is wrapped with it.
-var ErrNoPostgres = errors.New("there is no PostgreSQL to run. " +
-	"Set DATABASE_URL (TEST_DATABASE_URL for tests) to use a server of yours, " +
-	"or install PostgreSQL (apt-get install postgresql, brew install postgresql), " +
-	"or let it be downloaded, which needs the network")
+// ErrNoPostgres says that no PostgreSQL was found.
+var ErrNoPostgres = errors.New("there is no PostgreSQL to run: install it (apt-get install postgresql on Debian, brew install postgresql), " +
+	"or set DATABASE_URL (TEST_DATABASE_URL for tests) to use a server of yours")
 
 // InUseError says that a living process uses the folder.
 type InUseError struct {
@@ -51,15 +49,11 @@ type Config struct {
 	Parameters map[string]string
 	// Logger hears of what takes long and of what is surprising. Nil means silence.
 	Logger *slog.Logger
-	// Getenv reads PATH, TMPDIR, HOME and XDG_CACHE_HOME. Required.
+	// Getenv reads PATH and TMPDIR. Required.
 	Getenv func(string) string
 	// Folders are patterns of folders with PostgreSQL's binaries, searched after PATH, newest version first within each.
 	// Nil means where Debian's packages and Homebrew put them; empty means PATH only.
 	Folders []string
-	// CacheDir keeps downloaded binaries. Empty means a folder of the user's, or of the system's for root.
-	CacheDir string
-	// DownloadURL is a repository in Maven's layout. Empty means the public one.
-	DownloadURL string
 }
 
 // Server is a PostgreSQL that belongs to this process. Its methods may be called concurrently.
@@ -120,7 +114,7 @@ func (s *Server) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.bin, err = finder{cfg: s.cfg, log: s.log, account: s.home.account}.find(ctx, major, s.home.data())
+	s.bin, err = finder{cfg: s.cfg, account: s.home.account}.find(ctx, major, s.home.data())
 	if err != nil {
 		return err
 	}
@@ -236,7 +230,7 @@ func (s *Server) launch(ctx context.Context) error {
 		s.proc.keep()
 	}
 	s.proc = p
-	if err := awaitReady(ctx, p, s.home.data(), filepath.Join(s.sockets, socketName)); err != nil {
+	if err := awaitReady(ctx, p, s.home.data()); err != nil {
 		// Not bounded by the context, which may be what has ended, but by the supervisor.
 		return errors.Join(fmt.Errorf("%w; its log ends:\n%s", err, logTail(s.home.log(), begin)),
 			p.end(context.Background(), "INT"))

@@ -121,8 +121,7 @@ func TestNextStartRemovesTemporaryFoldersOfTheDead(t *testing.T) {
 		t.Logf("only root can give a folder to somebody else, so that it is spared is not tested: %v", err)
 	}
 	// Any start will do; this one is soon over.
-	_, err := Start(t.Context(), settings{Temp: temp, Path: "/nowhere", Folders: []string{}, CacheDir: newFolder(t),
-		DownloadURL: "http://127.0.0.1:1"}.config(nil))
+	_, err := Start(t.Context(), settings{Temp: temp, Path: "/nowhere", Folders: []string{}}.config(nil))
 	if !errors.Is(err, ErrNoPostgres) {
 		t.Fatal(err)
 	}
@@ -158,7 +157,7 @@ func TestStaleNumberOfAnUnrelatedProcessIsNoObstacleAndNoTarget(t *testing.T) {
 	if err := errors.Join(os.WriteFile(stale, []byte(content), 0o600), h.own(stale)); err != nil {
 		t.Fatal(err)
 	}
-	bin, err := finder{cfg: settings{}.config(nil), log: discard(), account: h.account}.find(t.Context(), "", "")
+	bin, err := finder{cfg: settings{}.config(nil), account: h.account}.find(t.Context(), "", "")
 	if err != nil {
 		t.Fatal(err)
 	}

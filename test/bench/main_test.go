@@ -13,6 +13,7 @@ func TestMain(m *testing.M) {
 	switch role := os.Getenv(roleVariable); role {
 	case "":
 		code := m.Run()
+		_ = os.RemoveAll(uncheckedDir)
 		printGoals()
 		os.Exit(code)
 	default:

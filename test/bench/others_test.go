@@ -82,17 +82,19 @@ var unchecked = []servertest.Edit{
 	},
 }
 
+// uncheckedDir is what TestMain removes; "" before uncheckedBinary.
+var uncheckedDir string
+
 // uncheckedBinary builds that server, once.
-var uncheckedBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "bench")
+var uncheckedBinary = sync.OnceValues(func() (path string, err error) {
+	if uncheckedDir, err = os.MkdirTemp("", "bench"); err != nil {
+		return "", err
+	}
+	overlay, err := servertest.Overlay("../..", uncheckedDir, unchecked, nil)
 	if err != nil {
 		return "", err
 	}
-	overlay, err := servertest.Overlay("../..", dir, unchecked, nil)
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "unchecked")
+	path = filepath.Join(uncheckedDir, "unchecked")
 	return path, servertest.Build(context.Background(), path, "-ldflags=-s -w", overlay)
 })
 

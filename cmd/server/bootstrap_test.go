@@ -73,7 +73,7 @@ func TestBootstrapMakesEachThingOnce(t *testing.T) {
 	}
 }
 
-// Contract 6, and 4: "From then on the key is refused by every replica": a restart must not undo a deletion, nor reset a
+// Contract 6, and 4: "From then on the key is refused by every instance": a restart must not undo a deletion, nor reset a
 // password that somebody changed.
 func TestRestartRevivesNothing(t *testing.T) {
 	t.Parallel()

@@ -214,7 +214,7 @@ func TestIDInThePathMustBeAUUID(t *testing.T) {
 
 // Contract 4: "From then on the key is refused by every instance", "tm_delete and tm_update set to now", "A second
 // DELETE: 404"; 7: deleted is 404.
-func TestDeletedKeyIsRefusedByEveryReplicaAtOnce(t *testing.T) {
+func TestDeletedKeyIsRefusedByEveryInstanceAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	instance := h.instance()

@@ -254,7 +254,7 @@ func (h *harness) withBody() (rows []row) {
 // requestBy is what a row asks in the name of a caller.
 func (h *harness) requestBy(r row, c caller, own belongings) request {
 	h.t.Helper()
-	w := &world{own: own, caller: c}
+	w := &fixture{own: own, caller: c}
 	if r.path == "/auth/introspect" {
 		req := form("token=" + url.QueryEscape(h.acme.token))
 		req.header.Set("Authorization", "Bearer "+c.bearer)
@@ -474,7 +474,7 @@ func TestRequestThatWaitsForATurnWritesNothingOnceItsCallerIsRevoked(t *testing.
 	other := h.instance()
 	until := func(function string) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); !strings.Contains(stacks(t), function); time.Sleep(time.Millisecond) { // a look stops the world
+		for deadline := time.Now().Add(time.Minute); !strings.Contains(stacks(t), function); time.Sleep(time.Millisecond) { // a look stops the fixture
 			if time.Now().After(deadline) {
 				t.Fatalf("nobody is in %s", function)
 			}

@@ -254,7 +254,7 @@ func TestEveryCellOfTheMatrixIsAnsweredAsItSays(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = conn.Close(t.Context()) })
-			w := h.newWorld(i)
+			w := h.newFixture(i)
 			before := contents(t, conn)
 			for _, r := range rows {
 				for at, tenant := range []string{"own", "other", "absent"} {
@@ -277,7 +277,7 @@ func TestEveryCellOfTheMatrixIsAnsweredAsItSays(t *testing.T) {
 						}
 					}
 					if changed {
-						w = h.newWorld(i)
+						w = h.newFixture(i)
 						before = contents(t, conn)
 					}
 				}

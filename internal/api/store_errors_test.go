@@ -23,7 +23,7 @@ func TestEveryRouteSaysThatItsStoreFailed(t *testing.T) {
 			t.Parallel()
 			h := newHarness(t)
 			rows, _ := rowsOf(matrix, nil, codes())
-			w := h.newWorld(identities()[0]) // who may do everything
+			w := h.newFixture(identities()[0]) // who may do everything
 			h.get("/v1.0/me", w.caller.bearer).wants(http.StatusOK)
 			h.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$`)
 			for _, table := range tables {

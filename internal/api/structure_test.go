@@ -95,7 +95,7 @@ func TestRoutesAreTheDocuments(t *testing.T) {
 func TestEveryRouteNeedsACredentialAndShowsOnlyItsCustomer(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	w := &world{own: h.newBelongings(), other: h.newBelongings()}
+	w := &fixture{own: h.newBelongings(), other: h.newBelongings()}
 	w.caller.agent = h.newAgent(w.own.customer, auth.PermissionCustomerAdmin)
 	_, key := h.storeKey(store.NewAccessKey{CustomerID: w.own.customer})
 	tested := 0

@@ -104,7 +104,7 @@ func mostAtOnce(t *testing.T, atOnce int) int {
 			}
 		}
 		most = max(most, computing)
-		time.Sleep(time.Millisecond) // a look stops the world
+		time.Sleep(time.Millisecond) // a look stops the fixture
 	}
 }
 

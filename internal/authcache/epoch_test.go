@@ -16,7 +16,7 @@ import (
 
 // restore replaces a table by a copy of those of its rows that a condition names, in one transaction, as pg_restore --clean -1 does by
 // a dump from when there were no others. Nothing of it is in the log.
-func (w *world) restore(table, where string, args ...any) {
+func (w *fixture) restore(table, where string, args ...any) {
 	w.t.Helper()
 	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
 		for _, sql := range []string{
@@ -54,7 +54,7 @@ func (r *runner) forgotten(tn tenant) {
 // Where any of the tables is another one, the database was put back: everything is forgotten, also where the log is as it was.
 func TestTablesThatAreReplacedAreForgotten(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	log := func() string { return value[string](w, `SELECT position || ' ' || entry FROM change_head`) }
 	for _, table := range append([]string{"change_head", "changes", "instances"}, loggedTables...) {
@@ -78,7 +78,7 @@ func TestTablesThatAreReplacedAreForgotten(t *testing.T) {
 // nothing else ends it, and no round is due.
 func TestLeaseEndsWhereAnotherDatabaseIsFound(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	now := authcache.BootTime()
 	r.SetClock(func() time.Duration { return now })
@@ -96,7 +96,7 @@ func TestLeaseEndsWhereAnotherDatabaseIsFound(t *testing.T) {
 // What a database that was put back doesn't have any more is accepted by nobody who has read its log since.
 func TestWhatARestoreTookAwayIsRefused(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	r.reads(w.acme)
 	w.restore("accesskeys", `id <> $1`, w.acme.key.ID)
@@ -112,7 +112,7 @@ func TestWhatARestoreTookAwayIsRefused(t *testing.T) {
 // the one that it has found.
 func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	held := r.holdLookups(0)
 	r.started()
@@ -144,7 +144,7 @@ func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
 // A database that has lost what it had confirmed is an error that is said and counted, once for each time.
 func TestLostCommitsAreSaidOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	const line = "has lost commits that it had confirmed"
 	renew := func() {
@@ -208,7 +208,7 @@ func TestLostCommitsAreSaidOnce(t *testing.T) {
 // the old id goes out of the list with the others that have died.
 func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(authcache.MinLease)
 	before := r.ID()
 	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, before)
@@ -237,7 +237,7 @@ func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 // Who holds the row of another instance that has died costs nobody the lease.
 func TestHeldRowOfADeadInstanceCostsNobodyTheLease(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	dead := uuid.New()
 	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
 		dead, authcache.MinLease.Milliseconds())
@@ -264,7 +264,7 @@ func TestHeldRowOfADeadInstanceCostsNobodyTheLease(t *testing.T) {
 // in them nobody can know.
 func TestEmptiedLogIsMended(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	instances := []*runner{w.run(time.Second), w.run(long)}
 	for _, sql := range []string{
 		`TRUNCATE changes`, `TRUNCATE change_head`, `TRUNCATE changes, change_head`, `TRUNCATE changes, change_head, instances`,

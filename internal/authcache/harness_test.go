@@ -32,8 +32,8 @@ const patience = 20 * time.Second
 // long is a lease that no test outlives: what ends it is the test's own clock.
 const long = authcache.MaxLease
 
-// world is a database with a customer in it who has one of everything, and another customer with one of everything.
-type world struct {
+// fixture is a database with a customer in it who has one of everything, and another customer with one of everything.
+type fixture struct {
 	t            *testing.T
 	url          secret.Value
 	db           *pgxpool.Pool // the test's own way into the database
@@ -56,9 +56,9 @@ type tenant struct {
 // nobody stands for a client whose address is not known.
 var nobody netip.Addr
 
-func newWorld(t *testing.T) *world {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	w := &world{t: t, url: pgtest.Migrated(t)}
+	w := &fixture{t: t, url: pgtest.Migrated(t)}
 	w.store = w.open()
 	cfg := must(pgxpool.ParseConfig(w.url.Reveal()))(t)
 	cfg.ConnConfig.RuntimeParams["application_name"] = "test" // told from the store's connections by it
@@ -69,14 +69,14 @@ func newWorld(t *testing.T) *world {
 }
 
 // open is another store on the same database.
-func (w *world) open() *store.Store {
+func (w *fixture) open() *store.Store {
 	w.t.Helper()
 	s := must(store.Open(w.t.Context(), w.url))(w.t)
 	w.t.Cleanup(s.Close)
 	return s
 }
 
-func (w *world) newTenant(name string) tenant {
+func (w *fixture) newTenant(name string) tenant {
 	w.t.Helper()
 	ctx, operator := w.t.Context(), store.Operator()
 	tn := tenant{hash: newHash(), madeHash: newHash()}
@@ -102,14 +102,14 @@ func (w *world) newTenant(name string) tenant {
 func newHash() store.TokenHash { return sha256.Sum256([]byte(rand.Text())) }
 
 // newKey is a customer-wide key of acme's.
-func (w *world) newKey(expire int64) (store.AccessKey, store.TokenHash) {
+func (w *fixture) newKey(expire int64) (store.AccessKey, store.TokenHash) {
 	w.t.Helper()
 	hash := newHash()
 	return w.keyFor(hash, expire), hash
 }
 
 // keyFor is a customer-wide key of acme's with this hash.
-func (w *world) keyFor(hash store.TokenHash, expire int64) store.AccessKey {
+func (w *fixture) keyFor(hash store.TokenHash, expire int64) store.AccessKey {
 	w.t.Helper()
 	return must(w.store.CreateAccessKey(w.t.Context(), store.Operator(), store.NewAccessKey{
 		CustomerID: w.acme.customer.ID, TokenHash: hash, TokenPrefix: "vb_12345678", Expire: expire,
@@ -128,10 +128,10 @@ type runner struct {
 }
 
 // newCache makes an instance that doesn't run.
-func (w *world) newCache(lease time.Duration) *runner { return w.newCacheOf(lease, 0) }
+func (w *fixture) newCache(lease time.Duration) *runner { return w.newCacheOf(lease, 0) }
 
 // newCacheOf is newCache with a bound on the age of rows.
-func (w *world) newCacheOf(lease, maxAge time.Duration) *runner {
+func (w *fixture) newCacheOf(lease, maxAge time.Duration) *runner {
 	w.t.Helper()
 	r := &runner{t: w.t, store: w.open(), log: &logBuffer{}, stop: func() {}}
 	r.Cache = must(authcache.New(authcache.Config{
@@ -142,7 +142,7 @@ func (w *world) newCacheOf(lease, maxAge time.Duration) *runner {
 }
 
 // run makes one that runs until the test ends, and has a lease.
-func (w *world) run(lease time.Duration) *runner {
+func (w *fixture) run(lease time.Duration) *runner {
 	w.t.Helper()
 	return w.newCache(lease).started()
 }
@@ -387,7 +387,7 @@ func (r *runner) wants(when string, tn tenant, remembered string) {
 }
 
 // exec runs SQL of the test's own, as somebody with psql would.
-func (w *world) exec(sql string, args ...any) {
+func (w *fixture) exec(sql string, args ...any) {
 	w.t.Helper()
 	if _, err := w.db.Exec(w.t.Context(), sql, args...); err != nil {
 		w.t.Fatalf("%s: %v", sql, err)
@@ -395,7 +395,7 @@ func (w *world) exec(sql string, args ...any) {
 }
 
 // internally is exec as the service itself does it: the tables by which instances agree can be changed by nobody else.
-func (w *world) internally(sql string, args ...any) {
+func (w *fixture) internally(sql string, args ...any) {
 	w.t.Helper()
 	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(w.t.Context(), `SELECT set_config('accesskeys.internal', 'on', true)`); err != nil {
@@ -410,7 +410,7 @@ func (w *world) internally(sql string, args ...any) {
 }
 
 // aroundTheLog is exec with no trigger that fires.
-func (w *world) aroundTheLog(sql string, args ...any) {
+func (w *fixture) aroundTheLog(sql string, args ...any) {
 	w.t.Helper()
 	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
 		for _, table := range loggedTables {
@@ -441,7 +441,7 @@ func (w *world) aroundTheLog(sql string, args ...any) {
 var loggedTables = []string{"customers", "agents", "accesskeys", "service_accounts", "service_account_keys"}
 
 // value reads one value by SQL of the test's own.
-func value[T any](w *world, sql string, args ...any) (v T) {
+func value[T any](w *fixture, sql string, args ...any) (v T) {
 	w.t.Helper()
 	if err := w.db.QueryRow(w.t.Context(), sql, args...).Scan(&v); err != nil {
 		w.t.Fatalf("%s: %v", sql, err)
@@ -450,7 +450,7 @@ func value[T any](w *world, sql string, args ...any) (v T) {
 }
 
 // applied returns once an instance has applied the log up to its newest change, and said so.
-func (w *world) applied(r *runner) {
+func (w *fixture) applied(r *runner) {
 	w.t.Helper()
 	until(w.t, "the instance applies the log", func() bool {
 		return value[bool](w, `SELECT EXISTS (SELECT FROM instances i, change_head h WHERE i.id = $1 AND (i.position, i.entry) = (h.position, h.entry))`, r.ID())
@@ -458,7 +458,7 @@ func (w *world) applied(r *runner) {
 }
 
 // away makes the database one that can't be reached, until back is called.
-func (w *world) away() (back func()) {
+func (w *fixture) away() (back func()) {
 	w.t.Helper()
 	w.exec(`UPDATE pg_database SET datallowconn = false WHERE datname = current_database()`)
 	back = func() { w.exec(`UPDATE pg_database SET datallowconn = true WHERE datname = current_database()`) }

@@ -8,7 +8,7 @@ import (
 // One open transaction on a logged row stops all revocations. Who it is is told, never what it has run; and that it is over.
 func TestHolderOfTheLogIsTold(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r, off := w.run(long), w.run(0)
 	release := w.lock(`UPDATE agents SET name = 's3cret-of-a-query' WHERE id = $1`, w.acme.agent.ID)
 	pid := value[int64](w, `SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()`)

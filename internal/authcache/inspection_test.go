@@ -39,7 +39,7 @@ func (r *runner) logged(line string) int { return strings.Count(r.log.String(), 
 // without a lease answers nothing at once.
 func TestInstanceThatIsOutdatedStops(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r, off := w.run(long), w.run(0)
 	r.reads(w.acme)
 	oldest := value[int](w, `SELECT oldest_version FROM change_head`)
@@ -85,7 +85,7 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 // It goes on answering: its own changes are logged all the same.
 func TestTriggersThatDoNotFireAreNamed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r, off := w.run(long), w.run(0)
 	for _, broken := range []struct{ sql, names, mend string }{
 		{`ALTER TABLE agents DISABLE TRIGGER changed`, "changed on agents", `ALTER TABLE agents ENABLE TRIGGER changed`},
@@ -119,7 +119,7 @@ func TestTriggersThatDoNotFireAreNamed(t *testing.T) {
 // still prove by its Feed; nothing is refused or revoked.
 func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	// Another database under the same address: another schema, which new connections come to.
 	w.exec(`CREATE SCHEMA elsewhere`)
 	other := must(url.Parse(w.url.Reveal()))(t)
@@ -175,7 +175,7 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 // Instances without a lease take those out of the list that have died, or changes would wait for these for ever.
 func TestTheDeadAreSweptWithoutALease(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	const lease = time.Second
 	dead, began := uuid.New(), time.Now()
 	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
@@ -200,7 +200,7 @@ func TestTheDeadAreSweptWithoutALease(t *testing.T) {
 // A database that only reads is not the one that revocations are written to: nothing that it says counts.
 func TestNothingIsAnsweredByADatabaseThatOnlyReads(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r, off := w.run(long), w.run(0)
 	r.reads(w.acme)
 	readOnly := func(setting string) {

@@ -30,7 +30,7 @@ func TestLeaseHasBounds(t *testing.T) {
 // Until it runs, an instance has no lease; it answers nothing, from memory or else.
 func TestInstanceThatDoesNotRunAnswersNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
@@ -51,7 +51,7 @@ func TestInstanceThatDoesNotRunAnswersNothing(t *testing.T) {
 // longer; and everything works again once it is back.
 func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	r.reads(w.acme)
 	back := w.away()
@@ -97,7 +97,7 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 // A request that finds the lease over asks for a round and goes on; what was revoked in the meantime is not there any more.
 func TestRequestRenewsALeaseThatIsOver(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	for range 3 {
 		r.reads(w.acme)
@@ -114,7 +114,7 @@ func TestRequestRenewsALeaseThatIsOver(t *testing.T) {
 // process stands still in between, and the revocation waits for no more than the lease.
 func TestLeaseIsTestedAfterTheLookUp(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	r.reads(w.acme)
 	hits := r.Stats().Hits
@@ -145,7 +145,7 @@ func TestLeaseIsTestedAfterTheLookUp(t *testing.T) {
 // and not know of a revocation either.
 func TestNoLeaseFromAServerThatDoesNotKnowOfTheHeartbeat(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	w.exec(`CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.seq := OLD.seq; RETURN NEW; END'`)
 	w.exec(`CREATE TRIGGER forget BEFORE UPDATE ON instances FOR EACH ROW EXECUTE FUNCTION forget()`)
@@ -163,7 +163,7 @@ func TestNoLeaseFromAServerThatDoesNotKnowOfTheHeartbeat(t *testing.T) {
 // from then on.
 func TestInstanceRegistersAndLeaves(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	listed := func() int { return value[int](w, `SELECT count(*) FROM instances`) }
 	lease := func() int { return value[int](w, `SELECT lease_ms FROM change_head`) }
 	first, second := w.run(time.Second), w.run(5*time.Second)
@@ -205,7 +205,7 @@ func TestInstanceRegistersAndLeaves(t *testing.T) {
 // What has died goes out of the list once no lease of its can be left, and from then on nobody waits for it; who lives stays.
 func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	const lease = 1500 * time.Millisecond
 	a, b := w.run(authcache.MinLease), w.run(authcache.MinLease)
 	revoke := func() time.Duration {
@@ -238,7 +238,7 @@ func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 // remembered any more, and the instance goes on by the other log.
 func TestAnotherLogEmptiesMemory(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
 	for _, other := range []struct{ name, sql string }{
@@ -269,7 +269,7 @@ func TestAnotherLogEmptiesMemory(t *testing.T) {
 // count.
 func TestAbandonedPrimarySaysNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
 	known := changelog.Position{Number: value[int64](w, `SELECT position FROM change_head`), Entry: value[uuid.UUID](w, `SELECT entry FROM change_head`)}
 	registered := uuid.New()

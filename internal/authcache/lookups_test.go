@@ -23,7 +23,7 @@ func from(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(n >> 8), b
 // Whatever is presented, and from wherever, look-ups use no more connections than there are for them.
 func TestLookUpsUseFewConnections(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for _, lease := range []time.Duration{0, long} {
 		r := w.newCache(lease)
 		var underWay, most, looked atomic.Int64
@@ -68,7 +68,7 @@ func TestLookUpsUseFewConnections(t *testing.T) {
 // A client is served soon, however many credentials others wait for: networks take turns.
 func TestNetworksTakeTurns(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for _, flood := range []struct {
 		name           string
 		networks, each int
@@ -136,7 +136,7 @@ func TestNetworksTakeTurns(t *testing.T) {
 // What waits has a bound, and no network can use all of it up.
 func TestLookUpsThatWaitHaveABound(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(0) // which never runs: nobody is served
 	ctx, stop := context.WithCancel(t.Context())
 	var all sync.WaitGroup
@@ -176,7 +176,7 @@ func TestLookUpsThatWaitHaveABound(t *testing.T) {
 // When an instance ends, nobody is left waiting for it.
 func TestThoseWhoWaitAreToldOfTheEnd(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(0)
 	held := r.holdLookups(authcache.LookupsAtOnce)
 	r.started()

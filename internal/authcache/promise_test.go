@@ -20,7 +20,7 @@ import (
 // reading it everywhere.
 func TestOnceARevocationReturnsNoInstanceTrustsTheOldRow(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	instances := []*runner{w.run(time.Second), w.run(time.Second), w.run(long)}
 	const keys, rounds = 3, 10
 	reading, stop := context.WithCancel(t.Context())
@@ -68,7 +68,7 @@ func TestOnceARevocationReturnsNoInstanceTrustsTheOldRow(t *testing.T) {
 // A key that didn't exist when it was presented works everywhere as soon as it does.
 func TestNewKeyWorksOnEveryInstanceAtOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for _, r := range []*runner{w.run(long), w.run(0)} {
 		for range 10 {
 			hash := newHash()
@@ -86,7 +86,7 @@ func TestNewKeyWorksOnEveryInstanceAtOnce(t *testing.T) {
 // Being told of a change is a hint: where nothing comes, as behind a pooler, the log is read all the same.
 func TestChangesAreAppliedWithoutBeingToldOfThem(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`CREATE OR REPLACE FUNCTION append_change(noun text, subjects bytea[], customers uuid[]) RETURNS void LANGUAGE sql AS $$
 		WITH head AS (UPDATE change_head SET position = position + 1, entry = gen_random_uuid() WHERE single = 1 RETURNING position, entry)
 		INSERT INTO changes SELECT position, entry, noun, subjects FROM head $$`)
@@ -102,7 +102,7 @@ func TestChangesAreAppliedWithoutBeingToldOfThem(t *testing.T) {
 // A connection that the server ends costs neither the lease nor what is remembered.
 func TestInstanceKeepsItsMemoryOverALostConnection(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	r.reads(w.acme)
 	for range 3 {
@@ -121,7 +121,7 @@ func TestInstanceKeepsItsMemoryOverALostConnection(t *testing.T) {
 // Memory has its bound, whatever is presented.
 func TestMemoryHasABound(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	const most = 1 << 20
 	r := must(authcache.New(authcache.Config{Store: w.store, Lease: long, CacheBytes: most}))(t)
 	for range 10_000 {

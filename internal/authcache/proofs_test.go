@@ -27,13 +27,13 @@ func strangers() []reader {
 }
 
 // seq is the number of the newest heartbeat of an instance that the database has.
-func (w *world) seq(r *runner) int64 {
+func (w *fixture) seq(r *runner) int64 {
 	w.t.Helper()
 	return value[int64](w, `SELECT seq FROM instances WHERE id = $1`, r.ID())
 }
 
 // lock runs SQL in a transaction that holds its locks until release is called.
-func (w *world) lock(sql string, args ...any) (release func()) {
+func (w *fixture) lock(sql string, args ...any) (release func()) {
 	w.t.Helper()
 	tx := must(w.db.Begin(w.t.Context()))(w.t)
 	if _, err := tx.Exec(w.t.Context(), sql, args...); err != nil {
@@ -54,7 +54,7 @@ const noHeartbeats = `LOCK TABLE instances IN EXCLUSIVE MODE`
 // Only a heartbeat that began after the request proves that there is no such credential; and there is one for each.
 func TestUnknownIsRefusedByAHeartbeatThatBeganAfterTheRequest(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	for range 3 {
 		for _, reader := range strangers() {
@@ -73,7 +73,7 @@ func TestUnknownIsRefusedByAHeartbeatThatBeganAfterTheRequest(t *testing.T) {
 // proven row is given; what is remembered is accepted while the lease is held.
 func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	r.reads(w.acme)
 	release := w.lock(noHeartbeats)
@@ -110,7 +110,7 @@ func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
 // A proof rests on the lease: one that takes longer proves nothing, since the database may have been failed over meanwhile.
 func TestProofThatTakesLongerThanALeaseIsNone(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	prove := func() error {
 		_, err := r.ProvenAccessKeyByHash(within(t), newHash(), nobody)
@@ -135,7 +135,7 @@ func TestProofThatTakesLongerThanALeaseIsNone(t *testing.T) {
 // A credential that is made after the pool's look-up has found nothing is found by the proof, and then remembered.
 func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for i, made := range []struct {
 		sql string
 		id  any
@@ -182,7 +182,7 @@ func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
 // is what the database says.
 func TestProvenRowIsTheDatabasesAsItIs(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r, off := w.run(long), w.run(0)
 	r.reads(w.acme)
 	for _, table := range loggedTables {
@@ -218,7 +218,7 @@ func TestProvenRowIsTheDatabasesAsItIs(t *testing.T) {
 // there are none.
 func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	for _, flood := range []struct{ strangers, refusals, shared int64 }{
 		{3, 90, 1}, // who come back at once
@@ -263,7 +263,7 @@ func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
 // Those who wait for a proof hold no connection of the pool.
 func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	var underWay, looked atomic.Int64
 	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
@@ -299,7 +299,7 @@ func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
 // Rounds for proofs renew the lease, and so keep the others from being due; the dead are removed all the same.
 func TestTheDeadAreSweptDuringAFlood(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(2 * time.Second)
 	ctx, stop := context.WithCancel(t.Context())
 	var strangers sync.WaitGroup
@@ -323,7 +323,7 @@ func TestTheDeadAreSweptDuringAFlood(t *testing.T) {
 // What waits has a bound.
 func TestRefusalsThatWaitHaveABound(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long) // which never runs: nobody is served
 	ctx, stop := context.WithCancel(t.Context())
 	var all sync.WaitGroup

@@ -43,7 +43,7 @@ func TestAgeHasBounds(t *testing.T) {
 // and no other.
 func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCacheOf(long, maxAge).started()
 	key, agent, pair, made := "access key", "agent", "service account's key", "account's access key"
 	for _, change := range []struct {
@@ -108,7 +108,7 @@ func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 // A row that is changed in the ordinary way while rows are read again is no error, and rows that are as they were stay.
 func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCacheOf(long, maxAge).started()
 	ctx, stop := context.WithCancel(t.Context())
 	var others sync.WaitGroup
@@ -167,7 +167,7 @@ func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
 // What can't be read again is forgotten before it is too old.
 func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCacheOf(long, maxAge)
 	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
 		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
@@ -198,7 +198,7 @@ func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 // No row is used that is older than it may be, though nobody has come to forget it: the age is tested with each use.
 func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCacheOf(long, maxAge).started()
 	for i, reader := range w.acme.readers() {
 		if _, _, err := reader.cached(within(t), r.Cache); err != nil {
@@ -236,7 +236,7 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 // Rows that are read again are only forgotten, or kept: a row that the log has removed meanwhile stays away.
 func TestReadingAgainRemembersNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCacheOf(long, maxAge)
 	stopped, release := make(chan struct{}, 1), make(chan struct{})
 	let := sync.OnceFunc(func() { close(release) })
@@ -275,7 +275,7 @@ func TestReadingAgainRemembersNothing(t *testing.T) {
 // Rows that were read anew while older ones are read again are left alone: they may be newer than that reading.
 func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCacheOf(long, maxAge)
 	stopped, release := make(chan struct{}, 1), make(chan struct{})
 	let := sync.OnceFunc(func() { close(release) })
@@ -315,7 +315,7 @@ func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 // Rows are judged only once the log has been applied that they may be newer by.
 func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCacheOf(long, maxAge)
 	var ahead atomic.Bool
 	ahead.Store(true)
@@ -349,7 +349,7 @@ func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 // All of that happens by itself: a change around the log holds nowhere for longer than the age.
 func TestChangeAroundTheLogHoldsWithinTheAge(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCacheOf(long, authcache.MinMaxAge).started()
 	for _, sql := range []string{
 		`UPDATE accesskeys SET tm_delete = '2030-01-01'`, `UPDATE agents SET permission = 0`, `UPDATE customers SET tm_delete = '2030-01-01'`,

@@ -17,7 +17,7 @@ import (
 // What is answered from memory is what the store answers, in every field, for live credentials and for deleted ones.
 func TestMemoryGivesWhatTheStoreGives(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r, off := w.run(long), w.run(0)
 	// These are not read, and these no credential has together.
 	notRead := []string{"TmLastUsed", "CreatedByType", "CreatedByID"}
@@ -75,7 +75,7 @@ func emptyFields(v reflect.Value) map[string]bool {
 // A remembered key's "now" is the database's, going on by our clock, and never behind the database's.
 func TestRememberedKeysTimeIsTheDatabasesAndNeverLate(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	_, hash := w.newKey(10)
 	clock := func() time.Time { return value[time.Time](w, `SELECT clock_timestamp()`) }
@@ -99,7 +99,7 @@ func TestRememberedKeysTimeIsTheDatabasesAndNeverLate(t *testing.T) {
 // What is remembered as one kind of thing is never found as another, whatever bytes are presented.
 func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	r.reads(w.acme)
 	r.wants("at first", w.acme, everything)
@@ -128,7 +128,7 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 // Every change to a row makes just what depends on it be forgotten, whoever makes it and however.
 func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	instances := []*runner{w.run(long), w.run(long)}
 	for _, change := range []struct {
 		name, sql string
@@ -218,7 +218,7 @@ func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 // A statement may change more rows than a change names.
 func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	w.exec(`INSERT INTO agents (id, customer_id, username, password_hash)
 		SELECT gen_random_uuid(), $1, 'agent ' || i, '$argon2id$v=19$x' FROM generate_series(1, 1500) i`, w.globex.customer.ID)
@@ -243,7 +243,7 @@ func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
 // No fill after invalidate: what was read before a change was applied is not remembered after it, and is nobody's answer.
 func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	held := r.holdLookups(1)
 	r.started()
@@ -269,7 +269,7 @@ func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
 // Requests that miss at the same time share look-ups.
 func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	held := r.holdLookups(authcache.LookupsAtOnce)
 	held.before.Store(true)
@@ -307,7 +307,7 @@ func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 // Who goes away while a look-up is under way doesn't end it for the others that share it.
 func TestSharedLookUpOutlivesWhoeverAskedForIt(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	held := r.holdLookups(authcache.LookupsAtOnce + 1)
 	r.started()
@@ -342,7 +342,7 @@ func TestSharedLookUpOutlivesWhoeverAskedForIt(t *testing.T) {
 // A request that begins after a change was applied gets no look-up that was under way before it.
 func TestALookUpUnderWayIsNotSharedAcrossAChange(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	held := r.holdLookups(authcache.LookupsAtOnce)
 	r.started()
@@ -372,7 +372,7 @@ func TestALookUpUnderWayIsNotSharedAcrossAChange(t *testing.T) {
 // have been revoked long ago, and that a round applies the revocation and renews the lease doesn't make it good.
 func TestALookUpThatAChangeOvertookDoesNotCount(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	r.reads(w.acme)
 	c, err := r.AccessKeyByHashAfter(within(t), w.acme.hash, func() {
@@ -388,7 +388,7 @@ func TestALookUpThatAChangeOvertookDoesNotCount(t *testing.T) {
 // then shares no look-up from before.
 func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	hash := newHash()
 	held := r.holdLookups(authcache.LookupsAtOnce)
@@ -417,7 +417,7 @@ func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
 // between.
 func TestTheTimeThatARequestIsToldIsNotOlderThanTheRequest(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.newCache(long)
 	held := r.holdLookups(authcache.LookupsAtOnce)
 	r.started()
@@ -442,7 +442,7 @@ func TestTheTimeThatARequestIsToldIsNotOlderThanTheRequest(t *testing.T) {
 // Uses of a remembered key that follow each other closely are not all noted; of one that is not remembered each is.
 func TestUsesOfARememberedKeyAreNotedApart(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	const apart = 25 * time.Second
 	for lease, want := range map[time.Duration][]bool{long: {true, false, true}, 0: {true, true, true}} {
 		r := w.run(lease)

@@ -15,7 +15,7 @@ import (
 // sighting must not match a new registration.
 func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	const lease = authcache.MinLease
@@ -50,7 +50,7 @@ func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 // Changes that don't stop coming neither cost an instance its connection nor keep those waiting who need a lease.
 func TestInstanceKeepsUpWithSteadyChanges(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	r := w.run(long)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()

@@ -18,7 +18,7 @@ import (
 // Contract 1: "tm_expire is tm_create plus expire seconds to the microsecond"; "At creation tm_update equals tm_create".
 func TestExpiryIsExactToTheMicrosecond(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	// A zone with daylight saving, in which a year of seconds is no year of the calendar's.
 	abroad := open(t, withSetting(t, w.url, "timezone", "America/New_York"))
 	for _, expire := range []int64{1, 59, 86399, 86400, 31535999, 31536000, 15768000, 2147483648, 3153599999, 3153600000} {
@@ -39,7 +39,7 @@ func TestExpiryIsExactToTheMicrosecond(t *testing.T) {
 func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	t.Parallel()
 	url := pgtest.Empty(t)
-	ahead := worldOn(t, url)
+	ahead := fixtureOn(t, url)
 	// What is found before pg_catalog's now() stands in for it, in the defaults of columns too. New connections see it.
 	ahead.exec(`CREATE SCHEMA ahead`)
 	ahead.exec(`CREATE FUNCTION ahead.now() RETURNS timestamptz STABLE LANGUAGE sql
@@ -48,7 +48,7 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	if _, err := store.Migrator(url, (&logBuffer{}).logger()).Up(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w := worldOn(t, url)
+	w := fixtureOn(t, url)
 	w.populate()
 
 	began := value[time.Time](w, `SELECT now()`)
@@ -107,7 +107,7 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 // Contract 4: "an absent field keeps its value; tm_update moves. The token and the expiry can't be changed".
 func TestUpdateChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	name, detail, empty := "another name", "another detail", ""
 	tests := map[string]struct {
 		change store.AccessKeyChange
@@ -140,7 +140,7 @@ func TestUpdateChangesWhatIsGivenAndNothingElse(t *testing.T) {
 // Contract 4: "A key of another customer: 403. Never existed or deleted: 404": a write names the customer whose key it is.
 func TestWritesReachLiveKeysOfTheirOwnCustomerOnly(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	mine, theirs := w.createKey(w.acme), w.createKey(w.globex)
 	gone := w.createKey(w.acme)
 	gone = must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, gone.ID))(t)
@@ -181,7 +181,7 @@ func TestWritesReachLiveKeysOfTheirOwnCustomerOnly(t *testing.T) {
 // Contract 3: "Expired, deleted ... 401": who verifies a key sees deleted and expired ones, and whether its customer lives.
 func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	live, doomed, short := newKey(w.acme, year), newKey(w.acme, year), newKey(w.globex, 1)
 	keys := map[string]store.AccessKey{}
 	for name, k := range map[string]store.NewAccessKey{"live": live, "doomed": doomed, "short": short} {
@@ -223,7 +223,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 // Contract 4: "A second DELETE: 404": of many at once one wins.
 func TestOfManyDeletionsAtOnceOneWins(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for range 5 {
 		key := w.createKey(w.acme)
 		won := 0
@@ -246,7 +246,7 @@ func TestOfManyDeletionsAtOnceOneWins(t *testing.T) {
 // Contract 4: "Never existed or deleted: 404": a deleted key does not change any more, however close the update comes.
 func TestUpdateThatMeetsADeletionComesBeforeOrNotAtAll(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	name := "changed"
 	update := func(key store.AccessKey) error {
 		_, err := w.store.UpdateAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})

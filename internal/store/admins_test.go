@@ -13,7 +13,7 @@ import (
 )
 
 // admins counts a customer's live admins.
-func (w *world) admins(customer store.Customer) int {
+func (w *fixture) admins(customer store.Customer) int {
 	w.t.Helper()
 	return value[int](w, `SELECT count(*) FROM agents WHERE customer_id = $1 AND permission & 32 <> 0 AND `+notDeleted, customer.ID)
 }
@@ -22,7 +22,7 @@ func (w *world) admins(customer store.Customer) int {
 // count, nor do deleted ones, nor those who have every bit but that one.
 func TestLastAdminCannotBeDeletedOrDemoted(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.createAgent(w.acme, "alice")
 	w.createAgent(w.globex, "glob")
 	gone := w.createAgent(w.acme, "gone")
@@ -69,7 +69,7 @@ func TestLastAdminCannotBeDeletedOrDemoted(t *testing.T) {
 func TestOfManyAdminsRemovedAtOnceOneIsLeft(t *testing.T) {
 	t.Parallel()
 	const many, rounds = 8, 12
-	w := newWorld(t)
+	w := newFixture(t)
 	strict := open(t, withSetting(t, w.url, "default_transaction_isolation", "serializable")) // an operator may have set it
 	w.createAgent(w.globex, "beside")
 	for round := range rounds {
@@ -107,7 +107,7 @@ func TestOfManyAdminsRemovedAtOnceOneIsLeft(t *testing.T) {
 // Control: the very same steps without that wait, the check and then the change, leave nobody.
 func TestChangesThatEndAnAdminWaitForEachOther(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.acme, "bob")
 	other := w.createAgent(w.globex, "glob")
 	w.createAgent(w.globex, "glob2")

@@ -16,7 +16,7 @@ import (
 // username may be changed to itself in another case, to one that is nobody's, and to one of a deleted agent.
 func TestUpdateOfAnAgentChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	agent := w.createAgent(w.acme, "Alice@Example.com")
 	w.createAgent(w.acme, "Taken")
 	w.createAgent(w.globex, "There")
@@ -62,7 +62,7 @@ func TestUpdateOfAnAgentChangesWhatIsGivenAndNothingElse(t *testing.T) {
 // Promised: "CustomerAdmin manages its customer's agents": a write names the customer whose agent it is.
 func TestWritesReachLiveAgentsOfTheirOwnCustomerOnly(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	mine, theirs := w.createAgent(w.acme, "mine"), w.createAgent(w.globex, "theirs")
 	w.createAgent(w.globex, "second") // so that it is not for being the last that theirs stays
 	gone := w.createAgent(w.acme, "gone")
@@ -110,7 +110,7 @@ func TestWritesReachLiveAgentsOfTheirOwnCustomerOnly(t *testing.T) {
 // each request": what verification reads of a key tells whose it is and which agent to read, and the agent reads as it is now.
 func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.createAgent(w.acme, "alice")
 	w.createAgent(w.acme, "another admin")
 	w.createAgent(w.globex, "glob")
@@ -149,7 +149,7 @@ func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 // Promised: the key of an agent is its customer's: no store call makes one that is of two.
 func TestKeyAndItsAgentAreOfOneCustomer(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.createAgent(w.acme, "alice")
 	for name, customer := range map[string]uuid.UUID{"another customer's key": w.globex.ID, "no customer's": uuid.New()} {
 		k := userKey(alice)
@@ -177,7 +177,7 @@ func TestKeyAndItsAgentAreOfOneCustomer(t *testing.T) {
 // Promised: "A deleted agent's tokens and user keys stop at once": its keys go with it, and no others.
 func TestKeysOfAnAgentAreDeletedWithIt(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.acme, "bob")
 	glob := w.createAgent(w.globex, "glob")
 	w.createKey(w.acme)
@@ -221,7 +221,7 @@ func TestKeysOfAnAgentAreDeletedWithIt(t *testing.T) {
 // Promised: "a changed password ends the tokens issued before it", and touches nothing else of the agent's.
 func TestChangedPasswordLeavesTheAgentsKeysAlone(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice := w.createAgent(w.acme, "alice")
 	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), userKey(alice)))(t)
 	set := must(w.store.SetPassword(t.Context(), store.Operator(), alice, secret.New("$argon2id$changed")))(t)

@@ -15,7 +15,7 @@ import (
 // Contract 2: "user names match without regard to case".
 func TestAgentIsFoundByUsernameInAnyCase(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, bob := w.createAgent(w.acme, "Alice@Example.com"), w.createAgent(w.globex, "bob")
 	wanted := newAgent(w.acme, "Alice@Example.com")
 	if want := (store.Agent{
@@ -48,7 +48,7 @@ func TestAgentIsFoundByUsernameInAnyCase(t *testing.T) {
 // agent is deleted": the credential of a deleted agent is still found, its login is not.
 func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.globex, "bob")
 	w.createAgent(w.acme, "another admin")
 	before := must(agentByID(t.Context(), w.store, alice.ID, changelog.Position{}))(t)
@@ -93,7 +93,7 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 // change, and never undoes one.
 func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	const old, renewed, changed = passwordHash, "$argon2id$renewed", "$argon2id$changed"
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.globex, "bob")
 	w.createAgent(w.acme, "another admin")
@@ -150,7 +150,7 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 // Contract 5: "a list of the customers that the caller may see (its own; ProjectSuperAdmin: all)".
 func TestCustomersAreListedNewestFirstOwnOrAll(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	initech := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Initech", Detail: "d", Email: "e@x"}))(t)
 	if want := (store.Customer{
 		ID: initech.ID, Name: "Initech", Detail: "d", Email: "e@x", TmCreate: initech.TmCreate, TmUpdate: initech.TmCreate,

@@ -35,7 +35,7 @@ func outcomeOf(b store.Bootstrapped) outcome { return outcome{b.Customer, b.Agen
 // with many servers starting at once.
 func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	var hashed atomic.Int32
 	b := bootstrap(&hashed)
 	results := make([]store.Bootstrapped, 8)
@@ -112,7 +112,7 @@ func TestBootstrapDoesNotBringBackWhatWasDeleted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			var hashed atomic.Int32
 			b := bootstrap(&hashed)
 			first := must(w.store.Bootstrap(t.Context(), b))(t)
@@ -135,23 +135,23 @@ func TestBootstrapTakesNothingFromAnotherCustomer(t *testing.T) {
 	t.Parallel()
 	hashing := errors.New("no memory to hash with")
 	for name, test := range map[string]struct {
-		prepare func(*world, *store.Bootstrap)
+		prepare func(*fixture, *store.Bootstrap)
 		want    error
 	}{
-		"the username": {func(w *world, _ *store.Bootstrap) { w.createAgent(w.globex, "ADMIN@initech") }, store.ErrOtherCustomer},
-		"the key":      {func(w *world, b *store.Bootstrap) { w.createKeyOf(w.globex, *b.AccessKey) }, store.ErrOtherCustomer},
-		"the expired key": {func(w *world, b *store.Bootstrap) {
+		"the username": {func(w *fixture, _ *store.Bootstrap) { w.createAgent(w.globex, "ADMIN@initech") }, store.ErrOtherCustomer},
+		"the key":      {func(w *fixture, b *store.Bootstrap) { w.createKeyOf(w.globex, *b.AccessKey) }, store.ErrOtherCustomer},
+		"the expired key": {func(w *fixture, b *store.Bootstrap) {
 			w.createKeyOf(w.globex, *b.AccessKey)
 			w.exec(`UPDATE accesskeys SET tm_create = tm_create - interval '2 years', tm_expire = tm_expire - interval '2 years'`)
 		}, store.ErrOtherCustomer},
-		"nothing, but hashing fails": {func(_ *world, b *store.Bootstrap) {
+		"nothing, but hashing fails": {func(_ *fixture, b *store.Bootstrap) {
 			b.PasswordHash = func(context.Context) (secret.Value, error) { return secret.Value{}, hashing }
 		}, hashing},
-		"nothing, but the schema refuses the key": {func(_ *world, b *store.Bootstrap) { b.AccessKey.TokenPrefix = "x" }, store.ErrRejected},
+		"nothing, but the schema refuses the key": {func(_ *fixture, b *store.Bootstrap) { b.AccessKey.TokenPrefix = "x" }, store.ErrRejected},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			var hashed atomic.Int32
 			b := bootstrap(&hashed)
 			test.prepare(w, &b)
@@ -169,7 +169,7 @@ func TestBootstrapTakesNothingFromAnotherCustomer(t *testing.T) {
 // its key stays its own and deleted.
 func TestBootstrapPassesByWhatAnotherCustomerDeleted(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	var hashed atomic.Int32
 	b := bootstrap(&hashed)
 	w.createAgent(w.globex, "admin@initech")
@@ -186,14 +186,14 @@ func TestBootstrapPassesByWhatAnotherCustomerDeleted(t *testing.T) {
 }
 
 // createKeyOf stores a key as this customer's.
-func (w *world) createKeyOf(customer store.Customer, k store.NewAccessKey) store.AccessKey {
+func (w *fixture) createKeyOf(customer store.Customer, k store.NewAccessKey) store.AccessKey {
 	w.t.Helper()
 	k.CustomerID = customer.ID
 	return must(w.store.CreateAccessKey(w.t.Context(), store.Operator(), k))(w.t)
 }
 
 // everything is all rows as text.
-func (w *world) everything() string {
+func (w *fixture) everything() string {
 	w.t.Helper()
 	return value[string](w, `SELECT string_agg(line, E'\n' ORDER BY line) FROM (
 		SELECT to_jsonb(c)::text AS line FROM customers c UNION ALL

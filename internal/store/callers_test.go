@@ -26,7 +26,7 @@ type targets struct {
 	pair     store.ServiceAccountKey
 }
 
-func (w *world) makeTargets(customer store.Customer) (on targets) {
+func (w *fixture) makeTargets(customer store.Customer) (on targets) {
 	w.t.Helper()
 	n := newAgent(customer, uuid.NewString())
 	n.Permission = 16
@@ -163,14 +163,14 @@ func loses(table string, id uuid.UUID) change {
 	return change{id, `UPDATE ` + table + ` SET roles = '{}' WHERE id = $1`, `UPDATE ` + table + ` SET roles = '{customer_admin}' WHERE id = $1`}
 }
 
-func (w *world) credential(k store.NewAccessKey, by store.Caller) store.AccessKeyCredential {
+func (w *fixture) credential(k store.NewAccessKey, by store.Caller) store.AccessKeyCredential {
 	w.t.Helper()
 	must(w.store.CreateAccessKey(w.t.Context(), by, k))(w.t)
 	return must(keyByHash(w.t.Context(), w.store, k.TokenHash, changelog.Position{}))(w.t)
 }
 
 // callerKinds makes one caller of each kind, admins of acme's. until is when tokens end.
-func (w *world) callerKinds(until time.Time) map[string]callerKind {
+func (w *fixture) callerKinds(until time.Time) map[string]callerKind {
 	w.t.Helper()
 	customer := ends("customers", w.acme.ID)
 	agent := w.createAgent(w.acme, "caller "+uuid.NewString())
@@ -219,7 +219,7 @@ func (w *world) callerKinds(until time.Time) map[string]callerKind {
 }
 
 // rows are all rows of all that is verified by, and the log's head.
-func (w *world) rows() string {
+func (w *fixture) rows() string {
 	w.t.Helper()
 	return value[string](w, `SELECT string_agg(line, E'\n' ORDER BY line) FROM (
 		SELECT to_jsonb(c)::text AS line FROM customers c UNION ALL
@@ -237,7 +237,7 @@ func TestWriteOfARevokedCallerChangesNothing(t *testing.T) {
 	for _, isolation := range []string{"read committed", "repeatable read", "serializable"} {
 		t.Run(isolation, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			s := open(t, withSetting(t, w.url, "default_transaction_isolation", isolation)) // an operator may have set it
 			kinds := w.callerKinds(value[time.Time](w, `SELECT now() + interval '1 hour'`))
 			if isolation != "read committed" { // what differs then is the same for all
@@ -300,7 +300,7 @@ func TestWriteOfARevokedCallerChangesNothing(t *testing.T) {
 // A token that ends while its request is under way writes no more.
 func TestWriteOfAnExpiredTokenChangesNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	ended := w.callerKinds(value[time.Time](w, `SELECT now()`))
 	on, before := w.makeTargets(w.acme), w.rows()
 	for _, kind := range []string{"an agent", "a service account"} {
@@ -317,7 +317,7 @@ func TestWriteOfAnExpiredTokenChangesNothing(t *testing.T) {
 // more power than the caller. What it does to itself it may do with whatever power it has.
 func TestAgentThatWasPromotedSinceIsNotWrittenTo(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	writes := callersWrites()
 	caller := w.callerKinds(time.Time{})["a customer-wide key"].caller
 	for _, name := range []string{"CreateAccessKey", "UpdateAgent", "SetPermission", "SetPassword", "DeleteAgent"} {
@@ -346,7 +346,7 @@ func TestAgentThatWasPromotedSinceIsNotWrittenTo(t *testing.T) {
 // A key shows who made it. One that a service account made, itself or by a key of its, is the account's too, and ends with it.
 func TestKeyShowsWhoMadeItAndEndsWithTheAccountThatDid(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	kinds := w.callerKinds(time.Time{})
 	creator := func(k store.AccessKey) string {
 		if k.CreatedByType == nil || k.CreatedByID == nil {

@@ -24,13 +24,13 @@ type entry struct {
 }
 
 // log is the log of changes, in order.
-func (w *world) log() []entry {
+func (w *fixture) log() []entry {
 	w.t.Helper()
 	rows := must(w.db.Query(w.t.Context(), `SELECT position, entry, noun, subjects FROM changes ORDER BY position`))(w.t)
 	return must(pgx.CollectRows(rows, pgx.RowToStructByPos[entry]))(w.t)
 }
 
-func (w *world) head() (p changelog.Position) {
+func (w *fixture) head() (p changelog.Position) {
 	w.t.Helper()
 	err := w.db.QueryRow(w.t.Context(), `SELECT position, entry FROM change_head`).Scan(&p.Number, &p.Entry)
 	if err != nil {
@@ -40,7 +40,7 @@ func (w *world) head() (p changelog.Position) {
 }
 
 // standIn is a row of the list of instances of which nobody takes care but the test.
-func (w *world) standIn(lease time.Duration) uuid.UUID {
+func (w *fixture) standIn(lease time.Duration) uuid.UUID {
 	w.t.Helper()
 	id := uuid.New()
 	w.internal(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
@@ -50,7 +50,7 @@ func (w *world) standIn(lease time.Duration) uuid.UUID {
 }
 
 // acknowledge is what an instance does that has applied the whole log.
-func (w *world) acknowledge(id uuid.UUID) {
+func (w *fixture) acknowledge(id uuid.UUID) {
 	w.t.Helper()
 	w.internal(`UPDATE instances SET seq = seq + 1, position = h.position, entry = h.entry FROM change_head h WHERE id = $1`, id)
 }
@@ -59,7 +59,7 @@ func (w *world) acknowledge(id uuid.UUID) {
 // nor what fails.
 func TestEveryRevocationIsInTheLog(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	admin, agent := w.createAgent(w.acme, "admin"), w.createAgent(w.acme, "agent")
 	_ = admin
 	k := userKey(agent)
@@ -151,7 +151,7 @@ func TestEveryRevocationIsInTheLog(t *testing.T) {
 // The order of positions is the order of commits, without a gap; what is rolled back leaves no trace.
 func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	const writers, each = 8, 25
 	agents := make([]store.Agent, writers)
 	for n := range agents {
@@ -238,7 +238,7 @@ func TestLogsOrderIsTheOrderOfCommits(t *testing.T) {
 // The log keeps its newest 10,000 changes.
 func TestLogIsTrimmed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.internal(`SELECT append_change('agents', ARRAY['\x00'::bytea], '{}') FROM generate_series(1, 10050)`)
 	log := w.log()
 	if len(log) != 10_000 || log[0].Position != 51 || log[len(log)-1].Position != 10_050 {
@@ -255,7 +255,7 @@ func TestLogIsTrimmed(t *testing.T) {
 }
 
 // revoking changes a logged row and says how long that took.
-func (w *world) revoking(s *store.Store, key store.AccessKey) (time.Duration, error) {
+func (w *fixture) revoking(s *store.Store, key store.AccessKey) (time.Duration, error) {
 	name, began := uuid.NewString(), time.Now()
 	_, err := s.UpdateAccessKey(w.t.Context(), store.Operator(), key.CustomerID, key.ID, store.AccessKeyChange{Name: &name})
 	return time.Since(began), err
@@ -264,7 +264,7 @@ func (w *world) revoking(s *store.Store, key store.AccessKey) (time.Duration, er
 // A revocation returns at once where there are no instances, and where they have all acknowledged it: not before.
 func TestRevocationWaitsForEveryInstance(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	key := w.createKey(w.acme)
 	const lease = time.Hour // nobody waits for its end
 	if _, err := w.revoking(w.store, key); err != nil {
@@ -310,7 +310,7 @@ func TestRevocationWaitsForEveryInstance(t *testing.T) {
 // Whoever is silent is waited for until its lease has ended, as are those whose acknowledgement can't be read.
 func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	key := w.createKey(w.acme)
 	const lease = 300 * time.Millisecond
 	check := func(when string, took time.Duration, err error) {
@@ -364,7 +364,7 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 // Many who wait at once share the looking.
 func TestManyRevocationsShareTheLooking(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	catcher := &statements{}
 	traced := openTraced(t, w.url, catcher)
 	const many = 30

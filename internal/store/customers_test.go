@@ -15,7 +15,7 @@ import (
 // Promised: "GET|PUT|DELETE /v1.0/customers/{id}": what is absent keeps its value.
 func TestUpdateOfACustomerChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	text := func(s string) *string { return &s }
 	customer := w.acme
 	for _, test := range []struct {
@@ -49,7 +49,7 @@ func TestUpdateOfACustomerChangesWhatIsGivenAndNothingElse(t *testing.T) {
 // tm_delete; its usernames are free, and nothing of another customer's is touched.
 func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	type possessions struct {
 		agent      store.Agent
 		wide, user store.NewAccessKey
@@ -129,7 +129,7 @@ func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 // The same "in one": where the deletion fails nothing is deleted.
 func TestCustomerIsDeletedWhollyOrNotAtAll(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.createAgent(w.acme, "alice")
 	w.createKey(w.acme)
 	w.createAccountKey(w.createAccount(w.acme))
@@ -152,7 +152,7 @@ func TestCustomerIsDeletedWhollyOrNotAtAll(t *testing.T) {
 // Issue 3, "ends every credential of it at once": also what is being made, or changed, at that very moment.
 func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for range 5 {
 		customer := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Doomed"}))(t)
 		agent, account := w.createAgent(customer, uuid.NewString()), w.createAccount(customer)
@@ -202,7 +202,7 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 }
 
 // ownedBy is all that a customer has, itself included, a line of text each.
-func (w *world) ownedBy(customer store.Customer) []string {
+func (w *fixture) ownedBy(customer store.Customer) []string {
 	w.t.Helper()
 	return value[[]string](w, `SELECT array_agg(line ORDER BY line) FROM (
 		SELECT to_jsonb(c)::text AS line FROM customers c WHERE id = $1 UNION ALL

@@ -46,16 +46,16 @@ func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 		"an account of no customer":  {func(r *trial) error { r.acme.ID = uuid.New(); return r.createAccount() }, store.ErrNoCustomer, nil},
 		"an account's long name":     {func(r *trial) error { return r.createAccount(strings.Repeat("n", 256)) }, store.ErrRejected, nil},
 		"a pair of no account":       {func(r *trial) error { return r.createAccountKey(accountOf(r.acme.ID, uuid.New()), "RS256") }, store.ErrNotFound, nil},
-		"a pair of no algorithm":     {func(r *trial) error { return r.createAccountKey(r.world.createAccount(r.acme), "HS256") }, store.ErrRejected, nil},
+		"a pair of no algorithm":     {func(r *trial) error { return r.createAccountKey(r.fixture.createAccount(r.acme), "HS256") }, store.ErrRejected, nil},
 		"a pair too many": {func(r *trial) error {
-			account := r.world.createAccount(r.acme)
+			account := r.fixture.createAccount(r.acme)
 			for range store.MaxServiceAccountKeys {
-				r.world.createAccountKey(account)
+				r.fixture.createAccountKey(account)
 			}
 			return r.createAccountKey(account, "RS256")
 		}, store.ErrTooManyKeys, nil},
 		"a last admin": {func(r *trial) error {
-			agent := r.world.createAgent(r.acme, "u")
+			agent := r.fixture.createAgent(r.acme, "u")
 			_, err := r.store.DeleteAgent(r.t.Context(), store.Operator(), agent)
 			return err
 		}, store.ErrLastAdmin, nil},
@@ -211,9 +211,9 @@ const (
 		WHERE datname = current_database() AND application_name = 'accesskeys'`
 )
 
-// trial is a world with a key and an agent to be stored, whose secrets no error may show.
+// trial is a fixture with a key and an agent to be stored, whose secrets no error may show.
 type trial struct {
-	*world
+	*fixture
 	key      store.NewAccessKey
 	agent    store.NewAgent
 	password string // of the database's address
@@ -228,7 +228,7 @@ func newTrial(t *testing.T) *trial {
 	} else {
 		address = withSetting(t, address, "password", password)
 	}
-	r := &trial{world: worldOn(t, address), password: password}
+	r := &trial{fixture: fixtureOn(t, address), password: password}
 	r.populate()
 	r.key, r.agent = newKey(r.acme, year), newAgent(r.acme, "u")
 	r.agent.PasswordHash = secret.New("$argon2id$v=19$" + rand.Text())

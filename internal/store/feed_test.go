@@ -20,7 +20,7 @@ import (
 // those who register.
 func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	key := w.createKey(w.acme)
 	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
@@ -87,7 +87,7 @@ func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 // was committed before the instance read the log for it.
 func TestRegistrationAndChangesWaitForEachOther(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	key := w.createKey(w.acme)
 	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
@@ -128,7 +128,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	if _, err := store.Migrator(url, log.logger()).Up(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w := worldOn(t, url)
+	w := fixtureOn(t, url)
 	w.populate()
 	agent := w.createAgent(w.acme, "agent")
 	for _, sql := range []string{

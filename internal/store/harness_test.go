@@ -49,8 +49,8 @@ const passwordHash = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$Y2FuYXJ5LWhhc2g"
 // year is a key's usual lifetime in seconds.
 const year = 31536000
 
-// world is a store on a migrated database of its own with two customers in it: what is done to acme, globex must not feel.
-type world struct {
+// fixture is a store on a migrated database of its own with two customers in it: what is done to acme, globex must not feel.
+type fixture struct {
 	t            *testing.T
 	url          secret.Value
 	store        *store.Store
@@ -58,20 +58,20 @@ type world struct {
 	acme, globex store.Customer
 }
 
-func newWorld(t *testing.T) *world {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	w := worldOn(t, pgtest.Migrated(t))
+	w := fixtureOn(t, pgtest.Migrated(t))
 	w.populate()
 	return w
 }
 
-// worldOn is a world on a given database, without the customers.
-func worldOn(t *testing.T, url secret.Value) *world {
+// fixtureOn is a fixture on a given database, without the customers.
+func fixtureOn(t *testing.T, url secret.Value) *fixture {
 	t.Helper()
-	return &world{t: t, url: url, store: open(t, url), db: poolOn(t, url)}
+	return &fixture{t: t, url: url, store: open(t, url), db: poolOn(t, url)}
 }
 
-func (w *world) populate() {
+func (w *fixture) populate() {
 	w.t.Helper()
 	w.acme = must(w.store.CreateCustomer(w.t.Context(), store.Operator(), store.NewCustomer{Name: "Acme"}))(w.t)
 	w.globex = must(w.store.CreateCustomer(w.t.Context(), store.Operator(), store.NewCustomer{Name: "Globex"}))(w.t)
@@ -117,7 +117,7 @@ func newKey(customer store.Customer, expire int64) store.NewAccessKey {
 	}
 }
 
-func (w *world) createKey(customer store.Customer) store.AccessKey {
+func (w *fixture) createKey(customer store.Customer) store.AccessKey {
 	w.t.Helper()
 	return must(w.store.CreateAccessKey(w.t.Context(), store.Operator(), newKey(customer, year)))(w.t)
 }
@@ -129,7 +129,7 @@ func newAgent(customer store.Customer, username string) store.NewAgent {
 	}
 }
 
-func (w *world) createAgent(customer store.Customer, username string) store.Agent {
+func (w *fixture) createAgent(customer store.Customer, username string) store.Agent {
 	w.t.Helper()
 	return must(w.store.CreateAgent(w.t.Context(), store.Operator(), newAgent(customer, username)))(w.t)
 }
@@ -141,14 +141,14 @@ func userKey(agent store.Agent) store.NewAccessKey {
 	return k
 }
 
-func (w *world) createAccount(customer store.Customer, roles ...string) store.ServiceAccount {
+func (w *fixture) createAccount(customer store.Customer, roles ...string) store.ServiceAccount {
 	w.t.Helper()
 	return must(w.store.CreateServiceAccount(w.t.Context(), store.Operator(), store.NewServiceAccount{
 		CustomerID: customer.ID, Name: "an account", Detail: "of " + customer.Name, Roles: append([]string{}, roles...),
 	}))(w.t)
 }
 
-func (w *world) createAccountKey(account store.ServiceAccount) store.ServiceAccountKey {
+func (w *fixture) createAccountKey(account store.ServiceAccount) store.ServiceAccountKey {
 	w.t.Helper()
 	return must(w.store.CreateServiceAccountKey(w.t.Context(), store.Operator(), account, "ES256", []byte("public")))(w.t)
 }
@@ -189,14 +189,14 @@ func accountOf(customer, id uuid.UUID) store.ServiceAccount {
 
 // holdLock begins a transaction that holds a customer's lock: shared, as a write that inserts does, or exclusively, as one that
 // revokes.
-func (w *world) holdLock(customer store.Customer, shared bool) pgx.Tx {
+func (w *fixture) holdLock(customer store.Customer, shared bool) pgx.Tx {
 	w.t.Helper()
 	tx := w.begin()
 	w.takeLock(tx, customer, shared)
 	return tx
 }
 
-func (w *world) takeLock(tx pgx.Tx, customer store.Customer, shared bool) {
+func (w *fixture) takeLock(tx pgx.Tx, customer store.Customer, shared bool) {
 	w.t.Helper()
 	sql := `SELECT pg_advisory_xact_lock($1::int, $2::int)`
 	if shared {
@@ -208,14 +208,14 @@ func (w *world) takeLock(tx pgx.Tx, customer store.Customer, shared bool) {
 }
 
 // internal runs SQL that changes the log or the list of instances, as the store does.
-func (w *world) internal(sql string, args ...any) {
+func (w *fixture) internal(sql string, args ...any) {
 	w.t.Helper()
 	if err := w.internally(sql, args...); err != nil {
 		w.t.Fatalf("%s: %v", sql, err)
 	}
 }
 
-func (w *world) internally(sql string, args ...any) error {
+func (w *fixture) internally(sql string, args ...any) error {
 	w.t.Helper()
 	return pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(w.t.Context(), `SET LOCAL accesskeys.internal = 'on'`); err != nil {
@@ -227,7 +227,7 @@ func (w *world) internally(sql string, args ...any) error {
 }
 
 // exec runs SQL of the test's own.
-func (w *world) exec(sql string, args ...any) {
+func (w *fixture) exec(sql string, args ...any) {
 	w.t.Helper()
 	if _, err := w.db.Exec(w.t.Context(), sql, args...); err != nil {
 		w.t.Fatalf("%s: %v", sql, err)
@@ -235,7 +235,7 @@ func (w *world) exec(sql string, args ...any) {
 }
 
 // value reads one value by SQL of the test's own.
-func value[T any](w *world, sql string, args ...any) (v T) {
+func value[T any](w *fixture, sql string, args ...any) (v T) {
 	w.t.Helper()
 	if err := w.db.QueryRow(w.t.Context(), sql, args...).Scan(&v); err != nil {
 		w.t.Fatalf("%s: %v", sql, err)
@@ -245,7 +245,7 @@ func value[T any](w *world, sql string, args ...any) (v T) {
 
 // begin begins a transaction of the test's own. It is rolled back at the end if nothing has ended it by then: otherwise
 // a test that fails halfway would wait for its connection for ever.
-func (w *world) begin() pgx.Tx {
+func (w *fixture) begin() pgx.Tx {
 	w.t.Helper()
 	tx := must(w.db.Begin(w.t.Context()))(w.t)
 	w.t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
@@ -253,7 +253,7 @@ func (w *world) begin() pgx.Tx {
 }
 
 // lockKey holds a key's row until release, so that whoever writes it waits.
-func (w *world) lockKey(id uuid.UUID) (tx pgx.Tx, release func()) {
+func (w *fixture) lockKey(id uuid.UUID) (tx pgx.Tx, release func()) {
 	w.t.Helper()
 	tx = w.begin()
 	if _, err := tx.Exec(w.t.Context(), `SELECT FROM accesskeys WHERE id = $1 FOR UPDATE`, id); err != nil {
@@ -268,13 +268,13 @@ func (w *world) lockKey(id uuid.UUID) (tx pgx.Tx, release func()) {
 }
 
 // untilWaiting returns when one of the store's connections waits for a lock.
-func (w *world) untilWaiting() {
+func (w *fixture) untilWaiting() {
 	w.t.Helper()
 	w.untilSoManyWait(1)
 }
 
 // untilSoManyWait returns when n of the store's connections wait for locks.
-func (w *world) untilSoManyWait(n int) {
+func (w *fixture) untilSoManyWait(n int) {
 	w.t.Helper()
 	until(w.t, "the store waits for a lock", func() bool {
 		return value[int](w, `SELECT count(*) FROM pg_stat_activity

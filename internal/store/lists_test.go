@@ -14,7 +14,7 @@ import (
 // repetition "however many keys share a tm_create": as keys of a customer's (paging_test.go), so every other list.
 func TestEveryListIsNewestFirstAndWholeWhateverThePageSize(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	agent, other := w.createAgent(w.acme, "holder"), w.createAgent(w.acme, "other holder")
 	account, otherAccount := w.createAccount(w.acme), w.createAccount(w.acme)
 	w.exec(`UPDATE agents SET tm_delete = now() WHERE customer_id = $1`, w.acme.ID) // out of the lists below

@@ -15,7 +15,7 @@ import (
 )
 
 // withDefaultIsolation makes the isolation of all connections to come another one.
-func (w *world) withDefaultIsolation(isolation string) *store.Store {
+func (w *fixture) withDefaultIsolation(isolation string) *store.Store {
 	w.t.Helper()
 	w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''` + isolation + `''', current_database()); END $$`)
 	return open(w.t, w.url)
@@ -24,7 +24,7 @@ func (w *world) withDefaultIsolation(isolation string) *store.Store {
 // Writes of two customers' callers on each other's rows take the customers' locks in one order: the one that waits for the first holds none.
 func TestWritesTakeTheLocksOfTwoCustomersInOneOrder(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for customer, end := range map[*store.Customer]byte{&w.acme: 1, &w.globex: 2} { // the lock's key is the last byte
 		customer.ID[15] = end
 		w.exec(`INSERT INTO customers (id, name) VALUES ($1, 'of one key')`, customer.ID)
@@ -55,12 +55,12 @@ func TestWritesTakeTheLocksOfTwoCustomersInOneOrder(t *testing.T) {
 }
 
 // everyIsolation runs a test with each default that a database may have.
-func everyIsolation(t *testing.T, test func(t *testing.T, w *world, s *store.Store)) {
+func everyIsolation(t *testing.T, test func(t *testing.T, w *fixture, s *store.Store)) {
 	t.Helper()
 	for _, isolation := range []string{"read committed", "repeatable read", "serializable"} {
 		t.Run(isolation, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			test(t, w, w.withDefaultIsolation(isolation))
 		})
 	}
@@ -70,7 +70,7 @@ func everyIsolation(t *testing.T, test func(t *testing.T, w *world, s *store.Sto
 // isolation is the default, and whoever revokes. Controls: a revocation that is rolled back, or of somebody else, hinders nothing.
 func TestWriteThatWaitsWhileItsCallerIsRevokedTakesNoEffect(t *testing.T) {
 	t.Parallel()
-	everyIsolation(t, func(t *testing.T, w *world, s *store.Store) {
+	everyIsolation(t, func(t *testing.T, w *fixture, s *store.Store) {
 		for what, test := range map[string]struct {
 			revoke func(pgx.Tx, store.AccessKey) error // in a transaction of psql's, which has the lock by then
 			commit bool
@@ -140,7 +140,7 @@ func TestWriteThatWaitsWhileItsCallerIsRevokedTakesNoEffect(t *testing.T) {
 }
 
 // written counts the rows that are not as they were.
-func (w *world) written(before string) int {
+func (w *fixture) written(before string) int {
 	w.t.Helper()
 	return value[int](w, `SELECT count(*) FROM regexp_split_to_table($1, E'\n') line WHERE line <> ALL (regexp_split_to_array($2, E'\n'))`,
 		w.rows(), before)
@@ -149,7 +149,7 @@ func (w *world) written(before string) int {
 // The same where the revocation is one of the store's, which holds the customer's lock while it waits for the log's head.
 func TestWriteThatWaitsForARevocationOfTheStoresTakesNoEffect(t *testing.T) {
 	t.Parallel()
-	everyIsolation(t, func(t *testing.T, w *world, s *store.Store) {
+	everyIsolation(t, func(t *testing.T, w *fixture, s *store.Store) {
 		credential := w.credential(newKey(w.acme, year), store.Operator())
 		caller, on := store.AccessKeyCaller(credential), w.makeTargets(w.acme)
 		head := must(w.db.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.ReadCommitted}))(t)
@@ -184,7 +184,7 @@ func TestWriteThatWaitsForARevocationOfTheStoresTakesNoEffect(t *testing.T) {
 }
 
 // underWay starts a write of a caller's that has passed all tests and waits for a row of the test's. It ends with release.
-func (w *world) underWay(s *store.Store, caller store.Caller, name string) (done chan error, release func()) {
+func (w *fixture) underWay(s *store.Store, caller store.Caller, name string) (done chan error, release func()) {
 	w.t.Helper()
 	on := w.makeTargets(w.acme)
 	tx := must(w.db.BeginTx(w.t.Context(), pgx.TxOptions{IsoLevel: pgx.ReadCommitted}))(w.t)
@@ -217,7 +217,7 @@ func (w *world) underWay(s *store.Store, caller store.Caller, name string) (done
 // the triggers take no lock psql's doesn't wait, and the write takes effect after it.
 func TestRevocationWaitsForWritesUnderWay(t *testing.T) {
 	t.Parallel()
-	everyIsolation(t, func(t *testing.T, w *world, s *store.Store) {
+	everyIsolation(t, func(t *testing.T, w *fixture, s *store.Store) {
 		waiting := func() int {
 			return value[int](w, `SELECT count(*) FROM pg_stat_activity
 				WHERE datname = current_database() AND pid <> pg_backend_pid() AND wait_event_type = 'Lock'`)
@@ -276,7 +276,7 @@ func TestRevocationWaitsForWritesUnderWay(t *testing.T) {
 }
 
 // lockingFunction is the one by which the triggers take the customers' locks, with its parameters.
-func lockingFunction(w *world) string {
+func lockingFunction(w *fixture) string {
 	w.t.Helper()
 	return value[string](w, `SELECT proname || '(' || pg_get_function_arguments(oid) || ')' FROM pg_proc
 		WHERE pronamespace = 'public'::regnamespace AND proname LIKE '%lock_customers'`)
@@ -285,7 +285,7 @@ func lockingFunction(w *world) string {
 // A change by hand takes rows and locks in another order than the store, and Postgres ends one of the two. The store tries again.
 func TestDeadlockWithAChangeByHandIsTriedAgain(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	// The store's side of it is to notice: late enough for the test to close the circle.
 	s := open(t, withSetting(t, w.url, "deadlock_timeout", "3s"))
 	key := w.createKey(w.acme)
@@ -317,12 +317,12 @@ func TestDeadlockWithAChangeByHandIsTriedAgain(t *testing.T) {
 }
 
 // untilDeadlocks returns when Postgres has counted so many in this database.
-func (w *world) untilDeadlocks(n int) {
+func (w *fixture) untilDeadlocks(n int) {
 	w.t.Helper()
 	until(w.t, fmt.Sprintf("there were %d deadlocks", n), func() bool { return w.deadlocks() >= n })
 }
 
-func (w *world) deadlocks() int {
+func (w *fixture) deadlocks() int {
 	w.t.Helper()
 	return value[int](w, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`)
 }
@@ -330,7 +330,7 @@ func (w *world) deadlocks() int {
 // Writes of one customer don't wait for another's, and those that insert not for each other.
 func TestWritesWaitForTheirOwnCustomersRevocationsOnly(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	acmes := w.makeTargets(w.acme)
 	w.createAgent(w.globex, "the admin who stays")
 	held := w.holdLock(w.acme, true)
@@ -371,7 +371,7 @@ func TestDeletionOfALargeCustomerAmidWritesMeetsNoDeadlock(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			if what == "with more than a change" {
 				w.exec(`INSERT INTO accesskeys (id, customer_id, token_sha256, token_prefix, tm_expire)
 					SELECT gen_random_uuid(), $1, sha256(int8send(i)), 'vb_12345678', now() + interval '1 day' FROM generate_series(1, 1500) i`, w.acme.ID)

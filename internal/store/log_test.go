@@ -34,18 +34,18 @@ func revisions() (names []string) {
 }
 
 // withoutTriggers are ways in which no statement trigger fires.
-func withoutTriggers() map[string]func(*world) *store.Store {
-	ways := map[string]func(*world) *store.Store{
-		"a setting of the address": func(w *world) *store.Store {
+func withoutTriggers() map[string]func(*fixture) *store.Store {
+	ways := map[string]func(*fixture) *store.Store{
+		"a setting of the address": func(w *fixture) *store.Store {
 			return open(w.t, withSetting(w.t, w.url, "session_replication_role", "replica"))
 		},
-		"a setting of the database": func(w *world) *store.Store {
+		"a setting of the database": func(w *fixture) *store.Store {
 			w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET session_replication_role = replica', current_database()); END $$`)
 			return open(w.t, w.url)
 		},
 	}
 	for _, which := range []string{"ALL", "USER"} {
-		ways["disabled triggers, "+which] = func(w *world) *store.Store {
+		ways["disabled triggers, "+which] = func(w *fixture) *store.Store {
 			for _, noun := range nouns() {
 				w.exec(`ALTER TABLE ` + noun + ` DISABLE TRIGGER ` + which)
 			}
@@ -62,7 +62,7 @@ func TestChangeIsLoggedWhereNoTriggerFires(t *testing.T) {
 	for way, take := range withoutTriggers() {
 		t.Run(way, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			s := take(w)
 			logs := func(name string) int64 {
 				on := w.makeTargets(must(s.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "c"}))(t))
@@ -100,7 +100,7 @@ func TestChangeIsLoggedWhereNoTriggerFires(t *testing.T) {
 // What is refused, or finds nothing to change, is not logged, with triggers or without.
 func TestWhatChangesNothingIsNotLogged(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	plain := w.store
 	replica := open(t, withSetting(t, w.url, "session_replication_role", "replica"))
 	nothing := targets{
@@ -122,7 +122,7 @@ func TestWhatChangesNothingIsNotLogged(t *testing.T) {
 // a transaction, however many there are. TRUNCATE is, whatever triggers fire.
 func TestChangesOfAnApplyWorkerAreLoggedOnceATransaction(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`INSERT INTO accesskeys (id, customer_id, token_sha256, token_prefix, tm_expire)
 		SELECT gen_random_uuid(), $1, sha256(int8send(i)), 'vb_12345678', now() + interval '1 day' FROM generate_series(1, 3000) i`, w.acme.ID)
 	account := w.createAccount(w.acme)
@@ -176,7 +176,7 @@ func TestChangesOfAnApplyWorkerAreLoggedOnceATransaction(t *testing.T) {
 func TestChangesFromAnotherSearchPathAreLogged(t *testing.T) {
 	t.Parallel()
 	url := withSetting(t, pgtest.Empty(t), "search_path", "auth")
-	w := worldOn(t, url)
+	w := fixtureOn(t, url)
 	w.exec(`CREATE SCHEMA auth`)
 	must(store.Migrator(url, (&logBuffer{}).logger()).Up(t.Context()))(t)
 	w.populate()
@@ -221,7 +221,7 @@ func TestChangesFromAnotherSearchPathAreLogged(t *testing.T) {
 // Inspect names each trigger that is missing, or does not fire when it should, and nothing when all is well.
 func TestInspectionNamesTriggersThatDoNotFire(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	broken := func() []string { return must(w.store.Log.Inspect(t.Context()))(t).BrokenTriggers }
 	if got := broken(); len(got) != 0 {
 		t.Errorf("of a fresh schema %q are broken", got)
@@ -274,7 +274,7 @@ func TestInspectionNamesTriggersThatDoNotFire(t *testing.T) {
 // store, all the time.
 func TestInternalTablesCannotBeChangedByHand(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.standIn(time.Hour)
 	w.createAgent(w.acme, "alice")
 	w.exec(`UPDATE agents SET name = 'n'`)
@@ -331,7 +331,7 @@ func TestDamagedLogIsHealed(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			for range 5 {
 				w.exec(`UPDATE customers SET tm_update = now()`)
 			}

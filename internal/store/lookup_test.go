@@ -14,7 +14,7 @@ import (
 // What is read together is what is read one by one, of every kind, with all that it rests on; what is not there is not found.
 func TestLookupFindsEveryKindWithWhatItRestsOn(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, account := w.createAgent(w.acme, "alice"), w.createAccount(w.acme, "customer_admin")
 	pair := w.createAccountKey(account)
 	byAccount := must(pairByID(t.Context(), w.store, pair.ID, changelog.Position{}))(t)
@@ -73,7 +73,7 @@ func TestLookupFindsEveryKindWithWhatItRestsOn(t *testing.T) {
 // the other rows that are older: never the other way round.
 func TestLookupsOrderSaysWhichIsNewer(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	k := newKey(w.acme, year)
 	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	for order, name := range map[store.Order]string{store.HeadFirst: "head first", store.HeadLast: "head last"} {
@@ -119,7 +119,7 @@ func TestLookupsOrderSaysWhichIsNewer(t *testing.T) {
 // A look-up on a database that only reads, one with another log, or one without a head, is no answer. Control: elsewhere it is.
 func TestLookupOnADatabaseThatIsNotTheOneIsUnavailable(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	k := newKey(w.acme, year)
 	must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	known := w.head()

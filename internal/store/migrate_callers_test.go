@@ -35,9 +35,9 @@ func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
 			k.Roles = []string{"accesskey_admin", "accesskey_viewer", "agent_admin", "agent_viewer"}
 		}, true},
 	}
-	setUp := func() (w *world, keys map[string]uuid.UUID) {
+	setUp := func() (w *fixture, keys map[string]uuid.UUID) {
 		t.Helper()
-		w, keys = newWorld(t), map[string]uuid.UUID{}
+		w, keys = newFixture(t), map[string]uuid.UUID{}
 		for name, test := range tests {
 			for i, customer := range []store.Customer{w.acme, w.globex} {
 				k := newKey(customer, year)
@@ -47,7 +47,7 @@ func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
 		}
 		return w, keys
 	}
-	live := func(w *world, keys map[string]uuid.UUID) (names []string) {
+	live := func(w *fixture, keys map[string]uuid.UUID) (names []string) {
 		for name, id := range keys {
 			if value[bool](w, `SELECT `+notDeleted+` FROM accesskeys WHERE id = $1`, id) {
 				names = append(names, name)
@@ -100,14 +100,14 @@ func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
 // Style: "migrations up, down, up", step by step: each step down leads to the schema that the steps below it make.
 func TestEachStepDownGivesTheSchemaOfTheStepsBelow(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Migrated(t))
+	w := fixtureOn(t, pgtest.Migrated(t))
 	for version := newestStep(t) - 1; version > 0; version-- {
 		w.downTo(version, migrations.Files)
 		steps := copied(t)
 		maps.DeleteFunc(steps, func(name string, _ *fstest.MapFile) bool {
 			return name >= fmt.Sprintf("%06d", version+1)
 		})
-		below := worldOn(t, pgtest.Empty(t))
+		below := fixtureOn(t, pgtest.Empty(t))
 		must(migrator(below.url, slog.New(slog.DiscardHandler), steps, patience).Up(t.Context()))(t)
 		if got, want := fingerprint(w), fingerprint(below); got != want {
 			t.Errorf("down to %d gives\n%s\ninstead of\n%s", version, got, want)
@@ -119,7 +119,7 @@ func TestEachStepDownGivesTheSchemaOfTheStepsBelow(t *testing.T) {
 // the columns that it did not know, and such a key is its customer's, also after all the steps that came later.
 func TestProgramBeforeTheCallersWroteToTheirSchema(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	k := newKey(w.acme, year)
 	w.downTo(3, migrations.Files)
 	w.exec(`INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
@@ -135,7 +135,7 @@ func TestProgramBeforeTheCallersWroteToTheirSchema(t *testing.T) {
 // Contract 6: "migrate (safe with many servers starting at once)": keys that exist come through the step as they were.
 func TestKeysFromBeforeStayTheirCustomers(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	k := newKey(w.acme, year)
 	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	w.downTo(1, migrations.Files)
@@ -148,7 +148,7 @@ func TestKeysFromBeforeStayTheirCustomers(t *testing.T) {
 }
 
 // downTo takes back the steps above a version.
-func (w *world) downTo(version int, steps fs.FS) {
+func (w *fixture) downTo(version int, steps fs.FS) {
 	w.t.Helper()
 	for at := newestStep(w.t); at > version; {
 		below := must(migrator(w.url, slog.New(slog.DiscardHandler), steps, patience).Down(w.t.Context()))(w.t)

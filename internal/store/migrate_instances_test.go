@@ -33,9 +33,9 @@ func stepsUpTo(t *testing.T, version int) fs.FS {
 }
 
 // madeBefore is a database with data as a program of before left it, at a version up to 3.
-func madeBefore(t *testing.T, version int) *world {
+func madeBefore(t *testing.T, version int) *fixture {
 	t.Helper()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	must(migrator(w.url, slog.New(slog.DiscardHandler), stepsUpTo(t, version), patience).Up(t.Context()))(t)
 	w.exec(`ALTER TABLE accesskeys_migrations RENAME TO schema_migrations`)
 	const customers = `INSERT INTO customers (id, name, detail, email) VALUES ('00000000-0000-4000-8000-000000000001', 'Acme', 'of before', 'e@x')`
@@ -63,7 +63,7 @@ func madeBefore(t *testing.T, version int) *world {
 }
 
 // said is what verification and lists read of each row, in an order.
-func (w *world) said() string {
+func (w *fixture) said() string {
 	w.t.Helper()
 	description := "detail"
 	if value[bool](w, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'customers'::regclass AND attname = 'description')`) {
@@ -86,7 +86,7 @@ func TestDatabaseOfAnEarlierVersionUpgradesWhole(t *testing.T) {
 			return strings.HasPrefix(line, "row customers") || line == ""
 		}), "\n")
 	}
-	fresh := fingerprint(worldOn(t, pgtest.Migrated(t)))
+	fresh := fingerprint(fixtureOn(t, pgtest.Migrated(t)))
 	for version := 1; version <= 3; version++ {
 		t.Run(string(rune('0'+version)), func(t *testing.T) {
 			t.Parallel()
@@ -181,7 +181,7 @@ func TestProgramsOfBeforeAreShutOut(t *testing.T) {
 // Who goes back ends the keys that service accounts made: for programs of before nothing would bound them.
 func TestGoingBackEndsTheKeysOfServiceAccounts(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	kinds := w.callerKinds(time.Time{})
 	made := w.credential(newKey(w.acme, year), kinds["a service account"].caller)
 	live := func() int { return value[int](w, `SELECT count(*) FROM accesskeys WHERE `+notDeleted) }
@@ -200,7 +200,7 @@ func TestGoingBackEndsTheKeysOfServiceAccounts(t *testing.T) {
 // and down.
 func TestMigrationsOfAnotherProgramAreLeftAlone(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	w.exec(`CREATE TABLE schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL)`)
 	w.exec(`INSERT INTO schema_migrations VALUES (20260101, true)`)
 	log := slog.New(slog.DiscardHandler)
@@ -244,7 +244,7 @@ func TestTablesOfAnotherProgramAreLeftAlone(t *testing.T) {
 		`CREATE TABLE accesskeys (id int); CREATE TABLE customers (id int); CREATE TABLE agents (id int);
 		 CREATE TABLE schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL); INSERT INTO schema_migrations VALUES (3, false)`,
 	} {
-		w := worldOn(t, pgtest.Empty(t))
+		w := fixtureOn(t, pgtest.Empty(t))
 		for statement := range strings.SplitSeq(sql, ";") {
 			w.exec(statement)
 		}
@@ -259,7 +259,7 @@ func TestTablesOfAnotherProgramAreLeftAlone(t *testing.T) {
 		}
 	}
 	// Control: in a schema of its own it has room beside them.
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	w.exec(`CREATE TABLE customers (id int)`)
 	w.exec(`CREATE SCHEMA keys`)
 	must(store.Migrator(withSetting(t, w.url, "search_path", "keys"), log).Up(t.Context()))(t)
@@ -268,7 +268,7 @@ func TestTablesOfAnotherProgramAreLeftAlone(t *testing.T) {
 // All names that the migrations use are looked for.
 func TestEveryTableIsKnownAsOurs(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Migrated(t))
+	w := fixtureOn(t, pgtest.Migrated(t))
 	ours := value[[]string](w, `SELECT array_agg(tablename::text ORDER BY tablename) FROM pg_tables
 		WHERE schemaname = 'public' AND tablename <> 'accesskeys_migrations'`)
 	for _, name := range ours {
@@ -281,7 +281,7 @@ func TestEveryTableIsKnownAsOurs(t *testing.T) {
 // A database that can't hold every text is refused.
 func TestDatabaseThatIsNotUTF8IsRefused(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	name := "latin_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	w.exec(`CREATE DATABASE ` + name + ` ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0`)
 	defer w.exec(`DROP DATABASE ` + name + ` WITH (FORCE)`)

@@ -23,7 +23,7 @@ import (
 // Contract 6: "migrate (safe with many servers starting at once)"; style: "migrations up, down, up".
 func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	log := slog.New(slog.DiscardHandler)
 	version := func(want int) {
 		t.Helper()
@@ -94,13 +94,13 @@ func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
 		change = `CREATE TABLE extra (id int); ALTER TABLE customers DROP COLUMN email; UPDATE customers SET name = 'changed';`
 		sleep  = `SELECT pg_sleep(600);`
 	)
-	cutConnection := func(w *world, _ context.CancelFunc) {
+	cutConnection := func(w *fixture, _ context.CancelFunc) {
 		w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE ` + sleeping)
 	}
-	endContext := func(_ *world, cancel context.CancelFunc) { cancel() }
+	endContext := func(_ *fixture, cancel context.CancelFunc) { cancel() }
 	tests := map[string]struct {
 		step      string
-		interrupt func(*world, context.CancelFunc) // nil where the step fails by itself
+		interrupt func(*fixture, context.CancelFunc) // nil where the step fails by itself
 		want      error
 	}{
 		"a statement fails":         {change + `INSERT INTO nowhere VALUES (1);`, nil, store.ErrUnavailable},
@@ -114,7 +114,7 @@ func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
 		} {
 			t.Run(name+" "+start, func(t *testing.T) {
 				t.Parallel()
-				w := worldOn(t, database(t))
+				w := fixtureOn(t, database(t))
 				if strings.Contains(start, "migrated") {
 					w.populate()
 				}
@@ -154,7 +154,7 @@ func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
 // The same where it is not the database that fails: the first step has succeeded when the next one can't be read.
 func TestMigrationThatCannotBeReadLeavesTheDatabaseAsItWas(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	before := fingerprint(w)
 	steps := unreadable{FS: stepsAnd(t, `SELECT 1`), name: moreUp}
 	_, err := migrator(w.url, slog.New(slog.DiscardHandler), steps, patience).Up(t.Context())
@@ -183,7 +183,7 @@ func (u unreadable) Open(name string) (fs.File, error) {
 // Contract 6: "migrate (safe with many servers starting at once)".
 func TestManyServersMigrateAtOnce(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	var log logBuffer
 	newest := newestStep(t)
 	strict := withSetting(t, w.url, "default_transaction_isolation", "serializable") // an operator may have set it
@@ -201,7 +201,7 @@ func TestManyServersMigrateAtOnce(t *testing.T) {
 	if got := strings.Count(log.String(), `msg="migrating the database"`); got != 1 {
 		t.Errorf("%d of eight have migrated:\n%s", got, log.String())
 	}
-	reference := worldOn(t, pgtest.Migrated(t))
+	reference := fixtureOn(t, pgtest.Migrated(t))
 	if got, want := fingerprint(w), fingerprint(reference); got != want {
 		t.Errorf("eight at once give\n%s\ninstead of\n%s", got, want)
 	}
@@ -210,7 +210,7 @@ func TestManyServersMigrateAtOnce(t *testing.T) {
 // Style: "expand, then contract": the program before the newest migration runs on beside the one after it.
 func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`UPDATE accesskeys_migrations SET version = version + 7`)
 	w.exec(`ALTER TABLE customers ADD COLUMN later text`)
 	before := fingerprint(w)
@@ -236,7 +236,7 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 // Pitfalls: "waits on its advisory lock without a bound. Bound it; give each replica a clear message."
 func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	other := w.begin()
 	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, postgres.MigrationLock); err != nil {
 		t.Fatal(err)
@@ -290,7 +290,7 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 // Contract 6: "server dev: the same on a Postgres of its own": its database is made at the first start only.
 func TestCreateDatabaseIsIdempotentAndQuotesTheName(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	name := value[string](w, `SELECT current_database()`) + ` "x"`
 	t.Cleanup(func() {
 		ctx := context.Background()
@@ -318,7 +318,7 @@ const sleeping = `datname = current_database() AND state = 'active' AND query LI
 const moreUp = "999999_more.up.sql"
 
 // migrateWith migrates with one more step than there are.
-func migrateWith(ctx context.Context, w *world, step string) error {
+func migrateWith(ctx context.Context, w *fixture, step string) error {
 	_, err := migrator(w.url, slog.New(slog.DiscardHandler), stepsAnd(w.t, step), patience).Up(ctx)
 	return err
 }
@@ -349,7 +349,7 @@ func newestStep(t *testing.T) int {
 
 // fingerprint tells all that the migrations can make: relations, columns, defaults, constraints, indexes, functions and triggers,
 // with the rows of the small tables, one line each. The table of migrations has its newest name, whatever it is.
-func fingerprint(w *world) string {
+func fingerprint(w *fixture) string {
 	w.t.Helper()
 	shown := value[string](w, `
 		WITH ours AS (SELECT oid, relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace)

@@ -20,7 +20,7 @@ func network(n int) netip.Prefix {
 // Promised: networks that logged in as a username within 30 days are known, on every server. Others' are not, nor are neighbours.
 func TestNetworkOfALoginIsKnownFor30Days(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.acme, "bob")
 	home, away := network(1), netip.MustParsePrefix("2001:db8:1:100::/56")
 	other := open(t, w.url)
@@ -65,7 +65,7 @@ func TestNetworkOfALoginIsKnownFor30Days(t *testing.T) {
 // An agent has 32 networks at most, those that it has logged in from last, also where it logs in from everywhere at once.
 func TestNetworksOfAnAgentAreBounded(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.acme, "bob")
 	w.exec(`INSERT INTO login_networks SELECT $1, set_masklen(('10.9.' || i || '.0')::cidr, 24), now() - i * interval '1 hour' FROM generate_series(1, 40) i`, bob.ID)
 	for n := range 40 {
@@ -105,7 +105,7 @@ func TestNetworksOfAnAgentAreBounded(t *testing.T) {
 // Noting a network reads what it is about, however many agents there are.
 func TestNetworksAreReadByTheirIndexes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`INSERT INTO login_networks SELECT gen_random_uuid(), '10.0.0.0/24', now() - i * interval '1 second' FROM generate_series(1, 20000) i`)
 	w.exec(`VACUUM ANALYZE login_networks`)
 	catcher := &statements{}
@@ -147,7 +147,7 @@ func TestNetworksAreReadByTheirIndexes(t *testing.T) {
 // A network of an agent that there is none of, or is deleted, is no error: nothing is found by it.
 func TestNetworkOfADeletedAgentFindsNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	first := w.createAgent(w.acme, "alice")
 	w.createAgent(w.acme, "another admin")
 	if err := w.store.RecordLogin(t.Context(), first.ID, network(1)); err != nil {
@@ -166,7 +166,7 @@ func TestNetworkOfADeletedAgentFindsNothing(t *testing.T) {
 // A login does not wait for its network to be on the disk, or at a standby.
 func TestNetworkIsNotedWithoutWaitingForTheDisk(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`CREATE TABLE commits (synchronous text)`)
 	w.exec(`CREATE FUNCTION note_commit() RETURNS trigger LANGUAGE plpgsql AS $$
 		BEGIN INSERT INTO commits VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$`)

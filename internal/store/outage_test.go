@@ -18,7 +18,7 @@ import (
 // then refuses writes (25006). Drop such connections".
 func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	key, agent, account := w.createKey(w.acme), w.createAgent(w.acme, "alice"), w.createAccount(w.acme)
 	// A pool of one: the write after the recovery gets the connection that has refused, if that is still there.
 	s := open(t, withSetting(t, w.url, "pool_max_conns", "1"))
@@ -60,7 +60,7 @@ func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 }
 
 // setReadOnly makes the database of connections to come one that refuses writes, or again one that takes them.
-func setReadOnly(w *world, to string) {
+func setReadOnly(w *fixture, to string) {
 	w.t.Helper()
 	tx := must(w.db.Begin(w.t.Context()))(w.t) // whatever the test's own connection has become
 	defer func() { _ = tx.Rollback(context.Background()) }()
@@ -80,7 +80,7 @@ func setReadOnly(w *world, to string) {
 // Contract 5: "recovery without a restart": a connection that the server has ended is not given out again.
 func TestStoreRecoversFromCutConnections(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	k := newKey(w.acme, year)
 	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	for range 3 {
@@ -102,7 +102,7 @@ func TestStoreRecoversFromCutConnections(t *testing.T) {
 // its context lets it.
 func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	key := w.createKey(w.acme)
 	s := open(t, withSetting(t, w.url, "pool_max_conns", "1"))
 	_, release := w.lockKey(key.ID)
@@ -143,7 +143,7 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 // Contract 5: "/readyz (it can serve: database reachable and migrated)".
 func TestReadyIsReachableAndMigrated(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	wantError(t, "without a schema", w.store.DB.Ready(t.Context()), store.ErrUnavailable)
 	for range 2 {
 		if _, err := store.Migrator(w.url, (&logBuffer{}).logger()).Up(t.Context()); err != nil {

@@ -17,7 +17,7 @@ import (
 // meanwhile and however many keys share a tm_create"; "newest first (tm_create descending, id descending), no deleted ones".
 func TestPagingGivesEveryKeyThatStayedExactlyOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	afterLast := func(k store.AccessKey) store.Cursor { return store.Cursor{TmCreate: k.TmCreate, ID: k.ID} }
 	// The order is the statement's own: it must hold also where no index happens to give it.
 	sorting := open(t, withSetting(t, withSetting(t, w.url, "enable_indexscan", "off"), "enable_indexonlyscan", "off"))
@@ -39,7 +39,7 @@ func TestPagingGivesEveryKeyThatStayedExactlyOnce(t *testing.T) {
 
 // pageThrough reads a list of acme's from page to page while keys come and go, all drawn from the seed, and says what
 // was wrong with it.
-func (w *world) pageThrough(s *store.Store, seed uint64, next func(store.AccessKey) store.Cursor) (faults []string) {
+func (w *fixture) pageThrough(s *store.Store, seed uint64, next func(store.AccessKey) store.Cursor) (faults []string) {
 	w.t.Helper()
 	w.exec(`DELETE FROM accesskeys`)
 	random := rand.New(rand.NewPCG(seed, 4))
@@ -140,7 +140,7 @@ func comesAfter(k, last store.AccessKey) bool {
 // Contract 4: "a bare timestamp ... means created before".
 func TestCursorBeforeATimeLeavesOutItsOwnMicrosecond(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.createKey(w.globex)
 	older, at := w.createKey(w.acme), w.createKey(w.acme)
 	for name, test := range map[string]struct {

@@ -28,7 +28,7 @@ import (
 // on their way to the database, so that what is explained is what the store sends.
 func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	crowd(w)
 	catcher := &statements{}
 	traced := openTraced(t, w.url, catcher)
@@ -172,7 +172,7 @@ func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 // the tables grow, until autovacuum analyses them. A statement that finds a row by its id must not read a list for it.
 func TestStatementsByIDReadOneRowOnTablesWithoutStatistics(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.neverAnalysed()
 	catcher := &statements{}
 	traced := openTraced(t, w.url, catcher)
@@ -234,7 +234,7 @@ func TestStatementsByIDReadOneRowOnTablesWithoutStatistics(t *testing.T) {
 // grow, and what it reads is counted.
 func TestConditionOnACallerReadsFewRowsOnTablesWithoutStatistics(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.neverAnalysed()
 	kinds := w.callerKinds(value[time.Time](w, `SELECT now() + interval '1 hour'`))
 	// A condition that any index serves.
@@ -273,7 +273,7 @@ func TestConditionOnACallerReadsFewRowsOnTablesWithoutStatistics(t *testing.T) {
 }
 
 // neverAnalysed keeps statistics away from the tables.
-func (w *world) neverAnalysed() {
+func (w *fixture) neverAnalysed() {
 	w.t.Helper()
 	for _, table := range []string{"customers", "agents", "accesskeys", "service_accounts"} {
 		w.exec(`ALTER TABLE ` + table + ` SET (autovacuum_enabled = off)`)
@@ -297,7 +297,7 @@ func admissionIn(s statement) (statement, bool) {
 const notDeleted = `tm_delete = '9999-01-01 00:00:00+00'`
 
 // busiest is the owner of the most live rows.
-func busiest(w *world, table, column string) uuid.UUID {
+func busiest(w *fixture, table, column string) uuid.UUID {
 	w.t.Helper()
 	return value[uuid.UUID](w, `SELECT `+column+` FROM `+table+` WHERE `+column+` IS NOT NULL AND `+notDeleted+`
 		GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1`)
@@ -306,7 +306,7 @@ func busiest(w *world, table, column string) uuid.UUID {
 // crowd makes 20,000 agents, 4,000 of acme's, and 50,000 keys, 20,000 of acme's and 2,000 of one agent's, among 1,000
 // customers, and of service accounts and their keys as many; some are deleted, some share a tm_create, and most keys have
 // been used.
-func crowd(w *world) {
+func crowd(w *fixture) {
 	w.t.Helper()
 	w.exec(`INSERT INTO customers (id, name) SELECT gen_random_uuid(), 'customer ' || i FROM generate_series(1, 998) i`)
 	const times = `(SELECT i, timestamptz '2026-01-01 00:00:00+00' + (i / 7) * interval '1 s' AS at,
@@ -403,18 +403,18 @@ type planNode struct {
 }
 
 // explain runs a statement as a prepared one, as the store does, after a change to the schema that it takes back.
-func (w *world) explain(mode string, s statement, change string) explained {
+func (w *fixture) explain(mode string, s statement, change string) explained {
 	w.t.Helper()
 	return w.explainWith(`ANALYZE, BUFFERS, `, mode, s, change)
 }
 
 // plan is explain, but the statement is not run.
-func (w *world) plan(mode string, s statement, change string) explained {
+func (w *fixture) plan(mode string, s statement, change string) explained {
 	w.t.Helper()
 	return w.explainWith(``, mode, s, change)
 }
 
-func (w *world) explainWith(options, mode string, s statement, change string) explained {
+func (w *fixture) explainWith(options, mode string, s statement, change string) explained {
 	w.t.Helper()
 	tx := must(w.db.Begin(w.t.Context()))(w.t)
 	defer func() { _ = tx.Rollback(context.Background()) }()

@@ -41,7 +41,7 @@ func busy(t *testing.T, s *store.Store, many int) (connections int32, failed int
 // server's connections are for those who need them for a Feed. Once there is one it takes what it may.
 func TestWithoutAFeedThePoolIsSmall(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	s := open(t, w.url)
 	feed := must(s.Log.OpenFeed(t.Context()))(t)
 	feed.Close()
@@ -73,7 +73,7 @@ func TestWithoutAFeedThePoolIsSmall(t *testing.T) {
 // Where many instances share a server's connections, each takes its part; one whose size was chosen keeps it.
 func TestPoolTakesItsShareOfTheServersConnections(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I CONNECTION LIMIT 20', current_database()); END $$`)
 	s, chosen := open(t, w.url), open(t, withSetting(t, w.url, "pool_max_conns", "9"))
 	if err := s.DB.Share(5); err != nil || s.DB.Stats().Max != 16 {
@@ -107,7 +107,7 @@ func TestPoolTakesItsShareOfTheServersConnections(t *testing.T) {
 // What is closed stays closed.
 func TestClosedPoolIsNotOpenedAgain(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	s := must(store.Open(t.Context(), pgtest.Migrated(t)))(t)
 	feed := must(s.Log.OpenFeed(t.Context()))(t)
 	feed.Close()

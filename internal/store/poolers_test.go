@@ -16,7 +16,7 @@ import (
 // then can't write by itself fails. Every kind of statement with ids among its values is sent so.
 func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	s := open(t, secret.New(w.url.Reveal()+"&default_query_exec_mode=exec"))
 	agent, account := w.createAgent(w.acme, "alice"), w.createAccount(w.acme)
 	w.createAgent(w.acme, "another admin")
@@ -64,7 +64,7 @@ func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 // Behind a pooler in transaction mode a LISTEN would stay with a server connection that others get after us.
 func TestFeedBehindAPoolerListensToNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	s := open(t, w.url)
 	w.createAgent(w.acme, "the admin who stays")
 	listening := func(mode string, within time.Duration) (told bool) {

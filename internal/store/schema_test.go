@@ -73,7 +73,7 @@ type schemaCase struct {
 // 4: "name at most 255 characters, detail at most 4096": what the program's own checks let slip, the schema refuses.
 func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	alice, account := w.createAgent(w.acme, "acme's"), w.createAccount(w.acme)
 	bob, otherAccount := w.createAgent(w.globex, "globex's"), w.createAccount(w.globex)
 	id, deleted := uuid.New(), time.Unix(2e9, 0)
@@ -246,7 +246,7 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 // Contract 3: "deleted, malformed, tampered: 401": nothing can vanish from under what depends on it.
 func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.createKey(w.acme)
 	agent := w.createAgent(w.acme, "alice")
 	must(w.store.CreateAccessKey(t.Context(), store.Operator(), userKey(agent)))(t)
@@ -278,7 +278,7 @@ func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 // No foreign key leads from an access key to its customer. A key of a customer that isn't there is refused, and writes nothing.
 func TestKeyWithoutItsCustomerIsNone(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	k := newKey(store.Customer{ID: uuid.New()}, year)
 	_, err := w.store.CreateAccessKey(t.Context(), store.Operator(), k)
 	wantError(t, "creating it", err, store.ErrNoCustomer)
@@ -305,7 +305,7 @@ func TestKeyWithoutItsCustomerIsNone(t *testing.T) {
 // a username's key, which agents of older servers don't have.
 func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	account := w.createAccount(w.acme)
 	rows := must(w.db.Query(t.Context(), `
 		SELECT relname, attname, format_type(atttypid, atttypmod)
@@ -340,7 +340,7 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 }
 
 // refusesNull reports whether a row that is good but for a NULL in this column is refused for it.
-func (w *world) refusesNull(table, column string, account uuid.UUID) bool {
+func (w *fixture) refusesNull(table, column string, account uuid.UUID) bool {
 	w.t.Helper()
 	values := goodRows(w.acme.ID, account)[table]
 	if values == nil {
@@ -360,7 +360,7 @@ func (w *world) refusesNull(table, column string, account uuid.UUID) bool {
 // Contract 1: "the sentinel: not deleted"; "At creation tm_update equals tm_create"; "one clock, the database's".
 func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	account := w.createAccount(w.acme)
 	tx := w.begin() // within one, now() stands still
 	good := goodRows(w.acme.ID, account.ID)
@@ -394,7 +394,7 @@ func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
 // says nothing may do nothing, and a sign-up has not been tried.
 func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	account := w.createAccount(w.acme)
 	tx := w.begin()
 	for _, sql := range []string{`SET LOCAL accesskeys.internal = 'on'`, `DELETE FROM change_head`} { // it has its one row
@@ -459,7 +459,7 @@ func insert(t *testing.T, tx pgx.Tx, table string, values row) error {
 }
 
 // constraints are the names of all that a row can violate, NOT NULL aside.
-func (w *world) constraints() map[string]bool {
+func (w *fixture) constraints() map[string]bool {
 	w.t.Helper()
 	rows := must(w.db.Query(w.t.Context(), `
 		SELECT conname::text FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid

@@ -16,7 +16,7 @@ import (
 // Promised: "An account has name, detail and roles": what is absent keeps its value, an empty list of roles is none.
 func TestUpdateOfAServiceAccountChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	account := must(w.store.CreateServiceAccount(t.Context(), store.Operator(), store.NewServiceAccount{
 		CustomerID: w.acme.ID, Name: "ci", Detail: "of the build", Roles: []string{"agent_viewer", "accesskey_admin"},
 	}))(t)
@@ -60,7 +60,7 @@ func TestUpdateOfAServiceAccountChangesWhatIsGivenAndNothingElse(t *testing.T) {
 // Issue 3, "each with a second customer": a write names the customer whose account, or the account whose key, it is.
 func TestWritesReachLiveServiceAccountsAndKeysOfTheirOwnersOnly(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	mine, theirs, gone := w.createAccount(w.acme), w.createAccount(w.globex), w.createAccount(w.acme)
 	minesPair, theirsPair, gonesPair := w.createAccountKey(mine), w.createAccountKey(theirs), w.createAccountKey(gone)
 	lost := w.createAccountKey(mine)
@@ -128,7 +128,7 @@ func TestWritesReachLiveServiceAccountsAndKeysOfTheirOwnersOnly(t *testing.T) {
 // of each whether it is deleted, as they are now.
 func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	account := w.createAccount(w.acme, "agent_viewer")
 	w.createAccountKey(w.createAccount(w.globex, "customer_admin"))
 	public := []byte{0, 1, 0xFF}
@@ -169,7 +169,7 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 // whatever isolation the database has by default. Deleted ones and other accounts' do not count.
 func TestAccountHasAtMostTenLiveKeys(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	full := w.createAccount(w.acme)
 	live := func(account store.ServiceAccount) int {
 		return value[int](w, `SELECT count(*) FROM service_account_keys WHERE account_id = $1 AND `+notDeleted, account.ID)

@@ -21,7 +21,7 @@ func newSignup(name, email string) store.NewSignup {
 // sign-up can be completed again.
 func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	n := newSignup("ada", "ada@new.example")
 	made := must(w.store.CreateSignup(t.Context(), n))(t)
 	if made.Known || !made.Stored {
@@ -53,7 +53,7 @@ func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 // A sign-up that is taken back is gone, and does not count any more.
 func TestDroppedSignupDoesNotCount(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	for i := range 6 {
 		n := newSignup(strings.Repeat("a", i+1), "ada@new.example")
 		made := must(w.store.CreateSignup(t.Context(), n))(t)
@@ -72,7 +72,7 @@ func TestDroppedSignupDoesNotCount(t *testing.T) {
 // A sign-up that fails for the database's sake is no refusal.
 func TestSignupOnADeadDatabaseIsUnavailable(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	n := newSignup("ada", "ada@new.example")
 	must(w.store.CreateSignup(t.Context(), n))(t)
 	w.store.Close()
@@ -89,7 +89,7 @@ func TestSignupOnADeadDatabaseIsUnavailable(t *testing.T) {
 // However many sign-ups wait and customers there are, a new sign-up reads little of them: strangers choose how often.
 func TestSignupsReadTheirIndexesAndLittleElse(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`INSERT INTO customers (id, name, email) SELECT gen_random_uuid(), 'c', 'c' || i || '@old.example' FROM generate_series(1, 20000) i`)
 	w.exec(`INSERT INTO signups (id, temp_token_hash, code_hash, email, name, known, tm_expire)
 		SELECT gen_random_uuid(), sha256(int8send(i)), sha256('x'), 's' || i || '@new.example', 's', false, now() + (i - 200) * interval '1 min'

@@ -18,7 +18,7 @@ const (
 )
 
 // holder is the id of the agent that logs in by a username, uuid.Nil where none does.
-func (w *world) holder(username string) uuid.UUID {
+func (w *fixture) holder(username string) uuid.UUID {
 	w.t.Helper()
 	agent, err := w.store.AgentByUsername(w.t.Context(), username, netip.Prefix{})
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -31,7 +31,7 @@ func (w *world) holder(username string) uuid.UUID {
 // a login.
 func TestSpellingsOfAUsernameAreOne(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	other := w.createAgent(w.globex, "other")
 	w.createAgent(w.acme, "a customer keeps an admin")
 	for username, spellings := range map[string][]string{
@@ -71,7 +71,7 @@ func TestSpellingsOfAUsernameAreOne(t *testing.T) {
 // What would look like another username, or like none, can't become one.
 func TestWhatCanBeMistakenIsNoUsername(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	agent := w.createAgent(w.acme, composed)
 	for _, username := range []string{
 		"", " ", composed + " ", " " + composed, composed + "\n", "a\nb", "a\tb", "a  b", "a\u00a0b", "a\u3000b", "Jo\u200bs\u00e9", "a\u200db", "a\u00adb",
@@ -99,7 +99,7 @@ func TestWhatCanBeMistakenIsNoUsername(t *testing.T) {
 // Agents from before the rules log in as they did. Nobody else gets a username that can be mistaken for one of theirs.
 func TestUsernamesFromBeforeTheRulesStayAndAreTaken(t *testing.T) {
 	t.Parallel()
-	w := worldOn(t, pgtest.Empty(t))
+	w := fixtureOn(t, pgtest.Empty(t))
 	log := slog.New(slog.DiscardHandler)
 	must(migrator(w.url, log, stepsUpTo(t, 6), patience).Up(t.Context()))(t)
 	w.exec(`INSERT INTO customers (id, name) VALUES (gen_random_uuid(), 'acme')`)

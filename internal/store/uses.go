@@ -21,7 +21,7 @@ type Use struct {
 
 // RecordUses stores them, in one statement. A later time that is stored already stays.
 func (s *Store) RecordUses(ctx context.Context, uses []Use) error {
-	// In one order everywhere: two replicas that store the same keys in two orders would lock each other out.
+	// In one order everywhere: two instances that store the same keys in two orders would lock each other out.
 	slices.SortFunc(uses, func(a, b Use) int { return bytes.Compare(a.AccessKeyID[:], b.AccessKeyID[:]) })
 	ids, times := make([]pgtype.UUID, len(uses)), make([]time.Time, len(uses))
 	for i, use := range uses {

@@ -19,13 +19,13 @@ import (
 
 // heartbeats are what keeps an instance in the list.
 type heartbeats struct {
-	w    *world
+	w    *fixture
 	feed *changelog.Feed
 	id   uuid.UUID
 	seq  int64
 }
 
-func (w *world) instance(s *store.Store) *heartbeats {
+func (w *fixture) instance(s *store.Store) *heartbeats {
 	w.t.Helper()
 	feed := must(s.Log.OpenFeed(w.t.Context()))(w.t)
 	w.t.Cleanup(feed.Close)
@@ -54,7 +54,7 @@ func (b *heartbeats) try(at changelog.Position) (bool, error) {
 }
 
 // committed starts a revocation and returns once it is committed, with where its outcome will be.
-func (w *world) committed(s *store.Store, key store.AccessKey) chan error {
+func (w *fixture) committed(s *store.Store, key store.AccessKey) chan error {
 	w.t.Helper()
 	returned, before := make(chan error, 1), w.head().Number
 	go func() {
@@ -65,7 +65,7 @@ func (w *world) committed(s *store.Store, key store.AccessKey) chan error {
 	return returned
 }
 
-func (w *world) stillWaits(returned chan error, when string) {
+func (w *fixture) stillWaits(returned chan error, when string) {
 	w.t.Helper()
 	select {
 	case err := <-returned:
@@ -78,7 +78,7 @@ func (w *world) stillWaits(returned chan error, when string) {
 // begun anew. Control: with the entry of this log it does.
 func TestAcknowledgementOfAnotherLogDoesNotCount(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	key := w.createKey(w.acme)
 	id := w.standIn(time.Hour)
 	returned := w.committed(w.store, key)
@@ -94,10 +94,10 @@ func TestAcknowledgementOfAnotherLogDoesNotCount(t *testing.T) {
 
 // elsewhere is a store whose Feed is on one database and whose pool reaches another, that was the same before: its heartbeats go to the
 // first.
-func elsewhere(t *testing.T) (here, there *world, s *store.Store, beats *heartbeats) {
+func elsewhere(t *testing.T) (here, there *fixture, s *store.Store, beats *heartbeats) {
 	t.Helper()
-	here = newWorld(t)
-	there = worldOn(t, pgtest.Migrated(t))
+	here = newFixture(t)
+	there = fixtureOn(t, pgtest.Migrated(t))
 	there.acme = here.acme
 	there.exec(`INSERT INTO customers (id, name) VALUES ($1, 'Acme')`, here.acme.ID)
 	address := newWay(t, here.url)
@@ -150,7 +150,7 @@ func TestRevisionOnADatabaseWithoutThisServersHeartbeatIsUnavailable(t *testing.
 // promoted without it, and its log the same up to there.
 func TestLookupOnADatabaseThatHasLostThisServersHeartbeatIsUnavailable(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	s := open(t, w.url)
 	beats := w.instance(s)
 	look := func() error {
@@ -168,29 +168,29 @@ func TestRevocationThatThisServersHeartbeatsDoNotFollowIsUnavailable(t *testing.
 	t.Parallel()
 	for what, test := range map[string]struct {
 		silent bool // there is another instance, whose lease has to be waited for
-		then   func(w *world, beats *heartbeats)
+		then   func(w *fixture, beats *heartbeats)
 		want   error
 	}{
-		"no heartbeat after it": {false, func(*world, *heartbeats) {}, store.ErrUnavailable},
-		"the list emptied":      {false, func(w *world, _ *heartbeats) { w.internal(`DELETE FROM instances`) }, store.ErrUnavailable},
-		"another one's acknowledgement, and this one's removed": {false, func(w *world, beats *heartbeats) {
+		"no heartbeat after it": {false, func(*fixture, *heartbeats) {}, store.ErrUnavailable},
+		"the list emptied":      {false, func(w *fixture, _ *heartbeats) { w.internal(`DELETE FROM instances`) }, store.ErrUnavailable},
+		"another one's acknowledgement, and this one's removed": {false, func(w *fixture, beats *heartbeats) {
 			w.acknowledge(w.standIn(time.Second))
 			w.internal(`DELETE FROM instances WHERE id = $1`, beats.id)
 		}, store.ErrUnavailable},
-		"a heartbeat that the database has lost": {true, func(w *world, beats *heartbeats) {
+		"a heartbeat that the database has lost": {true, func(w *fixture, beats *heartbeats) {
 			beats.beat()
 			w.internal(`UPDATE instances SET seq = seq - 1 WHERE id = $1`, beats.id)
 		}, store.ErrUnavailable},
-		"a heartbeat, and the change is lost": {true, func(w *world, beats *heartbeats) {
+		"a heartbeat, and the change is lost": {true, func(w *fixture, beats *heartbeats) {
 			beats.beat()
 			w.internal(`UPDATE changes SET entry = gen_random_uuid() WHERE position = (SELECT position FROM change_head)`)
 		}, store.ErrUnavailable},
-		"its heartbeats":                      {false, func(_ *world, beats *heartbeats) { beats.beat() }, nil},
-		"its heartbeats, and the lease's end": {true, func(_ *world, beats *heartbeats) { beats.beat() }, nil},
+		"its heartbeats":                      {false, func(_ *fixture, beats *heartbeats) { beats.beat() }, nil},
+		"its heartbeats, and the lease's end": {true, func(_ *fixture, beats *heartbeats) { beats.beat() }, nil},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newFixture(t)
 			looks := &statements{}
 			s := openTraced(t, w.url, looks)
 			key, beats := w.createKey(w.acme), w.instance(s)
@@ -210,7 +210,7 @@ func TestRevocationThatThisServersHeartbeatsDoNotFollowIsUnavailable(t *testing.
 // Where a lease has to be waited for, and this server's heartbeats go on meanwhile, the revocation is answered.
 func TestRevocationIsAnsweredByTimeWhereHeartbeatsGoOn(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	s := open(t, w.url)
 	key, beats := w.createKey(w.acme), w.instance(s)
 	w.standIn(time.Second) // which says no more
@@ -232,7 +232,7 @@ func TestRevocationIsAnsweredByTimeWhereHeartbeatsGoOn(t *testing.T) {
 // removes that row, or waits for it, and under another id the instance goes on.
 func TestHeartbeatAndRemovalDoNotWaitForALockedRow(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	s := open(t, w.url)
 	beats, other := w.instance(s), w.instance(open(t, w.url))
 	tx := w.begin()
@@ -267,7 +267,7 @@ func TestHeartbeatAndRemovalDoNotWaitForALockedRow(t *testing.T) {
 // A program that the schema shuts out neither reads the log nor says that it lives.
 func TestOutdatedProgramGetsNoFurther(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	s := open(t, w.url)
 	beats := w.instance(s)
 	newest := newestStep(t)
@@ -294,7 +294,7 @@ func TestOutdatedProgramGetsNoFurther(t *testing.T) {
 // A database that was put back, or replaced, says so: its log went back, or other tables have the names.
 func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	since := func(known changelog.Position) changelog.Batch {
@@ -335,7 +335,7 @@ func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 // A log that lacks an entry says nothing of what was changed: whoever reads it has to forget everything.
 func TestLogWithAGapDoesNotContinue(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 	defer feed.Close()
 	known := w.head()
@@ -355,7 +355,7 @@ func TestLogWithAGapDoesNotContinue(t *testing.T) {
 // A warning of somebody else's is not taken for that of a commit which was not confirmed.
 func TestOtherWarningsDoNotMakeACommitUnconfirmed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newFixture(t)
 	w.exec(`CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 		RAISE WARNING 'an audit trigger has something to say' USING ERRCODE = '01000'; RETURN NULL; END $$`)
 	for _, table := range append(nouns(), "changes", "instances") {

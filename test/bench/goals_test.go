@@ -17,8 +17,8 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// world is a server with a million keys in its database and in its cache.
-type world struct {
+// fixture is a server with a million keys in its database and in its cache.
+type fixture struct {
 	database secret.Value
 	ours     *server
 	keys     requests // GET /v1.0/me by each of the keys
@@ -27,9 +27,9 @@ type world struct {
 // usesWritten is how long it takes until the server has written down when each of the keys was used.
 const usesWritten = 30 * time.Second
 
-func newWorld(b *testing.B) *world {
+func newFixture(b *testing.B) *fixture {
 	b.Helper()
-	w := &world{database: newDatabase(b)}
+	w := &fixture{database: newDatabase(b)}
 	w.ours = startServer(b, w.database, "CACHE_SIZE=2048")
 	w.keys = gets("/v1.0/me", seedKeys(b, w.database, number(b, "BENCH_KEYS", 1_000_000)))
 	warm(b, w.ours.addr, w.keys)
@@ -40,7 +40,7 @@ func newWorld(b *testing.B) *world {
 
 // BenchmarkGoals measures what docs/performance.md promises, in requests of keys, and tokens, that are in the cache.
 func BenchmarkGoals(b *testing.B) {
-	w := newWorld(b)
+	w := newFixture(b)
 	b.Run("memory", w.memory)
 	b.Run("me/accesskey", w.meByAccessKey)
 	for _, c := range []struct {
@@ -74,7 +74,7 @@ func some(each int, tokens func(callers, each int) []string) []string {
 }
 
 // memory shows what the keys take in the server.
-func (w *world) memory(b *testing.B) {
+func (w *fixture) memory(b *testing.B) {
 	for b.Loop() {
 	}
 	b.ReportMetric(0, "ns/op")
@@ -84,7 +84,7 @@ func (w *world) memory(b *testing.B) {
 }
 
 // meByAccessKey: what the check costs beside the router and beside net/http, and what the cache saves.
-func (w *world) meByAccessKey(b *testing.B) {
+func (w *fixture) meByAccessKey(b *testing.B) {
 	uncached := startServer(b, w.database, "CACHE_LEASE=0")
 	router := startUnchecked(b, w.database, keyToken(0))
 	bare := startBare(b, w.ours.process, w.keys[0])
@@ -103,7 +103,7 @@ func (w *world) meByAccessKey(b *testing.B) {
 }
 
 // meByToken: the same for a JWT, the same one each time or another of many.
-func (w *world) meByToken(b *testing.B, name string, least float64, tokens []string) {
+func (w *fixture) meByToken(b *testing.B, name string, least float64, tokens []string) {
 	all := gets("/v1.0/me", tokens)
 	warm(b, w.ours.addr, all)
 	router := startUnchecked(b, w.database, tokens[0])
@@ -124,7 +124,7 @@ const (
 )
 
 // latencyAtHalfLoad: what the slowest in a hundred wait, at half of what the router without the check can do.
-func (w *world) latencyAtHalfLoad(b *testing.B) {
+func (w *fixture) latencyAtHalfLoad(b *testing.B) {
 	router := startUnchecked(b, w.database, keyToken(0))
 	full := newSide(b, "router", router, 8)
 	for range 8 {
@@ -160,7 +160,7 @@ func (w *world) latencyAtHalfLoad(b *testing.B) {
 }
 
 // latencyBesideLogins: what fifty logins at once do to the p99 of everybody else.
-func (w *world) latencyBesideLogins(b *testing.B) {
+func (w *fixture) latencyBesideLogins(b *testing.B) {
 	const rate, logins = 2000, 50
 	without, with := newOpenLoop(b, "without", w.ours.process), newOpenLoop(b, "with", w.ours.process)
 	answered := 0
@@ -181,7 +181,7 @@ func (w *world) latencyBesideLogins(b *testing.B) {
 }
 
 // logIn keeps logins under way, until stop is called, which returns how many got a token.
-func (w *world) logIn(b *testing.B, atOnce int) (stop func() int) {
+func (w *fixture) logIn(b *testing.B, atOnce int) (stop func() int) {
 	b.Helper()
 	request := loginRequest()
 	done := make(chan struct{})
@@ -220,7 +220,7 @@ func (w *world) logIn(b *testing.B, atOnce int) (stop func() int) {
 }
 
 // create: what a new key costs beside the insert itself, by Postgres's own benchmark with as many clients.
-func (w *world) create(b *testing.B, clients int) {
+func (w *fixture) create(b *testing.B, clients int) {
 	ours := newSide(b, "ours", w.ours.process, clients)
 	insert := newInserts(b, w.database, clients)
 	request := requests{create(accessKey)}

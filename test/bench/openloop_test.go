@@ -21,7 +21,7 @@ import (
 // openConns is how many connections an open loop has.
 const openConns = 32
 
-// openLoop sends requests at a rate whatever becomes of them, as the world does: who waits for an answer before asking
+// openLoop sends requests at a rate whatever becomes of them, as the fixture does: who waits for an answer before asking
 // again sends less while the server is slow, and never sees the worst of it.
 //
 // It is one thread on bare sockets: Go's own timers are late by up to a millisecond on an idle machine, which is more than

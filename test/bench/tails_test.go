@@ -20,7 +20,7 @@ func BenchmarkTails(b *testing.B) {
 		b.Skip("scripts/tails runs it")
 	}
 	const rounds, seconds = 3, 10
-	w := newWorld(b)
+	w := newFixture(b)
 	sides := []struct {
 		name string
 		process

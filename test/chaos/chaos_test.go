@@ -16,27 +16,27 @@ import (
 
 // scenario is what goes wrong, and what is expected all the same.
 type scenario struct {
-	name   string
-	ground func(testing.TB) *ground
-	lease  time.Duration
-	setup  func(testing.TB, *fleet)
-	faults func(context.Context, *fleet) // until the context ends; all is well when it returns
-	skewed bool                          // one replica's wall clock is ahead
-	delay  time.Duration                 // replies of the database take a random time up to this
+	name    string
+	cluster func(testing.TB) *cluster
+	lease   time.Duration
+	setup   func(testing.TB, *fleet)
+	faults  func(context.Context, *fleet) // until the context ends; all is well when it returns
+	skewed  bool                          // one instance's wall clock is ahead
+	delay   time.Duration                 // replies of the database take a random time up to this
 
-	rounds     int           // each on a ground of its own; 0 is one
+	rounds     int           // each on a cluster of its own; 0 is one
 	revoke     int           // so many revocations, at least, in each round
 	cycles     int           // so many faults, at least, in each round
 	within     time.Duration // a round; 0 is five minutes
 	workers    int
-	pace       time.Duration // the mean time between two uses of a credential on a replica
-	coldWindow time.Duration // when the first use on a cold replica comes
+	pace       time.Duration // the mean time between two uses of a credential on an instance
+	coldWindow time.Duration // when the first use on a cold instance comes
 
-	strict      bool          // what is asked of a replica that nothing is done to is answered
+	strict      bool          // what is asked of an instance that nothing is done to is answered
 	untimed     bool          // on a machine that may be busy: how long anything takes, and how often it is a 503 for that, is not judged
-	mayMissRows bool          // a replica may be left with a database that has no row to revoke
-	options     string        // of the first replica's sessions
-	fromMemory  bool          // a replica that is out of reach must have answered from memory, or nothing was shown
+	mayMissRows bool          // an instance may be left with a database that has no row to revoke
+	options     string        // of the first instance's sessions
+	fromMemory  bool          // an instance that is out of reach must have answered from memory, or nothing was shown
 	median      time.Duration // of a revocation; 0 is any
 	grace       time.Duration // what a revocation may take beyond the lease; 0 is usualGrace
 	shortcoming string        // in a control, the tag of the build
@@ -49,60 +49,60 @@ const (
 	usualGrace = time.Second
 )
 
-// shortForm runs beside the tests of other packages, which may keep a replica from running for longer than its lease: it judges what
+// shortForm runs beside the tests of other packages, which may keep an instance from running for longer than its lease: it judges what
 // is accepted, and the long form also when.
 func shortForm() []scenario {
 	return []scenario{
-		{name: "healthy", ground: shared, lease: shortLease, revoke: 100, workers: 8, pace: 10 * time.Millisecond,
+		{name: "healthy", cluster: shared, lease: shortLease, revoke: 100, workers: 8, pace: 10 * time.Millisecond,
 			coldWindow: 20 * time.Millisecond, untimed: true},
-		{name: "replica stopped", ground: shared, lease: shortLease, faults: stopReplicas, revoke: 80, cycles: 2, workers: 24,
+		{name: "instance stopped", cluster: shared, lease: shortLease, faults: stopInstances, revoke: 80, cycles: 2, workers: 24,
 			pace: 40 * time.Millisecond, coldWindow: 30 * time.Millisecond, untimed: true},
-		{name: "replica cut off", ground: shared, lease: shortLease, faults: cutOffReplicas, revoke: 80, cycles: 2, workers: 24,
+		{name: "instance cut off", cluster: shared, lease: shortLease, faults: cutOffInstances, revoke: 80, cycles: 2, workers: 24,
 			pace: 40 * time.Millisecond, coldWindow: 30 * time.Millisecond, fromMemory: true, untimed: true},
 	}
 }
 
 // shortControl must show violations.
 func shortControl() scenario {
-	return scenario{name: "replica cut off", ground: shared, lease: shortLease, faults: cutOffReplicas, revoke: 1000, workers: 12,
+	return scenario{name: "instance cut off", cluster: shared, lease: shortLease, faults: cutOffInstances, revoke: 1000, workers: 12,
 		pace: 10 * time.Millisecond, coldWindow: 30 * time.Millisecond, within: 30 * time.Second, shortcoming: "without_rule_wait"}
 }
 
 func longForm() []scenario {
 	return []scenario{
-		{name: "healthy", ground: own, lease: longLease, revoke: 2000, workers: 2, pace: 15 * time.Millisecond,
+		{name: "healthy", cluster: own, lease: longLease, revoke: 2000, workers: 2, pace: 15 * time.Millisecond,
 			coldWindow: 20 * time.Millisecond, strict: true, median: 20 * time.Millisecond},
-		{name: "slow replies", ground: own, lease: longLease, delay: 50 * time.Millisecond, revoke: 1000, workers: 8,
+		{name: "slow replies", cluster: own, lease: longLease, delay: 50 * time.Millisecond, revoke: 1000, workers: 8,
 			pace: 20 * time.Millisecond, coldWindow: 150 * time.Millisecond, strict: true},
-		{name: "NOTIFY lost", ground: own, lease: longLease, setup: func(t testing.TB, f *fleet) { f.ground.silenceNotify(t) },
+		{name: "NOTIFY lost", cluster: own, lease: longLease, setup: func(t testing.TB, f *fleet) { f.cluster.silenceNotify(t) },
 			revoke: 1200, workers: 12, pace: 30 * time.Millisecond, coldWindow: 100 * time.Millisecond, strict: true},
-		{name: "listeners killed", ground: own, lease: longLease, faults: killListeners, revoke: 1000, cycles: 50, workers: 6,
+		{name: "listeners killed", cluster: own, lease: longLease, faults: killListeners, revoke: 1000, cycles: 50, workers: 6,
 			pace: 30 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "replica cut off", ground: own, lease: longLease, faults: cutOffReplicas, revoke: 1000, cycles: 8, workers: 40,
+		{name: "instance cut off", cluster: own, lease: longLease, faults: cutOffInstances, revoke: 1000, cycles: 8, workers: 40,
 			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, fromMemory: true},
-		{name: "replica lost", ground: own, lease: longLease, faults: loseReplicas, revoke: 500, cycles: 2, workers: 30,
+		{name: "instance lost", cluster: own, lease: longLease, faults: loseInstances, revoke: 500, cycles: 2, workers: 30,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, strict: true, fromMemory: true},
-		{name: "replica stopped", ground: own, lease: longLease, faults: stopReplicas, revoke: 1000, cycles: 8, workers: 40,
+		{name: "instance stopped", cluster: own, lease: longLease, faults: stopInstances, revoke: 1000, cycles: 8, workers: 40,
 			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "replica killed", ground: own, lease: longLease, faults: killReplicas, revoke: 700, cycles: 8, workers: 40,
+		{name: "instance killed", cluster: own, lease: longLease, faults: killInstances, revoke: 700, cycles: 8, workers: 40,
 			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "Postgres restarted", ground: own, lease: longLease, faults: restartPostgres, revoke: 500, cycles: 8, workers: 30,
+		{name: "Postgres restarted", cluster: own, lease: longLease, faults: restartPostgres, revoke: 500, cycles: 8, workers: 30,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "Postgres killed", ground: own, lease: longLease, faults: crashPostgres, revoke: 500, cycles: 8, workers: 30,
+		{name: "Postgres killed", cluster: own, lease: longLease, faults: crashPostgres, revoke: 500, cycles: 8, workers: 30,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "standby promoted", ground: withStandby, lease: longLease, faults: promoteStandby, rounds: 4, revoke: 150, cycles: 1,
+		{name: "standby promoted", cluster: withStandby, lease: longLease, faults: promoteStandby, rounds: 4, revoke: 150, cycles: 1,
 			workers: 30, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, fromMemory: true},
-		{name: "address moved", ground: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 3, revoke: 120, cycles: 1,
+		{name: "address moved", cluster: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 3, revoke: 120, cycles: 1,
 			workers: 20, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, fromMemory: true, grace: 30 * time.Second},
-		{name: "waits cancelled", ground: withStandby, lease: longLease, faults: cancelWaits, setup: silenceMessages, rounds: 3, revoke: 120, cycles: 1,
+		{name: "waits cancelled", cluster: withStandby, lease: longLease, faults: cancelWaits, setup: silenceMessages, rounds: 3, revoke: 120, cycles: 1,
 			workers: 20, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, grace: 10 * time.Second},
-		{name: "a server's triggers off", ground: own, lease: longLease, options: "-c session_replication_role=replica", revoke: 600, workers: 12,
+		{name: "a server's triggers off", cluster: own, lease: longLease, options: "-c session_replication_role=replica", revoke: 600, workers: 12,
 			pace: 30 * time.Millisecond, coldWindow: 50 * time.Millisecond, strict: true, grace: 3 * time.Second},
-		{name: "internal tables emptied", ground: own, lease: longLease, faults: emptyTables, revoke: 500, cycles: 12, workers: 20,
+		{name: "internal tables emptied", cluster: own, lease: longLease, faults: emptyTables, revoke: 500, cycles: 12, workers: 20,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, grace: 25 * time.Second},
-		{name: "clock an hour off", ground: own, lease: longLease, faults: cutOffReplicas, skewed: true, revoke: 700, cycles: 5, workers: 40,
+		{name: "clock an hour off", cluster: own, lease: longLease, faults: cutOffInstances, skewed: true, revoke: 700, cycles: 5, workers: 40,
 			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, fromMemory: true},
-		{name: "everything at once", ground: own, lease: longLease, faults: everything, delay: 50 * time.Millisecond, revoke: 500, cycles: 8,
+		{name: "everything at once", cluster: own, lease: longLease, faults: everything, delay: 50 * time.Millisecond, revoke: 500, cycles: 8,
 			workers: 20, pace: 60 * time.Millisecond, coldWindow: 150 * time.Millisecond, fromMemory: true, grace: 3 * time.Second},
 	}
 }
@@ -110,24 +110,24 @@ func longForm() []scenario {
 // longControls must each show violations.
 func longControls() []scenario {
 	return []scenario{
-		{name: "healthy", ground: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
+		{name: "healthy", cluster: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
 			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_caller"},
-		{name: "address moved", ground: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 4, revoke: 300, workers: 20,
+		{name: "address moved", cluster: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 4, revoke: 300, workers: 20,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_witness"},
-		{name: "waits cancelled", ground: withStandby, lease: longLease, faults: cancelWaits, rounds: 6, revoke: 120, cycles: 1, workers: 20,
+		{name: "waits cancelled", cluster: withStandby, lease: longLease, faults: cancelWaits, rounds: 6, revoke: 120, cycles: 1, workers: 20,
 			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, shortcoming: "without_rule_confirm"},
-		{name: "healthy", ground: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
+		{name: "healthy", cluster: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
 			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_log"},
-		{name: "replica cut off", ground: own, lease: longLease, faults: cutOffReplicas, revoke: 2000, workers: 40,
+		{name: "instance cut off", cluster: own, lease: longLease, faults: cutOffInstances, revoke: 2000, workers: 40,
 			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_lease"},
-		{name: "slow replies", ground: own, lease: longLease, delay: 50 * time.Millisecond, revoke: 3000, workers: 8,
+		{name: "slow replies", cluster: own, lease: longLease, delay: 50 * time.Millisecond, revoke: 3000, workers: 8,
 			pace: 20 * time.Millisecond, coldWindow: 150 * time.Millisecond, shortcoming: "without_rule_fill"},
-		{name: "replica cut off", ground: own, lease: longLease, faults: cutOffReplicas, revoke: 2000, workers: 40,
+		{name: "instance cut off", cluster: own, lease: longLease, faults: cutOffInstances, revoke: 2000, workers: 40,
 			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_wait"},
 	}
 }
 
-// Once DELETE was answered 200, no replica accepts the key again, whatever happens to replicas and database. CHAOS=long runs
+// Once DELETE was answered 200, no instance accepts the key again, whatever happens to instances and database. CHAOS=long runs
 // every scenario and takes about ten minutes (make chaos); CHAOS_ONLY runs those with a name that contains it.
 func TestRevokedIsRefusedEverywhere(t *testing.T) {
 	long := os.Getenv("CHAOS") == "long"
@@ -173,7 +173,7 @@ type result struct {
 	title   string
 	control bool
 	cycles  int
-	out     int // uses that were accepted by a replica while it was out of reach of what it needs
+	out     int // uses that were accepted by an instance while it was out of reach of what it needs
 	rounds  int
 	short   []string // what a round lacked
 }
@@ -194,16 +194,16 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 	if s.skewed {
 		binaries[0] = programs.server(t, s.shortcoming, true)
 	}
-	f := newFleet(t, s.ground(t), s.lease, s.options, binaries...)
+	f := newFleet(t, s.cluster(t), s.lease, s.options, binaries...)
 	if s.skewed {
-		checkSkew(t, f.replicas[0], skew)
-		checkSkew(t, f.replicas[1], 0)
+		checkSkew(t, f.instances[0], skew)
+		checkSkew(t, f.instances[1], 0)
 	}
 	if s.setup != nil {
 		s.setup(t, f)
 	}
 	f.usual = flow{delay: s.delay}
-	for _, r := range f.replicas {
+	for _, r := range f.instances {
 		r.flow(f.usual)
 	}
 	c := &checker{scenario: s, fleet: f, slow: make(slow, 2)}
@@ -278,8 +278,8 @@ func (r *result) add(c *checker) {
 	r.unmade += t.unmade
 	r.latencies = append(r.latencies, t.latencies...)
 	r.cycles += int(c.fleet.cycles.Load())
-	for _, replica := range c.fleet.replicas {
-		r.out += int(replica.acceptedOut.Load())
+	for _, instance := range c.fleet.instances {
+		r.out += int(instance.acceptedOut.Load())
 	}
 }
 
@@ -295,8 +295,8 @@ func (s scenario) judge(t *testing.T, r result) {
 	for _, lack := range r.short {
 		t.Error(lack)
 	}
-	replicas := 3
-	if want := r.total() * replicas * 4; r.probes != want {
+	instances := 3
+	if want := r.total() * instances * 4; r.probes != want {
 		t.Errorf("%d probes were made after revocations, want %d", r.probes, want)
 	}
 	least, refused, held := r.total(), r.probes/2, r.total()/4
@@ -316,7 +316,7 @@ func (s scenario) judge(t *testing.T, r result) {
 		t.Errorf("only %d of %d writes that were held back were refused, of %d revocations", r.heldRefused, r.held, r.total())
 	}
 	if s.fromMemory && r.out == 0 {
-		t.Error("no replica that was out of reach accepted anything: there was no memory to go wrong")
+		t.Error("no instance that was out of reach accepted anything: there was no memory to go wrong")
 	}
 	if r.total() >= 100 {
 		for k := range kinds {
@@ -333,7 +333,7 @@ func (s scenario) judge(t *testing.T, r result) {
 	}
 }
 
-// quantile is of the revocations whose replica, and the database, nothing was done to meanwhile.
+// quantile is of the revocations whose instance, and the database, nothing was done to meanwhile.
 func (t *tally) quantile(q float64) time.Duration {
 	if len(t.latencies) == 0 {
 		return 0

@@ -66,19 +66,19 @@ func (c *checker) complain(format string, args ...any) {
 	}
 }
 
-// pick is a replica that nothing is done to, if there is one.
-func (c *checker) pick() *replica {
-	first := rand.IntN(len(c.fleet.replicas))
-	for i := range c.fleet.replicas {
-		r := c.fleet.replicas[(first+i)%len(c.fleet.replicas)]
+// pick is an instance that nothing is done to, if there is one.
+func (c *checker) pick() *instance {
+	first := rand.IntN(len(c.fleet.instances))
+	for i := range c.fleet.instances {
+		r := c.fleet.instances[(first+i)%len(c.fleet.instances)]
 		if _, calm := r.calm(); calm {
 			return r
 		}
 	}
-	return c.fleet.replicas[first]
+	return c.fleet.instances[first]
 }
 
-// probed are the instants after a revocation at which its credential is used on every replica: at once, when a delayed
+// probed are the instants after a revocation at which its credential is used on every instance: at once, when a delayed
 // answer may have been overtaken, and when a lease that was good at the revocation has ended.
 func (c *checker) probed() []time.Duration {
 	return []time.Duration{0, 20 * time.Millisecond, 200 * time.Millisecond, c.fleet.lease}
@@ -112,22 +112,22 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 		return
 	}
 	l := &life{victim: v}
-	// On a cold replica the first use comes while the revocation is under way: its look-up then races with it.
-	replicas := slices.Clone(c.fleet.replicas)
-	rand.Shuffle(len(replicas), func(i, j int) { replicas[i], replicas[j] = replicas[j], replicas[i] })
+	// On a cold instance the first use comes while the revocation is under way: its look-up then races with it.
+	instances := slices.Clone(c.fleet.instances)
+	rand.Shuffle(len(instances), func(i, j int) { instances[i], instances[j] = instances[j], instances[i] })
 	cold := 0
 	if rand.IntN(100) < 40 {
 		cold = 1 + rand.IntN(2)
 	}
 	var first sync.WaitGroup
-	for _, r := range replicas[cold:] {
+	for _, r := range instances[cold:] {
 		first.Go(func() { c.use(ctx, l, r) })
 	}
 	first.Wait()
 
 	using, stop := context.WithCancel(ctx)
 	var users sync.WaitGroup
-	for i, r := range replicas {
+	for i, r := range instances {
 		wait := time.Duration(0)
 		if i < cold {
 			wait = rand.N(c.scenario.coldWindow)
@@ -136,7 +136,7 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 	}
 	time.Sleep(rand.N(20 * time.Millisecond))
 	var waiting []*held
-	for _, r := range replicas[:rand.IntN(len(replicas)+1)] {
+	for _, r := range instances[:rand.IntN(len(instances)+1)] {
 		if h := c.hold(l, r); h != nil {
 			waiting = append(waiting, h)
 		}
@@ -145,7 +145,7 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 		for _, h := range waiting {
 			c.probing.Go(func() { c.release(ctx, h) })
 		}
-		for _, r := range c.fleet.replicas {
+		for _, r := range c.fleet.instances {
 			for _, after := range c.probed() {
 				c.probing.Go(func() {
 					time.Sleep(time.Duration(l.confirmed.Load()) + after - c.fleet.now())
@@ -167,17 +167,17 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 	}
 	time.Sleep(rand.N(40 * time.Millisecond))
 	stop()
-	// What a stopped replica was sent, it answers in its own time.
+	// What a stopped instance was sent, it answers in its own time.
 	c.probing.Go(users.Wait)
 }
 
-// useAllAgain uses all that was revoked once more on each replica, when all faults are over. A database that was promoted meanwhile may
+// useAllAgain uses all that was revoked once more on each instance, when all faults are over. A database that was promoted meanwhile may
 // have missed what was answered before.
 func (c *checker) useAllAgain(ctx context.Context) {
 	var using errgroup.Group
 	using.SetLimit(16)
 	for _, l := range c.revoked {
-		for _, r := range c.fleet.replicas {
+		for _, r := range c.fleet.instances {
 			using.Go(func() error {
 				c.use(ctx, l, r)
 				return nil
@@ -187,8 +187,8 @@ func (c *checker) useAllAgain(ctx context.Context) {
 	_ = using.Wait()
 }
 
-// keepUsing uses a credential on a replica until ctx ends, beginning after a while.
-func (c *checker) keepUsing(ctx context.Context, l *life, r *replica, wait time.Duration) {
+// keepUsing uses a credential on an instance until ctx ends, beginning after a while.
+func (c *checker) keepUsing(ctx context.Context, l *life, r *instance, wait time.Duration) {
 	for {
 		select {
 		case <-time.After(wait):
@@ -200,7 +200,7 @@ func (c *checker) keepUsing(ctx context.Context, l *life, r *replica, wait time.
 	}
 }
 
-// revoke sends the revocation to one replica after the other until its outcome is known. It reports whether that is a 200.
+// revoke sends the revocation to one instance after the other until its outcome is known. It reports whether that is a 200.
 func (c *checker) revoke(ctx context.Context, l *life) bool {
 	by := l.victim.by
 	if l.kind == keyDeleted && rand.IntN(10) == 0 {
@@ -208,7 +208,7 @@ func (c *checker) revoke(ctx context.Context, l *life) bool {
 	}
 	unknown := 0
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
-		r := c.fleet.replicas[rand.IntN(len(c.fleet.replicas))]
+		r := c.fleet.instances[rand.IntN(len(c.fleet.instances))]
 		before, calm := r.calm()
 		l.asked.CompareAndSwap(0, int64(c.fleet.now()))
 		a := r.call(ctx, l.method, l.target, by, l.body)
@@ -218,7 +218,7 @@ func (c *checker) revoke(ctx context.Context, l *life) bool {
 		c.mu.Lock()
 		switch {
 		case a.status == http.StatusOK:
-			l.by = fmt.Sprintf("replica %s (%s)", r.name, a.id)
+			l.by = fmt.Sprintf("instance %s (%s)", r.name, a.id)
 			l.confirmed.Store(int64(a.arrived))
 			if calm && l.kind != passwordChanged { // which mostly waits for its turn to hash
 				c.tally.latencies = append(c.tally.latencies, a.arrived-a.sent)
@@ -239,11 +239,11 @@ func (c *checker) revoke(ctx context.Context, l *life) bool {
 			unknown++
 			c.tally.unknown++
 			if calm && c.scenario.strict {
-				c.complain("replica %s answered a revocation (%s) with %d %s %v, though nothing was done to it", r.name, l.kind, a.status, a.body, a.err)
+				c.complain("instance %s answered a revocation (%s) with %d %s %v, though nothing was done to it", r.name, l.kind, a.status, a.body, a.err)
 			}
 		default:
 			c.tally.odd++
-			c.complain("replica %s answered a revocation (%s) with %d: %s", r.name, l.kind, a.status, a.body)
+			c.complain("instance %s answered a revocation (%s) with %d: %s", r.name, l.kind, a.status, a.body)
 		}
 		c.mu.Unlock()
 		time.Sleep(rand.N(20 * time.Millisecond))
@@ -254,8 +254,8 @@ func (c *checker) revoke(ctx context.Context, l *life) bool {
 	return false
 }
 
-// use uses a credential on a replica and judges the answer.
-func (c *checker) use(ctx context.Context, l *life, r *replica) {
+// use uses a credential on an instance and judges the answer.
+func (c *checker) use(ctx context.Context, l *life, r *instance) {
 	out := r.out.Load()
 	before, calm := r.calm()
 	a := r.call(ctx, http.MethodGet, l.path, l.bearer, "")
@@ -275,7 +275,7 @@ func (c *checker) use(ctx context.Context, l *life, r *replica) {
 	switch {
 	case revoked && accepted:
 		c.tally.violations++
-		c.complain("VIOLATION (%s): %s confirmed %s %s at %.6f; replica %s accepted %s, sent %.6f, answered %.6f",
+		c.complain("VIOLATION (%s): %s confirmed %s %s at %.6f; instance %s accepted %s, sent %.6f, answered %.6f",
 			l.kind, l.by, l.method, l.target, confirmed.Seconds(), r.name, a.id, a.sent.Seconds(), a.arrived.Seconds())
 	case revoked && (refused || c.scenario.mayMissRows && (a.status == http.StatusUnauthorized || a.status == http.StatusNotFound)):
 		c.tally.refused++
@@ -285,15 +285,15 @@ func (c *checker) use(ctx context.Context, l *life, r *replica) {
 		c.tally.acceptedLive++
 	case live && refused:
 		c.tally.refusedLive++
-		c.complain("replica %s refused a good credential (%s): %d %s, sent %.6f", r.name, l.kind, a.status, a.body, a.sent.Seconds())
+		c.complain("instance %s refused a good credential (%s): %d %s, sent %.6f", r.name, l.kind, a.status, a.body, a.sent.Seconds())
 	case live && away:
 		c.tally.awayLive++
 		if calm && c.scenario.strict {
-			c.complain("replica %s did not serve a good credential (%s), though nothing was done to it: %d %s %v", r.name, l.kind, a.status, a.body, a.err)
+			c.complain("instance %s did not serve a good credential (%s), though nothing was done to it: %d %s %v", r.name, l.kind, a.status, a.body, a.err)
 		}
 	case accepted || refused || away: // while the revocation was under way, either will do
 	default:
 		c.tally.odd++
-		c.complain("replica %s answered a use (%s) with %d: %s", r.name, l.kind, a.status, a.body)
+		c.complain("instance %s answered a use (%s) with %d: %s", r.name, l.kind, a.status, a.body)
 	}
 }

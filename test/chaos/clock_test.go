@@ -34,8 +34,8 @@ func skewedClock(ctx context.Context, dir string) (map[string]string, error) {
 	return map[string]string{original: replacement}, os.WriteFile(replacement, []byte(ahead), 0o600)
 }
 
-// checkSkew shows by the time of a log line that the replica's clock is ahead, and that the others' are not.
-func checkSkew(t testing.TB, r *replica, want time.Duration) {
+// checkSkew shows by the time of a log line that the instance's clock is ahead, and that the others' are not.
+func checkSkew(t testing.TB, r *instance, want time.Duration) {
 	t.Helper()
 	line, err := r.logLine(0, "listening")
 	if err != nil {
@@ -47,7 +47,7 @@ func checkSkew(t testing.TB, r *replica, want time.Duration) {
 		t.Fatal(err)
 	}
 	if off := time.Until(at) - want; off > time.Minute || off < -5*time.Minute {
-		t.Fatalf("replica %s logged %s, which is %s from now, want %s", r.name, text, time.Until(at).Round(time.Second), want)
+		t.Fatalf("instance %s logged %s, which is %s from now, want %s", r.name, text, time.Until(at).Round(time.Second), want)
 	}
-	r.fleet.note("replica %s logs the time as %s", r.name, text)
+	r.fleet.note("instance %s logs the time as %s", r.name, text)
 }

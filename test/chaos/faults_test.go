@@ -24,39 +24,39 @@ func (f *fleet) leases(least, most float64) time.Duration {
 	return time.Duration((least + rand.Float64()*(most-least)) * float64(f.lease))
 }
 
-func (f *fleet) any() *replica { return f.replicas[rand.IntN(len(f.replicas))] }
+func (f *fleet) any() *instance { return f.instances[rand.IntN(len(f.instances))] }
 
-// stopReplicas stops one replica after the other for a while, in the middle of whatever it is doing.
-func stopReplicas(ctx context.Context, f *fleet) {
+// stopInstances stops one instance after the other for a while, in the middle of whatever it is doing.
+func stopInstances(ctx context.Context, f *fleet) {
 	for pause(ctx, f.leases(0.1, 0.6)) {
-		stopReplica(ctx, f, f.any())
+		stopInstance(ctx, f, f.any())
 	}
 }
 
-func stopReplica(ctx context.Context, f *fleet, r *replica) {
+func stopInstance(ctx context.Context, f *fleet, r *instance) {
 	d := f.leases(0.5, 3)
-	r.disturb("stopped for %s", d)
+	r.inject("stopped for %s", d)
 	r.signal(syscall.SIGSTOP)
 	pause(ctx, d)
-	r.mend()
+	r.recover()
 	r.signal(syscall.SIGCONT)
 	r.settle(f.t.Context())
 }
 
-// cutOffReplicas cuts one replica after the other off from the database for a while.
-func cutOffReplicas(ctx context.Context, f *fleet) {
+// cutOffInstances cuts one instance after the other off from the database for a while.
+func cutOffInstances(ctx context.Context, f *fleet) {
 	for pause(ctx, f.leases(0.1, 0.6)) {
-		cutOffReplica(ctx, f, f.any())
+		cutOffInstance(ctx, f, f.any())
 	}
 }
 
-func cutOffReplica(ctx context.Context, f *fleet, r *replica) {
+func cutOffInstance(ctx context.Context, f *fleet, r *instance) {
 	ways := []flow{{holdRequests: true, holdReplies: true}, {holdRequests: true}, {holdReplies: true}, {refuse: true}}
 	way, lost, d := ways[rand.IntN(len(ways))], rand.IntN(2) == 0, f.leases(0.3, 2.5)
-	r.disturb("cut off for %s: %+v, and what is held back is lost: %t", d, way, lost)
+	r.inject("cut off for %s: %+v, and what is held back is lost: %t", d, way, lost)
 	r.flow(way)
 	pause(ctx, d)
-	r.mend()
+	r.recover()
 	if lost {
 		for _, p := range r.proxies {
 			p.cut()
@@ -66,29 +66,29 @@ func cutOffReplica(ctx context.Context, f *fleet, r *replica) {
 	r.settle(f.t.Context())
 }
 
-// loseReplicas cuts one replica after the other off for much longer than a lease, with whatever it has begun. The others
+// loseInstances cuts one instance after the other off for much longer than a lease, with whatever it has begun. The others
 // have to do without it.
-func loseReplicas(ctx context.Context, f *fleet) {
+func loseInstances(ctx context.Context, f *fleet) {
 	for pause(ctx, f.leases(0.5, 1)) {
 		r, d := f.any(), f.leases(5, 7)
-		r.disturb("lost for %s", d)
+		r.inject("lost for %s", d)
 		r.flow(flow{holdRequests: true, holdReplies: true})
 		pause(ctx, d)
-		r.mend()
+		r.recover()
 		r.flow(f.usual)
 		r.settle(f.t.Context())
 	}
 }
 
-// killReplicas kills one replica after the other, and starts it again.
-func killReplicas(ctx context.Context, f *fleet) {
+// killInstances kills one instance after the other, and starts it again.
+func killInstances(ctx context.Context, f *fleet) {
 	for pause(ctx, f.leases(0.2, 1)) {
 		r, d := f.any(), f.leases(0, 1.5)
-		r.disturb("killed for %s", d)
+		r.inject("killed for %s", d)
 		addr := r.base[len("http://"):]
 		r.kill()
 		pause(ctx, d)
-		r.mend()
+		r.recover()
 		if err := r.start(addr); err != nil {
 			f.t.Error(err)
 			return
@@ -104,7 +104,7 @@ func killListeners(ctx context.Context, f *fleet) {
 		if i%8 == 0 {
 			condition = `state = 'idle'`
 		}
-		ended, err := f.ground.terminate(f.t.Context(), condition)
+		ended, err := f.cluster.terminate(f.t.Context(), condition)
 		if err != nil {
 			f.t.Error(err)
 			return
@@ -115,20 +115,20 @@ func killListeners(ctx context.Context, f *fleet) {
 	}
 }
 
-// restartPostgres stops Postgres cleanly again and again, crashPostgres kills it. Every other time a replica is out of reach
+// restartPostgres stops Postgres cleanly again and again, crashPostgres kills it. Every other time an instance is out of reach
 // meanwhile, and for some time after: what it was promised must have survived in the database.
 func restartPostgres(ctx context.Context, f *fleet) {
-	breakPostgres(ctx, f, "restarted", f.ground.restart)
+	breakPostgres(ctx, f, "restarted", f.cluster.restart)
 }
-func crashPostgres(ctx context.Context, f *fleet) { breakPostgres(ctx, f, "killed", f.ground.crash) }
+func crashPostgres(ctx context.Context, f *fleet) { breakPostgres(ctx, f, "killed", f.cluster.crash) }
 
 func breakPostgres(ctx context.Context, f *fleet, what string, how func(context.Context, time.Duration) error) {
 	for pause(ctx, f.leases(0.5, 2)) {
 		var away sync.WaitGroup
 		if rand.IntN(2) == 0 {
-			out, r := stopReplica, f.any()
+			out, r := stopInstance, f.any()
 			if rand.IntN(2) == 0 {
-				out = cutOffReplica
+				out = cutOffInstance
 			}
 			away.Go(func() { out(ctx, f, r) })
 			pause(ctx, f.leases(0, 0.2))
@@ -140,7 +140,7 @@ func breakPostgres(ctx context.Context, f *fleet, what string, how func(context.
 			return
 		}
 		f.note("Postgres is back")
-		for _, r := range f.replicas {
+		for _, r := range f.instances {
 			if r.fault.Load()%2 == 0 {
 				r.awaitServing(f.t.Context())
 			}
@@ -151,7 +151,7 @@ func breakPostgres(ctx context.Context, f *fleet, what string, how func(context.
 	}
 }
 
-// promoteStandby cuts the standby off from the primary and promotes it, while the primary lives on: one replica stays with
+// promoteStandby cuts the standby off from the primary and promotes it, while the primary lives on: one instance stays with
 // it, the others go to the new one. In the end all do.
 func promoteStandby(ctx context.Context, f *fleet) {
 	if !pause(ctx, f.leases(0.5, 2)) {
@@ -160,22 +160,22 @@ func promoteStandby(ctx context.Context, f *fleet) {
 	test := f.t.Context()
 	stays := f.any()
 	f.broken.Add(1)
-	stays.disturb("stays with the old primary")
+	stays.inject("stays with the old primary")
 	f.note("replication is cut")
-	f.ground.repl.set(flow{holdRequests: true, holdReplies: true})
+	f.cluster.repl.set(flow{holdRequests: true, holdReplies: true})
 	time.Sleep(f.leases(0, 1))
-	for _, r := range f.replicas {
+	for _, r := range f.instances {
 		if r != stays {
 			r.proxies[0].set(flow{refuse: true})
 		}
 	}
-	f.note("the other replicas are cut off from the old primary, the standby is being promoted")
-	if err := f.ground.promote(test); err != nil {
+	f.note("the other instances are cut off from the old primary, the standby is being promoted")
+	if err := f.cluster.promote(test); err != nil {
 		f.t.Error(err)
 		return
 	}
 	f.note("it is promoted")
-	for _, r := range f.replicas {
+	for _, r := range f.instances {
 		if r != stays {
 			r.awaitServing(test)
 		}
@@ -183,31 +183,31 @@ func promoteStandby(ctx context.Context, f *fleet) {
 	f.broken.Add(1)
 	f.note("the others serve")
 	pause(ctx, f.leases(2, 4))
-	stays.mend()
+	stays.recover()
 	stays.proxies[0].set(flow{refuse: true})
 	stays.settle(test)
 	pause(ctx, f.leases(1, 2))
 	f.cycles.Add(1)
 }
 
-// everything stops one replica, cuts another off, and ends listeners, all at once and with slow replies.
+// everything stops one instance, cuts another off, and ends listeners, all at once and with slow replies.
 func everything(ctx context.Context, f *fleet) {
 	var all sync.WaitGroup
 	all.Go(func() { killListeners(ctx, f) })
 	all.Go(func() {
 		for pause(ctx, f.leases(0.1, 0.6)) {
-			stopReplica(ctx, f, f.replicas[0])
+			stopInstance(ctx, f, f.instances[0])
 		}
 	})
 	all.Go(func() {
 		for pause(ctx, f.leases(0.1, 0.6)) {
-			cutOffReplica(ctx, f, f.replicas[1])
+			cutOffInstance(ctx, f, f.instances[1])
 		}
 	})
 	all.Wait()
 }
 
-// moveAddress promotes a standby that has everything, has the replicas' address lead there for new connections, and leaves the old
+// moveAddress promotes a standby that has everything, has the instances' address lead there for new connections, and leaves the old
 // primary alive: feeds linger on it, and go on getting their leases there. In the end it is cut off.
 func moveAddress(ctx context.Context, f *fleet) {
 	if !pause(ctx, f.leases(0.5, 2)) {
@@ -215,31 +215,31 @@ func moveAddress(ctx context.Context, f *fleet) {
 	}
 	test := f.t.Context()
 	f.broken.Add(1)
-	for _, r := range f.replicas {
-		r.disturb("its address is being moved")
+	for _, r := range f.instances {
+		r.inject("its address is being moved")
 		r.flow(flow{holdRequests: true})
 	}
 	f.note("nothing is sent to the old primary, until the standby has caught up")
 	eventually(f.t, "the standby caught up", func() bool {
-		return f.ground.text(f.t, 0, `SELECT bool_and(replay_lsn = pg_current_wal_lsn()) FROM pg_stat_replication`) == "true"
+		return f.cluster.text(f.t, 0, `SELECT bool_and(replay_lsn = pg_current_wal_lsn()) FROM pg_stat_replication`) == "true"
 	})
-	if err := f.ground.promote(test); err != nil {
+	if err := f.cluster.promote(test); err != nil {
 		f.t.Error(err)
 		return
 	}
-	network, address := endpoint(f.t, f.ground.direct[1])
-	for _, r := range f.replicas {
+	network, address := endpoint(f.t, f.cluster.direct[1])
+	for _, r := range f.instances {
 		r.proxies[0].move(network, address)
 		r.flow(f.usual)
 	}
 	f.note("the address leads to the new primary; feeds linger on the old one")
 	time.Sleep(f.leases(2, 4))
 	f.note("the old primary is cut off")
-	for _, r := range f.replicas {
-		r.mend()
+	for _, r := range f.instances {
+		r.recover()
 		r.proxies[0].cut()
 	}
-	for _, r := range f.replicas {
+	for _, r := range f.instances {
 		r.settle(test)
 	}
 	f.broken.Add(1)
@@ -248,9 +248,9 @@ func moveAddress(ctx context.Context, f *fleet) {
 
 // silenceMessages has the database send no warning by itself.
 func silenceMessages(t testing.TB, f *fleet) {
-	for server := range f.ground.servers[:1] {
-		f.ground.exec(t, server, `ALTER SYSTEM SET client_min_messages = 'error'`)
-		f.ground.exec(t, server, `SELECT pg_reload_conf()`)
+	for server := range f.cluster.servers[:1] {
+		f.cluster.exec(t, server, `ALTER SYSTEM SET client_min_messages = 'error'`)
+		f.cluster.exec(t, server, `SELECT pg_reload_conf()`)
 	}
 }
 
@@ -262,46 +262,46 @@ func cancelWaits(ctx context.Context, f *fleet) {
 	}
 	test := f.t.Context()
 	f.broken.Add(1)
-	for _, r := range f.replicas {
-		r.disturb("commits wait for no standby")
+	for _, r := range f.instances {
+		r.inject("commits wait for no standby")
 	}
-	f.ground.repl.set(flow{holdRequests: true, holdReplies: true})
+	f.cluster.repl.set(flow{holdRequests: true, holdReplies: true})
 	f.note("replication is cut, and waits for it are cancelled")
 	for end := time.Now().Add(f.leases(1, 2)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if _, err := f.ground.query(test, 0, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`); err != nil {
+		if _, err := f.cluster.query(test, 0, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`); err != nil {
 			f.t.Error(err)
 			return
 		}
 	}
-	for _, r := range f.replicas {
+	for _, r := range f.instances {
 		r.proxies[0].set(flow{refuse: true})
 	}
 	f.note("the standby is being promoted")
-	if err := f.ground.promote(test); err != nil {
+	if err := f.cluster.promote(test); err != nil {
 		f.t.Error(err)
 		return
 	}
-	for _, r := range f.replicas {
-		r.mend()
+	for _, r := range f.instances {
+		r.recover()
 		r.settle(test)
 	}
 	f.broken.Add(1)
 	pause(ctx, f.leases(1, 2))
 }
 
-// emptyTables empties the tables by which the replicas agree: as it is refused, and with the triggers off that refuse it, for
-// those of which nobody's lease depends. Every other time a replica is stopped meanwhile.
+// emptyTables empties the tables by which the instances agree: as it is refused, and with the triggers off that refuse it, for
+// those of which nobody's lease depends. Every other time an instance is stopped meanwhile.
 func emptyTables(ctx context.Context, f *fleet) {
 	for i := 0; pause(ctx, f.leases(0.3, 1)); i++ {
 		var away sync.WaitGroup
 		if i%2 == 0 {
-			away.Go(func() { stopReplica(ctx, f, f.any()) })
+			away.Go(func() { stopInstance(ctx, f, f.any()) })
 			pause(ctx, f.leases(0, 0.2))
 		}
 		test := f.t.Context()
 		for _, statement := range []string{`TRUNCATE instances`, `DELETE FROM instances`, `UPDATE instances SET position = 1000000000`,
 			`TRUNCATE changes`, `DELETE FROM changes`, `UPDATE change_head SET position = 0`} {
-			if _, err := f.ground.query(test, 0, statement); err == nil {
+			if _, err := f.cluster.query(test, 0, statement); err == nil {
 				f.t.Errorf("%s was not refused", statement)
 			}
 		}
@@ -312,10 +312,10 @@ func emptyTables(ctx context.Context, f *fleet) {
 			`ALTER TABLE ` + table + ` DISABLE TRIGGER ALL`, `TRUNCATE ` + table, `ALTER TABLE ` + table + ` ENABLE ALWAYS TRIGGER guarded`,
 			`ALTER TABLE ` + table + ` ENABLE ALWAYS TRIGGER guarded_emptying`,
 		} {
-			f.ground.exec(f.t, 0, statement)
+			f.cluster.exec(f.t, 0, statement)
 		}
 		away.Wait()
-		for _, r := range f.replicas {
+		for _, r := range f.instances {
 			r.awaitServing(test)
 		}
 		f.note("all serve again")

@@ -27,7 +27,7 @@ const (
 	rootName      = "root@chaos.example"
 	adminKey      = "vb_ChaosChaosChaosChaosChaosChaosCh"
 
-	// callTimeout is longer than any replica is stopped: what it was sent meanwhile it answers when it goes on, and that
+	// callTimeout is longer than any instance is stopped: what it was sent meanwhile it answers when it goes on, and that
 	// answer counts.
 	callTimeout = 20 * time.Second
 )
@@ -86,25 +86,25 @@ func (p *program) build(t testing.TB, dir string) error {
 	return servertest.Build(t.Context(), p.path, overlay)
 }
 
-// fleet is some replicas on one ground.
+// fleet is some instances on one cluster.
 type fleet struct {
-	t        testing.TB
-	ground   *ground
-	replicas []*replica
-	lease    time.Duration
-	usual    flow         // what proxies do where nothing is wrong
-	epoch    time.Time    // every instant is measured from here, on this process's monotonic clock
-	broken   atomic.Int64 // as replica.fault, for what all replicas share
-	cycles   atomic.Int64 // faults that were made
-	client   *http.Client
-	root     string // a credential that may delete customers
+	t         testing.TB
+	cluster   *cluster
+	instances []*instance
+	lease     time.Duration
+	usual     flow         // what proxies do where nothing is wrong
+	epoch     time.Time    // every instant is measured from here, on this process's monotonic clock
+	broken    atomic.Int64 // as instance.fault, for what all instances share
+	cycles    atomic.Int64 // faults that were made
+	client    *http.Client
+	root      string // a credential that may delete customers
 
 	mu     sync.Mutex
 	events []string // what was done to whom, when
 }
 
-// replica is one server process, with a proxy to each database.
-type replica struct {
+// instance is one server process, with a proxy to each database.
+type instance struct {
 	name    string
 	fleet   *fleet
 	binary  string
@@ -113,25 +113,25 @@ type replica struct {
 	logPath string
 	base    string
 	cmd     *exec.Cmd
-	// fault is odd while something is done to the replica, and changes with it.
+	// fault is odd while something is done to the instance, and changes with it.
 	fault atomic.Int64
-	// out is odd from the beginning of a fault to its end; fault stays odd until the replica serves again.
+	// out is odd from the beginning of a fault to its end; fault stays odd until the instance serves again.
 	out atomic.Int64
 	// acceptedOut counts what it was sent and accepted while it was out: without, a scenario proves little.
 	acceptedOut atomic.Int64
 }
 
-// newFleet starts replicas, one for each binary. The options are those of the first one's sessions.
-func newFleet(t testing.TB, g *ground, lease time.Duration, options string, binaries ...string) *fleet {
+// newFleet starts instances, one for each binary. The options are those of the first one's sessions.
+func newFleet(t testing.TB, g *cluster, lease time.Duration, options string, binaries ...string) *fleet {
 	t.Helper()
-	f := &fleet{t: t, ground: g, lease: lease, epoch: time.Now()}
+	f := &fleet{t: t, cluster: g, lease: lease, epoch: time.Now()}
 	f.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1024, DisableCompression: true}}
 	t.Cleanup(f.client.CloseIdleConnections)
 	logs := t.TempDir()
 	var starting sync.WaitGroup
 	errs := make([]error, len(binaries))
 	for i, binary := range binaries {
-		r := &replica{name: string(rune('a' + i)), fleet: f, binary: binary}
+		r := &instance{name: string(rune('a' + i)), fleet: f, binary: binary}
 		for _, direct := range g.direct {
 			network, address := endpoint(t, direct)
 			r.proxies = append(r.proxies, newProxy(t, network, address))
@@ -146,7 +146,7 @@ func newFleet(t testing.TB, g *ground, lease time.Duration, options string, bina
 		r.env = append(os.Environ(), "DATABASE_URL="+g.through(t, r.proxies, options), "JWT_SECRET="+strings.Repeat("chaos-secret", 4),
 			"CACHE_LEASE="+lease.String(), "RATE_LIMIT_AUTH_RPS=0", "LOG_FORMAT=json", "LOG_LEVEL=info",
 			"BOOTSTRAP_CUSTOMER=Chaos", "BOOTSTRAP_USERNAME="+adminName, "BOOTSTRAP_PASSWORD="+adminPassword, "BOOTSTRAP_ACCESSKEY="+adminKey)
-		f.replicas = append(f.replicas, r)
+		f.instances = append(f.instances, r)
 		t.Cleanup(r.kill)
 		starting.Go(func() { errs[i] = r.start("127.0.0.1:0") })
 	}
@@ -160,7 +160,7 @@ func newFleet(t testing.TB, g *ground, lease time.Duration, options string, bina
 }
 
 // start runs the server at an address, of which port 0 is any, until it answers.
-func (r *replica) start(addr string) error {
+func (r *instance) start(addr string) error {
 	log, err := os.OpenFile(r.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -180,7 +180,7 @@ func (r *replica) start(addr string) error {
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		line, err := r.logLine(end, "listening")
 		if err == nil {
-			if r.base == "" { // a replica that starts again has its old address
+			if r.base == "" { // an instance that starts again has its old address
 				r.base = "http://" + line["addr"].(string)
 			}
 			if r.call(context.Background(), http.MethodGet, "/readyz", "", "").status == http.StatusOK {
@@ -189,13 +189,13 @@ func (r *replica) start(addr string) error {
 		}
 		if time.Now().After(deadline) {
 			content, _ := os.ReadFile(r.logPath)
-			return fmt.Errorf("replica %s is not ready after 15 s; its log:\n%s", r.name, content)
+			return fmt.Errorf("instance %s is not ready after 15 s; its log:\n%s", r.name, content)
 		}
 	}
 }
 
 // logLine is the first line of the log, from an offset on, with this message.
-func (r *replica) logLine(from int64, message string) (map[string]any, error) {
+func (r *instance) logLine(from int64, message string) (map[string]any, error) {
 	content, err := os.ReadFile(r.logPath)
 	if err != nil {
 		return nil, err
@@ -206,11 +206,11 @@ func (r *replica) logLine(from int64, message string) (map[string]any, error) {
 			return fields, nil
 		}
 	}
-	return nil, fmt.Errorf("replica %s has logged no %q", r.name, message)
+	return nil, fmt.Errorf("instance %s has logged no %q", r.name, message)
 }
 
 // kill ends the process at once, stopped or not.
-func (r *replica) kill() {
+func (r *instance) kill() {
 	if r.cmd != nil {
 		_ = r.cmd.Process.Kill()
 		_ = r.cmd.Wait()
@@ -221,7 +221,7 @@ func (r *replica) kill() {
 // makeRoot makes an agent that may delete customers, which only the command line can, and logs it in.
 func (f *fleet) makeRoot() {
 	f.t.Helper()
-	first := f.replicas[0]
+	first := f.instances[0]
 	var own, login struct {
 		ID    string `json:"id"`
 		Token string `json:"token"`
@@ -245,7 +245,7 @@ func (f *fleet) makeRoot() {
 
 func (f *fleet) now() time.Duration { return time.Since(f.epoch) }
 
-// note keeps what was done, for whoever has to explain a violation.
+// note keeps what was done, to explain a violation.
 func (f *fleet) note(format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -255,7 +255,7 @@ func (f *fleet) note(format string, args ...any) {
 // watchLocks notes which sessions keep others waiting for long.
 func (f *fleet) watchLocks(ctx context.Context) {
 	for pause(ctx, 500*time.Millisecond) {
-		held, err := f.ground.query(f.t.Context(), 0, `
+		held, err := f.cluster.query(f.t.Context(), 0, `
 			SELECT format('process %s of the database, %s for %s, keeps %s others waiting: %s', h.pid, h.state, now() - h.state_change,
 				(SELECT count(*) FROM pg_stat_activity w WHERE h.pid = ANY (pg_blocking_pids(w.pid))), left(regexp_replace(h.query, '\s+', ' ', 'g'), 80))
 			FROM pg_stat_activity h
@@ -283,11 +283,11 @@ func (f *fleet) keepLogs() {
 	f.mu.Lock()
 	events := strings.Join(f.events, "\n") + "\n"
 	f.mu.Unlock()
-	if err := errors.Join(os.CopyFS(dir, os.DirFS(filepath.Dir(f.replicas[0].logPath))),
+	if err := errors.Join(os.CopyFS(dir, os.DirFS(filepath.Dir(f.instances[0].logPath))),
 		os.WriteFile(filepath.Join(dir, "events.txt"), []byte(events), 0o600)); err != nil {
 		f.t.Log(err)
 	}
-	f.t.Logf("the replicas' logs and what was done to them: %s", dir)
+	f.t.Logf("the instances' logs and what was done to them: %s", dir)
 }
 
 // answer is what came of a request.
@@ -310,8 +310,8 @@ func (a answer) into(v any) error {
 	return json.Unmarshal(a.body, v)
 }
 
-// call sends a request to the replica.
-func (r *replica) call(ctx context.Context, method, path, bearer, body string) (a answer) {
+// call sends a request to the instance.
+func (r *instance) call(ctx context.Context, method, path, bearer, body string) (a answer) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, r.base+path, strings.NewReader(body))
@@ -334,63 +334,63 @@ func (r *replica) call(ctx context.Context, method, path, bearer, body string) (
 	return a
 }
 
-// answered sends a request again until it is answered by something else than a 503: a replica that the machine kept from running has no
+// answered sends a request again until it is answered by something else than a 503: an instance that the machine kept from running has no
 // lease for a moment.
-func (r *replica) answered(method, path, bearer, body string) (a answer) {
-	eventually(r.fleet.t, "replica "+r.name+" answers a "+method, func() bool {
+func (r *instance) answered(method, path, bearer, body string) (a answer) {
+	eventually(r.fleet.t, "instance "+r.name+" answers a "+method, func() bool {
 		a = r.call(r.fleet.t.Context(), method, path, bearer, body)
 		return a.status != 0 && a.status != http.StatusServiceUnavailable
 	})
 	return a
 }
 
-// calm is a number that stays the same for as long as nothing is done to the replica or to what it stands on, and whether
+// calm is a number that stays the same for as long as nothing is done to the instance or to what it stands on, and whether
 // that is so now.
-func (r *replica) calm() (int64, bool) {
+func (r *instance) calm() (int64, bool) {
 	own, all := r.fault.Load(), r.fleet.broken.Load()
 	return own<<32 | all, own%2 == 0 && all%2 == 0
 }
 
-// disturb begins a fault.
-func (r *replica) disturb(format string, args ...any) {
+// inject begins a fault.
+func (r *instance) inject(format string, args ...any) {
 	r.fault.Add(1)
 	r.out.Add(1)
-	r.fleet.note("replica "+r.name+": "+format, args...)
+	r.fleet.note("instance "+r.name+": "+format, args...)
 }
 
-// mend says that what was done is about to be undone.
-func (r *replica) mend() {
+// recover says that what was done is about to be undone.
+func (r *instance) recover() {
 	r.out.Add(1)
-	r.fleet.note("replica %s: it is being put right", r.name)
+	r.fleet.note("instance %s: it is being put right", r.name)
 }
 
-// settle ends a fault, once the replica serves again.
-func (r *replica) settle(ctx context.Context) {
+// settle ends a fault, once the instance serves again.
+func (r *instance) settle(ctx context.Context) {
 	r.awaitServing(ctx)
 	r.fleet.cycles.Add(1)
 	r.fault.Add(1)
-	r.fleet.note("replica %s: it serves", r.name)
+	r.fleet.note("instance %s: it serves", r.name)
 }
 
-func (r *replica) awaitServing(ctx context.Context) {
+func (r *instance) awaitServing(ctx context.Context) {
 	deadline := time.Now().Add(30 * time.Second)
 	for r.call(ctx, http.MethodGet, "/v1.0/me", adminKey, "").status != http.StatusOK && ctx.Err() == nil {
 		if time.Now().After(deadline) {
-			r.fleet.t.Errorf("replica %s does not serve 30 s after it was put right", r.name)
+			r.fleet.t.Errorf("instance %s does not serve 30 s after it was put right", r.name)
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 }
 
-func (r *replica) signal(s syscall.Signal) {
+func (r *instance) signal(s syscall.Signal) {
 	if err := r.cmd.Process.Signal(s); err != nil {
-		r.fleet.t.Errorf("replica %s: %v", r.name, err)
+		r.fleet.t.Errorf("instance %s: %v", r.name, err)
 	}
 }
 
-// flow sets what the replica's proxies do.
-func (r *replica) flow(f flow) {
+// flow sets what the instance's proxies do.
+func (r *instance) flow(f flow) {
 	for _, p := range r.proxies {
 		p.set(f)
 	}

@@ -17,14 +17,14 @@ const heldName = "held back "
 // held is a write of a credential that is about to be revoked: its header and a part of its body are sent before the revocation, the
 // rest when that has been answered.
 type held struct {
-	life    *life
-	replica *replica
-	conn    net.Conn
-	rest    string
+	life     *life
+	instance *instance
+	conn     net.Conn
+	rest     string
 }
 
 // hold begins such a request, nil where the server can't be reached.
-func (c *checker) hold(l *life, r *replica) *held {
+func (c *checker) hold(l *life, r *instance) *held {
 	address := strings.TrimPrefix(r.base, "http://")
 	conn, err := net.DialTimeout("tcp", address, time.Second)
 	if err != nil {
@@ -39,7 +39,7 @@ func (c *checker) hold(l *life, r *replica) *held {
 		_ = conn.Close()
 		return nil
 	}
-	return &held{life: l, replica: r, conn: conn, rest: body[cut:]}
+	return &held{life: l, instance: r, conn: conn, rest: body[cut:]}
 }
 
 // release sends the rest, and judges the answer: the revocation was confirmed before.
@@ -61,14 +61,14 @@ func (c *checker) release(ctx context.Context, h *held) {
 	switch status {
 	case http.StatusOK:
 		c.tally.written++
-		c.complain("VIOLATION (%s): %s confirmed the revocation at %.6f; replica %s wrote what was held back, sent %.6f",
-			h.life.kind, h.life.by, time.Duration(h.life.confirmed.Load()).Seconds(), h.replica.name, sent.Seconds())
+		c.complain("VIOLATION (%s): %s confirmed the revocation at %.6f; instance %s wrote what was held back, sent %.6f",
+			h.life.kind, h.life.by, time.Duration(h.life.confirmed.Load()).Seconds(), h.instance.name, sent.Seconds())
 	case http.StatusUnauthorized, http.StatusForbidden:
 		c.tally.heldRefused++
 	case 0, http.StatusServiceUnavailable, http.StatusBadRequest: // it was held back for longer than a request may take
 	default:
 		c.tally.odd++
-		c.complain("replica %s answered a request that was held back (%s) with %d", h.replica.name, h.life.kind, status)
+		c.complain("instance %s answered a request that was held back (%s) with %d", h.instance.name, h.life.kind, status)
 	}
 }
 
@@ -77,8 +77,8 @@ func (h *held) drop() { _ = h.conn.Close() }
 
 // checkNothingHeld looks into the database for what no held request may have written, whatever it was answered.
 func (c *checker) checkNothingHeld() {
-	for server := len(c.fleet.ground.direct) - 1; server >= 0; server-- {
-		rows, err := c.fleet.ground.query(c.fleet.t.Context(), server, `SELECT name FROM accesskeys WHERE name LIKE $1`, heldName+"%")
+	for server := len(c.fleet.cluster.direct) - 1; server >= 0; server-- {
+		rows, err := c.fleet.cluster.query(c.fleet.t.Context(), server, `SELECT name FROM accesskeys WHERE name LIKE $1`, heldName+"%")
 		if err != nil {
 			continue // it was left behind
 		}

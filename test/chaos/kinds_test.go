@@ -68,7 +68,7 @@ func (s slow) do(f func() error) error {
 	return f()
 }
 
-// make has a credential of this kind made, by whichever replicas. An error is of no consequence: no promise was made.
+// make has a credential of this kind made, by whichever instances. An error is of no consequence: no promise was made.
 func (c *checker) make(ctx context.Context, k kind) (*victim, error) {
 	v := &victim{kind: k, path: me, refused: http.StatusUnauthorized, method: http.MethodDelete, by: adminKey}
 	return v, map[kind]func(context.Context, *victim) error{

@@ -22,29 +22,29 @@ import (
 	"accesskeys/internal/privatepg"
 )
 
-// ground is what replicas stand on: a Postgres, or a primary with its standby.
-type ground struct {
+// cluster is what instances stand on: a Postgres, or a primary with its standby.
+type cluster struct {
 	direct  []string            // addresses past every proxy, the primary's first
 	servers []*privatepg.Server // ours, in the same order; none where the Postgres is the tests' shared one
 	repl    *proxy              // between standby and primary
-	moves   bool                // replicas have one address, which may be moved
+	moves   bool                // instances have one address, which may be moved
 }
 
 // shared is a database on the Postgres that all tests use. It can't be stopped.
-func shared(t testing.TB) *ground {
+func shared(t testing.TB) *cluster {
 	t.Helper()
-	return &ground{direct: []string{pgtest.Migrated(t).Reveal()}}
+	return &cluster{direct: []string{pgtest.Migrated(t).Reveal()}}
 }
 
 // own is a Postgres of the scenario's own, as durable as in production.
-func own(t testing.TB) *ground {
+func own(t testing.TB) *cluster {
 	t.Helper()
 	server := startPostgres(t, nil)
-	return &ground{direct: []string{server.URL("postgres")}, servers: []*privatepg.Server{server}}
+	return &cluster{direct: []string{server.URL("postgres")}, servers: []*privatepg.Server{server}}
 }
 
 // withStandby is a primary whose commits wait for a standby that follows it through a proxy.
-func withStandby(t testing.TB) *ground {
+func withStandby(t testing.TB) *cluster {
 	t.Helper()
 	g := replicated(t)
 	g.exec(t, 0, `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
@@ -56,7 +56,7 @@ func withStandby(t testing.TB) *ground {
 }
 
 // withAsyncStandby is a primary with a standby that its commits don't wait for, behind one address.
-func withAsyncStandby(t testing.TB) *ground {
+func withAsyncStandby(t testing.TB) *cluster {
 	t.Helper()
 	g := replicated(t)
 	g.moves = true
@@ -64,7 +64,7 @@ func withAsyncStandby(t testing.TB) *ground {
 }
 
 // replicated is a primary with a standby that follows it through a proxy.
-func replicated(t testing.TB) *ground {
+func replicated(t testing.TB) *cluster {
 	t.Helper()
 	primary := startPostgres(t, nil)
 	network, address := endpoint(t, primary.URL("postgres"))
@@ -81,7 +81,7 @@ func replicated(t testing.TB) *ground {
 	if err := errors.Join(primary.Start(ctx), standby.Start(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	g := &ground{
+	g := &cluster{
 		direct:  []string{primary.URL("postgres"), standby.URL("postgres")},
 		servers: []*privatepg.Server{primary, standby}, repl: repl,
 	}
@@ -129,8 +129,8 @@ func endpoint(t testing.TB, address string) (network, addr string) {
 	return pgconn.NetworkAddress(cfg.Host, cfg.Port)
 }
 
-// through is the DATABASE_URL of a replica that reaches the ground by these proxies, in their order.
-func (g *ground) through(t testing.TB, proxies []*proxy, options string) string {
+// through is the DATABASE_URL of an instance that reaches the cluster by these proxies, in their order.
+func (g *cluster) through(t testing.TB, proxies []*proxy, options string) string {
 	t.Helper()
 	cfg, err := pgconn.ParseConfig(g.direct[0])
 	if err != nil {
@@ -156,7 +156,7 @@ func (g *ground) through(t testing.TB, proxies []*proxy, options string) string 
 }
 
 // exec runs a statement past the proxies.
-func (g *ground) exec(t testing.TB, server int, sql string, args ...any) {
+func (g *cluster) exec(t testing.TB, server int, sql string, args ...any) {
 	t.Helper()
 	if _, err := g.query(t.Context(), server, sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
@@ -164,7 +164,7 @@ func (g *ground) exec(t testing.TB, server int, sql string, args ...any) {
 }
 
 // text is the one value of a query, run past the proxies.
-func (g *ground) text(t testing.TB, server int, sql string, args ...any) string {
+func (g *cluster) text(t testing.TB, server int, sql string, args ...any) string {
 	t.Helper()
 	rows, err := g.query(t.Context(), server, sql, args...)
 	if err != nil || len(rows) != 1 {
@@ -174,7 +174,7 @@ func (g *ground) text(t testing.TB, server int, sql string, args ...any) string 
 }
 
 // query gives the first column of each row as text.
-func (g *ground) query(ctx context.Context, server int, sql string, args ...any) ([]string, error) {
+func (g *cluster) query(ctx context.Context, server int, sql string, args ...any) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, g.direct[server])
@@ -196,7 +196,7 @@ func (g *ground) query(ctx context.Context, server int, sql string, args ...any)
 }
 
 // restart stops Postgres cleanly and starts it again.
-func (g *ground) restart(ctx context.Context, down time.Duration) error {
+func (g *cluster) restart(ctx context.Context, down time.Duration) error {
 	server := g.servers[0]
 	if err := server.Stop(ctx); err != nil {
 		return err
@@ -206,7 +206,7 @@ func (g *ground) restart(ctx context.Context, down time.Duration) error {
 }
 
 // crash kills the first process of Postgres. Its children find that out by themselves, and Postgres recovers.
-func (g *ground) crash(ctx context.Context, down time.Duration) error {
+func (g *cluster) crash(ctx context.Context, down time.Duration) error {
 	server := g.servers[0]
 	file, err := os.ReadFile(filepath.Join(server.Dir(), "data", "postmaster.pid"))
 	if err != nil {
@@ -227,7 +227,7 @@ func (g *ground) crash(ctx context.Context, down time.Duration) error {
 	return g.startAgain(ctx)
 }
 
-func (g *ground) startAgain(ctx context.Context) error {
+func (g *cluster) startAgain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
@@ -246,7 +246,7 @@ func (g *ground) startAgain(ctx context.Context) error {
 }
 
 // promote makes a primary of the standby.
-func (g *ground) promote(ctx context.Context) error {
+func (g *cluster) promote(ctx context.Context) error {
 	rows, err := g.query(ctx, 1, `SELECT pg_promote(true, 60)`)
 	if err == nil && (len(rows) != 1 || rows[0] != "true") {
 		err = fmt.Errorf("pg_promote answered %v", rows)
@@ -255,7 +255,7 @@ func (g *ground) promote(ctx context.Context) error {
 }
 
 // silenceNotify replaces every function in the database that notifies by one that doesn't.
-func (g *ground) silenceNotify(t testing.TB) {
+func (g *cluster) silenceNotify(t testing.TB) {
 	t.Helper()
 	ctx := t.Context()
 	definitions, err := g.query(ctx, 0, `
@@ -272,8 +272,8 @@ func (g *ground) silenceNotify(t testing.TB) {
 	}
 }
 
-// terminate ends the replicas' sessions that meet the condition, and tells how many there were.
-func (g *ground) terminate(ctx context.Context, condition string) (int, error) {
+// terminate ends the instances' sessions that meet the condition, and tells how many there were.
+func (g *cluster) terminate(ctx context.Context, condition string) (int, error) {
 	ended, err := g.query(ctx, 0, `
 		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND `+condition)

@@ -23,7 +23,7 @@ type flow struct {
 
 func (f flow) holds(replies bool) bool { return replies && f.holdReplies || !replies && f.holdRequests }
 
-// proxy stands between one replica and one database. What it held back is delivered when the hold ends, late, as TCP does
+// proxy stands between one instance and one database. What it held back is delivered when the hold ends, late, as TCP does
 // after a partition.
 type proxy struct {
 	listener net.Listener

@@ -19,27 +19,27 @@ func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t, own(t), shortLease, "", slices.Repeat([]string{programs.server(t, test.shortcoming, false)}, 3)...)
 			dump := filepath.Join(t.TempDir(), "dump")
-			postgresTool(t, "pg_dump", "--format=custom", "--file="+dump, f.ground.direct[0])
+			postgresTool(t, "pg_dump", "--format=custom", "--file="+dump, f.cluster.direct[0])
 			c := &checker{fleet: f, slow: make(slow, 2)}
 			l := victim{}
 			if err := c.makeKey(t.Context(), &l); err != nil {
 				t.Fatal(err)
 			}
-			use := func(r *replica) int { return r.answered(http.MethodGet, me, l.bearer, "").status }
-			for _, r := range f.replicas {
+			use := func(r *instance) int { return r.answered(http.MethodGet, me, l.bearer, "").status }
+			for _, r := range f.instances {
 				if status := use(r); status != http.StatusOK {
-					t.Fatalf("replica %s answered the new key with %d", r.name, status)
+					t.Fatalf("instance %s answered the new key with %d", r.name, status)
 				}
 			}
 			var waiting []*held // writes of a caller that the restore takes away
-			for _, r := range f.replicas {
+			for _, r := range f.instances {
 				h := c.hold(&life{victim: &l}, r)
 				if h == nil {
-					t.Fatalf("replica %s takes no request", r.name)
+					t.Fatalf("instance %s takes no request", r.name)
 				}
 				waiting = append(waiting, h)
 			}
-			postgresTool(t, "pg_restore", "--clean", "--if-exists", "--single-transaction", "--dbname="+f.ground.direct[0], dump)
+			postgresTool(t, "pg_restore", "--clean", "--if-exists", "--single-transaction", "--dbname="+f.cluster.direct[0], dump)
 			restored := time.Now()
 			for _, h := range waiting {
 				c.release(t.Context(), h)
@@ -47,22 +47,22 @@ func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
 			if c.checkNothingHeld(); c.tally.written+c.tally.violations > 0 || c.tally.held != len(waiting) {
 				t.Errorf("of %d held writes %d were refused, %d written: %q", c.tally.held, c.tally.heldRefused, c.tally.written, c.tally.details)
 			}
-			for _, r := range f.replicas {
+			for _, r := range f.instances {
 				r.awaitServing(t.Context())
 			}
 			for time.Since(restored) < 4*shortLease {
 				time.Sleep(shortLease / 4)
 			}
-			for _, r := range f.replicas {
+			for _, r := range f.instances {
 				status := use(r)
 				switch {
 				case test.shortcoming == "" && status != http.StatusUnauthorized:
-					t.Errorf("replica %s answered %d to a key that the restored database does not have", r.name, status)
+					t.Errorf("instance %s answered %d to a key that the restored database does not have", r.name, status)
 				case test.shortcoming != "" && status != http.StatusOK:
-					t.Errorf("replica %s, built without the rule, answered %d: there was nothing to forget", r.name, status)
+					t.Errorf("instance %s, built without the rule, answered %d: there was nothing to forget", r.name, status)
 				}
 			}
-			if a := f.replicas[0].answered(http.MethodDelete, l.target, adminKey, ""); a.status != http.StatusNotFound {
+			if a := f.instances[0].answered(http.MethodDelete, l.target, adminKey, ""); a.status != http.StatusNotFound {
 				t.Errorf("its deletion was answered with %d: %s", a.status, a.body)
 			}
 		})

@@ -78,8 +78,8 @@ type caller struct {
 	identity   map[string]string
 }
 
-// world is a server, its Postgres, and a caller of each kind.
-type world struct {
+// fixture is a server, its Postgres, and a caller of each kind.
+type fixture struct {
 	postgres    *privatepg.Server
 	server      *server
 	client      *http.Client
@@ -93,14 +93,14 @@ type world struct {
 // trusted is the setting by which the server believes the proxies of these tests.
 const trusted = "TRUSTED_PROXIES=127.0.0.1/32"
 
-func newWorld(t testing.TB) *world {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = postgres.Close() })
-	w := &world{postgres: postgres, client: client(t), bad: map[string]string{}}
+	w := &fixture{postgres: postgres, client: client(t), bad: map[string]string{}}
 	w.server = newServer(t, postgres.URL("postgres"), trusted, "LOG_LEVEL=debug")
 	w.makeCallers(t)
 	w.makeBad(t)
@@ -114,12 +114,12 @@ func newWorld(t testing.TB) *world {
 }
 
 // api calls the service directly, as the admin.
-func (w *world) api(t testing.TB, method, path, body string, into any) {
+func (w *fixture) api(t testing.TB, method, path, body string, into any) {
 	t.Helper()
 	call(t.Context(), w.client, method, w.server.url(path), body, "Authorization", "Bearer "+adminKey).into(t, into)
 }
 
-func (w *world) login(t testing.TB, username, password string) string {
+func (w *fixture) login(t testing.TB, username, password string) string {
 	t.Helper()
 	var answer struct{ Token string }
 	w.api(t, http.MethodPost, "/auth/login", fmt.Sprintf(`{"username":%q,"password":%q}`, username, password), &answer)
@@ -132,7 +132,7 @@ type keyMade struct {
 	TmExpire   string `json:"tm_expire"`
 }
 
-func (w *world) makeCallers(t testing.TB) {
+func (w *fixture) makeCallers(t testing.TB) {
 	var me struct {
 		ID         string
 		CustomerID string `json:"customer_id"`
@@ -171,7 +171,7 @@ func (w *world) makeCallers(t testing.TB) {
 }
 
 // sign makes a token of a service account with the server's own program.
-func (w *world) sign(t testing.TB, account string) string {
+func (w *fixture) sign(t testing.TB, account string) string {
 	t.Helper()
 	url := w.server.url("/v1.0/service_accounts/" + account + "/keys")
 	made := call(t.Context(), w.client, http.MethodPost, url, "", bearer(adminKey)...)
@@ -202,7 +202,7 @@ func expireOf(t testing.TB, jwt string) string {
 }
 
 // makeBad makes credentials that are refused.
-func (w *world) makeBad(t testing.TB) {
+func (w *fixture) makeBad(t testing.TB) {
 	var deleted, expired keyMade
 	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"deleted"}`, &deleted)
 	deleteKey(t, w.client, w.server.url(""), deleted.ID)
@@ -220,7 +220,7 @@ func (w *world) makeBad(t testing.TB) {
 // site is a proxy with a backend and a folder behind it, as the examples have it: anybody whom the service knows may come to
 // / and /files/, admins to /admin/.
 type site struct {
-	*world
+	*fixture
 	name     string
 	url      string
 	client   *http.Client
@@ -475,12 +475,12 @@ func nobodyElsePasses(t *testing.T, s *site) {
 
 func revokedIsRefused(t *testing.T, s *site) {
 	for range 20 {
-		id, token := newKey(t, s.world.client, s.server.url(""))
+		id, token := newKey(t, s.fixture.client, s.server.url(""))
 		s.credentials = append(s.credentials, token)
 		for range 3 {
 			s.passes(t, http.MethodGet, "/page", "", bearer(token)...)
 		}
-		deleteKey(t, s.world.client, s.server.url(""), id)
+		deleteKey(t, s.fixture.client, s.server.url(""), id)
 		s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/page", bearer(token)...)
 		s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/files/hello.txt?accesskey="+token)
 	}
@@ -681,8 +681,8 @@ func logsHoldNoCredential(t *testing.T, s *site) {
 // burst is how many requests an address has at a limited server.
 const burst = 10
 
-// limit makes the world's server one that limits its clients.
-func (w *world) limit(t testing.TB) *world {
+// limit makes the fixture's server one that limits its clients.
+func (w *fixture) limit(t testing.TB) *fixture {
 	t.Helper()
 	w.server = newServer(t, w.postgres.URL("postgres"), trusted,
 		"RATE_LIMIT_V1_RPS=0.001", fmt.Sprintf("RATE_LIMIT_V1_BURST=%d", burst))

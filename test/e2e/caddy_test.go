@@ -14,10 +14,10 @@ import (
 )
 
 // newCaddy starts Caddy with examples/caddy/Caddyfile, in which each pair of strings is replaced.
-func newCaddy(t *testing.T, w *world, replacements ...string) *site {
+func newCaddy(t *testing.T, w *fixture, replacements ...string) *site {
 	t.Helper()
 	dir := folder(t)
-	s := &site{world: w, name: "caddy", client: client(t), backend: newBackend(t)}
+	s := &site{fixture: w, name: "caddy", client: client(t), backend: newBackend(t)}
 	addr := freeAddr(t)
 	s.url = "http://" + addr
 	host, _, err := net.SplitHostPort(addr)
@@ -43,17 +43,17 @@ func newCaddy(t *testing.T, w *world, replacements ...string) *site {
 }
 
 func TestCaddyLetsInOnlyWhomTheServiceKnows(t *testing.T) {
-	s := newCaddy(t, newWorld(t))
+	s := newCaddy(t, newFixture(t))
 	s.runChecks(t, "forward_auth asks /auth/verify", version(t, "caddy", "version"))
 }
 
 func TestCaddyTellsClientsApartForTheRateLimit(t *testing.T) {
-	limitsPerClient(t, newCaddy(t, newWorld(t).limit(t)))
+	limitsPerClient(t, newCaddy(t, newFixture(t).limit(t)))
 }
 
 // TestCaddysCheckIsWhatTheServiceReads looks at the requests that Caddy checks with.
 func TestCaddysCheckIsWhatTheServiceReads(t *testing.T) {
-	w := newWorld(t)
+	w := newFixture(t)
 	const query = "a=%2F&b=%zz;c&permission=admin"
 	for _, test := range []struct{ uri, asked string }{
 		{"/auth/verify?strict=0{args.0}", "/auth/verify?strict=0"},
@@ -89,7 +89,7 @@ func TestCaddysCheckIsWhatTheServiceReads(t *testing.T) {
 
 // TestCaddyNeedsEveryLineOfItsExample takes lines out of the example, and sees what they are there against.
 func TestCaddyNeedsEveryLineOfItsExample(t *testing.T) {
-	w := newWorld(t)
+	w := newFixture(t)
 	const copied = "copy_headers X-Auth-Type X-Auth-Id X-Customer-Id X-Agent-Id "
 
 	t.Run("request_header -X-Agent-Id", func(t *testing.T) {
@@ -154,7 +154,7 @@ func TestCaddyNeedsEveryLineOfItsExample(t *testing.T) {
 
 // TestCaddysOwnErrorsStayWhatTheyAre has the backend away: that is not for the check to explain.
 func TestCaddysOwnErrorsStayWhatTheyAre(t *testing.T) {
-	w := newWorld(t)
+	w := newFixture(t)
 	s := newCaddy(t, w)
 	s.backend.Close()
 	s.refuses(t, http.StatusBadGateway, http.MethodGet, "/page", bearer(w.admin.credential)...)

@@ -11,10 +11,10 @@ import (
 )
 
 // newNginx starts nginx with examples/nginx/accesskeys.conf, in which each pair of strings is replaced.
-func newNginx(t *testing.T, w *world, replacements ...string) *site {
+func newNginx(t *testing.T, w *fixture, replacements ...string) *site {
 	t.Helper()
 	dir := folder(t)
-	s := &site{world: w, name: "nginx", client: client(t), backend: newBackend(t)}
+	s := &site{fixture: w, name: "nginx", client: client(t), backend: newBackend(t)}
 	addr := freeAddr(t)
 	s.url = "http://" + addr
 	access, errors := filepath.Join(dir, "access.log"), filepath.Join(dir, "error.log")
@@ -46,17 +46,17 @@ func newNginx(t *testing.T, w *world, replacements ...string) *site {
 }
 
 func TestNginxLetsInOnlyWhomTheServiceKnows(t *testing.T) {
-	s := newNginx(t, newWorld(t))
+	s := newNginx(t, newFixture(t))
 	s.runChecks(t, "auth_request asks /auth/verify", version(t, "nginx", "-v"))
 }
 
 func TestNginxTellsClientsApartForTheRateLimit(t *testing.T) {
-	limitsPerClient(t, newNginx(t, newWorld(t).limit(t)))
+	limitsPerClient(t, newNginx(t, newFixture(t).limit(t)))
 }
 
 // TestNginxNeedsEveryLineOfItsExample takes lines out of the example, and sees what they are there against.
 func TestNginxNeedsEveryLineOfItsExample(t *testing.T) {
-	w := newWorld(t)
+	w := newFixture(t)
 	const ada = "X-Agent-Id: forged"
 
 	t.Run("identity headers", func(t *testing.T) {
@@ -112,7 +112,7 @@ func TestNginxNeedsEveryLineOfItsExample(t *testing.T) {
 
 // A check that announces the client's body, and doesn't have it, is answered at once: what nginx does without two of the example's lines.
 func TestNginxsCheckNeedsNoBody(t *testing.T) {
-	w := newWorld(t)
+	w := newFixture(t)
 	s := newNginx(t, w, "proxy_pass_request_body    off;", "", `proxy_set_header Content-Length  "";`, "",
 		"proxy_read_timeout    10s;", "proxy_read_timeout 5s;")
 	for _, size := range []int{1, 1000, 100_000, 1_000_000} {
@@ -122,7 +122,7 @@ func TestNginxsCheckNeedsNoBody(t *testing.T) {
 
 // TestNginxRefusesARepeatedAuthorization is about a second credential behind the one that would be checked.
 func TestNginxRefusesARepeatedAuthorization(t *testing.T) {
-	w := newWorld(t)
+	w := newFixture(t)
 	s := newNginx(t, w)
 	for _, second := range []string{w.bad["deleted"], w.agent.credential, w.admin.credential} {
 		arrived, a := s.forge(t, w.admin, []string{"Authorization: Bearer " + second})

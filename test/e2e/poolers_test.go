@@ -28,7 +28,7 @@ type pooler struct {
 	dir  string
 }
 
-// newPooler starts examples/replicas/pgbouncer.ini in front of a Postgres.
+// newPooler starts examples/instances/pgbouncer.ini in front of a Postgres.
 func newPooler(t testing.TB, database, mode string) *pooler {
 	t.Helper()
 	address, err := pgx.ParseConfig(database)
@@ -41,7 +41,7 @@ func newPooler(t testing.TB, database, mode string) *pooler {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(p.dir, "userlist.txt"), fmt.Sprintf("%q %q\n", address.User, poolerPassword))
-	write(t, filepath.Join(p.dir, "pgbouncer.ini"), example(t, "replicas/pgbouncer.ini",
+	write(t, filepath.Join(p.dir, "pgbouncer.ini"), example(t, "instances/pgbouncer.ini",
 		"host=/var/run/postgresql dbname=accesskeys",
 		fmt.Sprintf("host=%s port=%d dbname=%s", address.Host, address.Port, address.Database),
 		"listen_addr = 127.0.0.1", "listen_addr = "+host, "listen_port = 6432", "listen_port = "+port,
@@ -158,7 +158,7 @@ func TestKeysBehindPgbouncer(t *testing.T) {
 			if afterPooler > 5*time.Second || afterPostgres > 5*time.Second { // server_login_retry
 				t.Errorf("all went on %v after the pooler and %v after Postgres", afterPooler, afterPostgres)
 			}
-			counted(t, "keys made, used and deleted on three replicas over a pooler, which is restarted, and its Postgres too",
+			counted(t, "keys made, used and deleted on three instances over a pooler, which is restarted, and its Postgres too",
 				version(t, "pgbouncer", "--version")+", "+mode+" mode",
 				"%d keys, each accepted 3 times, then refused 3 times; DELETE took %v in the median, %v at most; "+
 					"all went on %v after the pooler, %v after Postgres", keys, took[keys/2].Round(time.Millisecond),

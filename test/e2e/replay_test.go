@@ -317,7 +317,7 @@ func refusal(status int) answer {
 
 // replay is the replayed counterpart of a site.
 type replay struct {
-	*world
+	*fixture
 	proxy    replayed
 	requests int
 	refused  int
@@ -420,7 +420,7 @@ func (r *replay) everything(t *testing.T) {
 	r.refuses(t, http.StatusUnauthorized, request("GET", "/page", bearer(token)...))
 }
 
-func (w *world) expireOfKey(t testing.TB, id string) string {
+func (w *fixture) expireOfKey(t testing.TB, id string) string {
 	t.Helper()
 	var key keyMade
 	w.api(t, http.MethodGet, "/v1.0/accesskeys/"+id, "", &key)
@@ -463,8 +463,8 @@ func (r *replay) limited(t *testing.T, status int) {
 }
 
 func TestTraefiksRequestsAreAnsweredAsItsDocumentationWants(t *testing.T) {
-	w := newWorld(t)
-	r := &replay{world: w, proxy: traefik(t, "api", w.server.addr)}
+	w := newFixture(t)
+	r := &replay{fixture: w, proxy: traefik(t, "api", w.server.addr)}
 	r.everything(t)
 
 	r.proxy = traefik(t, "admin", w.server.addr)
@@ -493,8 +493,8 @@ func TestTraefiksRequestsAreAnsweredAsItsDocumentationWants(t *testing.T) {
 }
 
 func TestEnvoysRequestsAreAnsweredAsItsDocumentationWants(t *testing.T) {
-	w := newWorld(t)
-	r := &replay{world: w, proxy: envoy(t, w.server.addr)}
+	w := newFixture(t)
+	r := &replay{fixture: w, proxy: envoy(t, w.server.addr)}
 	r.everything(t)
 	// A 503 would be Envoy's own, without a word about why: with a 403 the client learns it.
 	r.away(t, http.StatusForbidden)

@@ -15,12 +15,12 @@ import (
 	"time"
 )
 
-// balancer is one of the two in examples/replicas, and how servers are run behind it.
+// balancer is one of the two in examples/instances, and how servers are run behind it.
 type balancer struct {
 	name       string
 	handedOver bool     // the servers' sockets stay open while they restart
 	env        []string // of the servers
-	run        func(t *testing.T, servers []*replica, replacements ...string) balancing
+	run        func(t *testing.T, servers []*instance, replacements ...string) balancing
 }
 
 // balancing is a balancer at work.
@@ -37,15 +37,15 @@ func behindNginx() balancer {
 
 const trusting = "TRUSTED_PROXIES=127.0.0.1/32"
 
-// replica is a server that may have its socket from whoever starts it, as systemd's socket units do it.
-type replica struct {
+// instance is a server that may have its socket from whoever starts it, as systemd's socket units do it.
+type instance struct {
 	*server
 	socket *os.File
 }
 
-func newReplica(t testing.TB, database string, handedOver bool, env ...string) *replica {
+func newInstance(t testing.TB, database string, handedOver bool, env ...string) *instance {
 	t.Helper()
-	r := &replica{server: newServer(t, database, env...)}
+	r := &instance{server: newServer(t, database, env...)}
 	if !handedOver {
 		return r
 	}
@@ -66,7 +66,7 @@ func newReplica(t testing.TB, database string, handedOver bool, env ...string) *
 }
 
 // begin starts the process, and waits until it is ready.
-func (r *replica) begin() {
+func (r *instance) begin() {
 	r.t.Helper()
 	if r.socket == nil {
 		r.server.begin()
@@ -80,12 +80,12 @@ func (r *replica) begin() {
 }
 
 // used reports whether the process has had a request of the load's, which comes by the balancer only.
-func (r *replica) used(c *http.Client) bool {
+func (r *instance) used(c *http.Client) bool {
 	return strings.Contains(call(r.t.Context(), c, http.MethodGet, r.url("/metrics"), "").body, `route="/v1.0/me"`)
 }
 
 // addressed is an example with its servers' addresses replaced by those of ours, and what else is to be.
-func addressed(t testing.TB, path string, servers []*replica, replacements ...string) string {
+func addressed(t testing.TB, path string, servers []*instance, replacements ...string) string {
 	t.Helper()
 	for i, s := range servers {
 		replacements = append(replacements, fmt.Sprintf("127.0.0.1:%d", 8081+i), s.addr)
@@ -93,23 +93,23 @@ func addressed(t testing.TB, path string, servers []*replica, replacements ...st
 	return example(t, path, replacements...)
 }
 
-func runHAProxy(t *testing.T, servers []*replica, replacements ...string) balancing {
+func runHAProxy(t *testing.T, servers []*instance, replacements ...string) balancing {
 	t.Helper()
 	addr, file := freeAddr(t), filepath.Join(folder(t), "haproxy.cfg")
 	replacements = append(replacements, "bind :80\n", "bind "+addr+"\n")
 	if os.Geteuid() != 0 { // only root can change
 		replacements = append(replacements, "    user haproxy\n    group haproxy\n", "")
 	}
-	write(t, file, addressed(t, "replicas/haproxy.cfg", servers, replacements...))
+	write(t, file, addressed(t, "instances/haproxy.cfg", servers, replacements...))
 	p := start(t, "haproxy", exec.Command("haproxy", "-db", "-f", file))
 	p.awaitListening(t, addr)
 	return balancing{addr, []string{p.log}}
 }
 
-func runNginx(t *testing.T, servers []*replica, replacements ...string) balancing {
+func runNginx(t *testing.T, servers []*instance, replacements ...string) balancing {
 	t.Helper()
 	addr, dir := freeAddr(t), folder(t)
-	write(t, filepath.Join(dir, "accesskeys.conf"), addressed(t, "replicas/nginx.conf", servers,
+	write(t, filepath.Join(dir, "accesskeys.conf"), addressed(t, "instances/nginx.conf", servers,
 		append(replacements, "listen 80;", "listen "+addr+";", "/var/log/nginx/", dir+"/")...))
 	// What Debian's nginx.conf has around it, and folders that any account may write to.
 	write(t, filepath.Join(dir, "nginx.conf"), `
@@ -138,10 +138,10 @@ const (
 
 // roll restarts each server in turn, the next one once the balancer has used the last one again, until something has failed or
 // the rounds are over, and returns how many it was.
-func roll(t *testing.T, servers []*replica, l *load) (restarts int) {
+func roll(t *testing.T, servers []*instance, l *load) (restarts int) {
 	t.Helper()
 	c := client(t)
-	inUse := func(r *replica) {
+	inUse := func(r *instance) {
 		t.Helper()
 		eventually(t, "the balancer uses the server", func() bool { return r.used(c) || l.soFar().failed > 0 })
 	}
@@ -183,7 +183,7 @@ func TestRollingRestartFailsNoRequest(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			servers := newReplicas(t, newDatabase(t), test.balancer)
+			servers := newInstances(t, newDatabase(t), test.balancer)
 			l := startLoad(t, test.run(t, servers).addr, loadClients, loadPerSecond)
 			restarts := roll(t, servers, l)
 			f := l.end()
@@ -192,19 +192,19 @@ func TestRollingRestartFailsNoRequest(t *testing.T) {
 			} else if f.failed == 0 || !strings.Contains(f.failures[0], test.fails) {
 				t.Errorf("%d restarts, %d of %d requests failed: %q", restarts, f.failed, f.requests, f.failures)
 			}
-			counted(t, "rolling restarts of three replicas under load", version(t, test.name, "-v")+test.with,
+			counted(t, "rolling restarts of three instances under load", version(t, test.name, "-v")+test.with,
 				"%d restarts, %d requests, %d of them POSTs: %d failed; slowest answer %v",
 				restarts, f.requests, f.posts, f.failed, f.slowest.Round(time.Millisecond))
 		})
 	}
 }
 
-func newReplicas(t testing.TB, database string, b balancer) []*replica {
+func newInstances(t testing.TB, database string, b balancer) []*instance {
 	t.Helper()
-	return []*replica{
-		newReplica(t, database, b.handedOver, b.env...),
-		newReplica(t, database, b.handedOver, b.env...),
-		newReplica(t, database, b.handedOver, b.env...),
+	return []*instance{
+		newInstance(t, database, b.handedOver, b.env...),
+		newInstance(t, database, b.handedOver, b.env...),
+		newInstance(t, database, b.handedOver, b.env...),
 	}
 }
 
@@ -215,7 +215,7 @@ func TestBalancersTellWhoTheClientIs(t *testing.T) {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
 			const forged = "203.0.113.9"
-			servers := newReplicas(t, newDatabase(t), b)
+			servers := newInstances(t, newDatabase(t), b)
 			told := func(base string) string { // what the servers log as the client's address
 				t.Helper()
 				a := call(t.Context(), client(t), http.MethodGet, base+"/v1.0/me", "",
@@ -266,7 +266,7 @@ func TestBalancersLogNoCredential(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			servers := []*replica{newReplica(t, newDatabase(t), false, trusting)}
+			servers := []*instance{newInstance(t, newDatabase(t), false, trusting)}
 			at := test.run(t, append(servers, servers[0], servers[0]), test.change...)
 			c, route := client(t), "http://"+at.addr+"/v1.0/me?accesskey="+adminKey
 			call(t.Context(), c, http.MethodGet, route, "").into(t, &struct{}{})

@@ -199,21 +199,21 @@ func (h *harness) newBelongings() belongings {
 	}
 }
 
-// world is two customers and a caller of the first one's.
-type world struct {
+// fixture is two customers and a caller of the first one's.
+type fixture struct {
 	own, other belongings
 	caller     caller
 }
 
-func (h *harness) newWorld(i identity) *world {
+func (h *harness) newFixture(i identity) *fixture {
 	h.t.Helper()
-	w := &world{own: h.newBelongings(), other: h.newBelongings()}
+	w := &fixture{own: h.newBelongings(), other: h.newBelongings()}
 	w.caller = i.make(h, w.own.customer)
 	return w
 }
 
 // requestOf is what a row of the matrix asks of these belongings.
-func (w *world) requestOf(r row, b belongings) request {
+func (w *fixture) requestOf(r row, b belongings) request {
 	agent := map[string]uuid.UUID{
 		"-": b.agent, "to-admin": b.agent, "to-super": b.agent, "of": b.agent, "admin": b.admin, "of-admin": b.admin, "super": b.super,
 		"of-super": b.super, "mine": w.caller.agent.ID,

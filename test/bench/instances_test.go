@@ -17,31 +17,31 @@ import (
 )
 
 const (
-	// idleTime is how long nothing happens but what replicas do by themselves.
+	// idleTime is how long nothing happens but what instances do by themselves.
 	idleTime = 20 * time.Second
 	// revocations is how many keys are made and deleted, one after the other.
 	revocations = 100
 )
 
-// BenchmarkReplicas gives what it costs that there are more and more replicas: the processor's time that Postgres and the
-// replicas use while nobody asks them anything, and for each revocation, which every replica has to acknowledge; and how
+// BenchmarkInstances gives what it costs that there are more and more instances: the processor's time that Postgres and the
+// instances use while nobody asks them anything, and for each revocation, which every instance has to acknowledge; and how
 // long a revocation takes.
-func BenchmarkReplicas(b *testing.B) {
+func BenchmarkInstances(b *testing.B) {
 	postgres, err := privatepg.Start(b.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: map[string]string{"max_connections": "600"}})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = postgres.Close() })
-	var replicas []*server
+	var instances []*server
 	for _, n := range []int{1, 10, 30, 100} {
-		for len(replicas) < n {
-			replicas = append(replicas, startServer(b, secret.New(postgres.URL("postgres")), "CACHE_SIZE=16"))
+		for len(instances) < n {
+			instances = append(instances, startServer(b, secret.New(postgres.URL("postgres")), "CACHE_SIZE=16"))
 		}
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			for b.Loop() {
 			}
 			used := func() (database, servers time.Duration) {
-				for _, r := range replicas {
+				for _, r := range instances {
 					servers += r.cpu(b)
 				}
 				return postgresCPU(b, postgres.Dir()), servers
@@ -53,15 +53,15 @@ func BenchmarkReplicas(b *testing.B) {
 			took := time.Since(started).Seconds()
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric((idleDatabase-database).Seconds()/took*100, "idle-postgres-%core")
-			b.ReportMetric((idleServers-servers).Seconds()/took*100/float64(n), "idle-replica-%core")
+			b.ReportMetric((idleServers-servers).Seconds()/took*100/float64(n), "idle-instance-%core")
 
-			c := dial(b, replicas[0].addr)
+			c := dial(b, instances[0].addr)
 			defer c.close()
 			var times []time.Duration
 			started = time.Now()
 			for range revocations {
 				var key struct{ ID string }
-				ask(b, replicas[0].addr, create(accessKey), &key)
+				ask(b, instances[0].addr, create(accessKey), &key)
 				sent := time.Now()
 				c.do(b, fmt.Appendf(nil, "DELETE /v1.0/accesskeys/%s HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\n\r\n", key.ID, accessKey))
 				times = append(times, time.Since(sent))
@@ -75,7 +75,7 @@ func BenchmarkReplicas(b *testing.B) {
 			b.ReportMetric(times[len(times)/2].Seconds()*1000, "delete-ms")
 			b.ReportMetric(times[len(times)*99/100].Seconds()*1000, "delete-p99-ms")
 			b.ReportMetric(per(busyDatabase, idleDatabase, database), "postgres-cpu-ms/delete")
-			b.ReportMetric(per(busyServers, idleServers, servers)/float64(n), "replica-cpu-ms/delete")
+			b.ReportMetric(per(busyServers, idleServers, servers)/float64(n), "instance-cpu-ms/delete")
 		})
 	}
 }

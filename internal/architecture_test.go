@@ -196,7 +196,7 @@ func TestPackagesAreSmallEnough(t *testing.T) {
 
 func tooLarge(lines, files int) bool { return lines > mostLines || files > mostFiles }
 
-// Style, Ways: "Nothing below reads the environment": cmd/server's main passes it on, and test support has a server to find.
+// Nothing below reads the environment: cmd/server's main passes it on, and test support has a server to find.
 func TestOnlyMainReadsTheEnvironment(t *testing.T) {
 	t.Parallel()
 	reads := map[string]int{}

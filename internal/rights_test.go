@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Promised: "Let agents' bits and accounts' roles meet in one permission model": it is auth's, and what decides about a
-// request asks for rights. A bit or a role by its name, in a handler or in the store, would be a second model.
+// Let agents' bits and accounts' roles meet in one permission model: it is auth's, and what decides about a request asks for rights. A bit
+// or a role by its name, in a handler or in the store, would be a second model.
 func TestHandlersAskForRightsNotForBitsOrRoles(t *testing.T) {
 	t.Parallel()
 	named := map[string]int{}

@@ -12,7 +12,7 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 6: "server migrate up|down|version": up, down and up again, each as often as one likes.
+// Contract, section 6: server migrate up|down|version: up, down and up again, each as often as one likes.
 func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 	t.Parallel()
 	const (
@@ -64,8 +64,8 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 	printed(t, env, "", "customer", "create", "--name", "acme") // the schema of the second way up works
 }
 
-// Contract 6: "customer create ... prints JSON, as do the next two", in the shapes of sections 1 and 5; what they make
-// works in the API, and there only for its own customer.
+// Contract, section 6: customer create ... prints JSON, as do the next two, in the shapes of sections 1 and 5; what they make works in the
+// API, and there only for its own customer.
 func TestWhatTheCommandLineMakesWorksInTheAPI(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)
@@ -112,7 +112,7 @@ func TestWhatTheCommandLineMakesWorksInTheAPI(t *testing.T) {
 	}
 }
 
-// Contract 4: "absent or `null`: 31536000"; the command line's default is the API's.
+// Contract, section 4: absent or `null`: 31536000; the command line's default is the API's.
 func TestCommandLinesKeyLivesAYearByDefault(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)
@@ -124,7 +124,7 @@ func TestCommandLinesKeyLivesAYearByDefault(t *testing.T) {
 	}
 }
 
-// Contract 6: "password on standard input, never an argument"; and what is asked for wrongly changes nothing.
+// Contract, section 6: password on standard input, never an argument; and what is asked for wrongly changes nothing.
 func TestCommandLineRefusesWhatItCannotMake(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)
@@ -185,7 +185,7 @@ func TestCommandLineRefusesWhatItCannotMake(t *testing.T) {
 	}
 }
 
-// Contract 6: a database that is not migrated or not there is an error of its own, which names the remedy.
+// Contract, section 6: a database that is not migrated or not there is an error of its own, which names the remedy.
 func TestCommandLineTellsADatabaseThatIsNotReady(t *testing.T) {
 	t.Parallel()
 	_, _, err := cli(t, map[string]string{"DATABASE_URL": pgtest.Empty(t).Reveal()}, "", "customer", "create", "--name=n")

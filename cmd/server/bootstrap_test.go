@@ -34,7 +34,7 @@ func bootstrapWorks(t *testing.T, base string) {
 	}
 }
 
-// Contract 6: "all optional and idempotent: on start, make sure that this customer, its admin and this exact key exist".
+// Contract, section 6: all optional and idempotent: on start, make sure that this customer, its admin and this exact key exist.
 func TestBootstrapMakesEachThingOnce(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
@@ -73,8 +73,8 @@ func TestBootstrapMakesEachThingOnce(t *testing.T) {
 	}
 }
 
-// Contract 6, and 4: "From then on the key is refused by every instance": a restart must not undo a deletion, nor reset a
-// password that somebody changed.
+// Contract, section 6: and 4: "From then on the key is refused by every instance": a restart must not undo a deletion, nor reset a password
+// that somebody changed.
 func TestRestartRevivesNothing(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -147,8 +147,8 @@ func TestRestartRevivesNothing(t *testing.T) {
 	}
 }
 
-// Contract 6: "make sure that this customer, its admin and this exact key exist": where they are another customer's that
-// can't be, and the program says so instead of starting.
+// Contract, section 6: make sure that this customer, its admin and this exact key exist: where they are another customer's that can't be,
+// and the program says so instead of starting.
 func TestBootstrapRefusesWhatIsAnotherCustomers(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)
@@ -182,7 +182,7 @@ func (p *program) started() error {
 	return p.end()
 }
 
-// Contract 1: "The token itself is never stored, logged, traced, put in an error or a metric"; nor is any other secret.
+// Contract, section 1: The token itself is never stored, logged, traced, put in an error or a metric; nor is any other secret.
 func TestLogNeverShowsASecret(t *testing.T) {
 	t.Parallel()
 	database := secret.New(pgtest.Migrated(t).Reveal() + "&password=hunter2-of-the-database")

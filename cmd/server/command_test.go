@@ -9,7 +9,7 @@ import (
 	"accesskeys/internal/pgtest"
 )
 
-// Contract 6: the list of subcommands; what it does not name, and what is left over, ends the program with code 2.
+// Contract, section 6: the list of subcommands; what it does not name, and what is left over, ends the program with code 2.
 func TestCommandLineThatIsNotUnderstoodEndsWithCode2(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{"DATABASE_URL": "postgres://127.0.0.1:1/d", "JWT_SECRET": testSecret}

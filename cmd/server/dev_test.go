@@ -134,8 +134,8 @@ func devDatabase(dir string) secret.Value {
 	return secret.New("postgres:///" + demoDatabase + "?host=" + filepath.Join(dir, "postgres", "run") + "&port=5432&user=postgres")
 }
 
-// Contract 6: "server dev: the same on a Postgres of its own, with a demo customer ...; prints base URL, user, password,
-// access key, curl lines". From nothing; with what was made kept for the next run; and nothing left after either signal.
+// Contract, section 6: server dev: the same on a Postgres of its own, with a demo customer ...; prints base URL, user, password, access key,
+// curl lines. From nothing; with what was made kept for the next run; and nothing left after either signal.
 func TestDevPrintsWhatWorksAndKeepsWhatIsMade(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(newFolder(t), "demo") // is not there yet
@@ -259,8 +259,8 @@ func TestDevPrintsWhatWorksWhateverWasDoneBefore(t *testing.T) {
 	p.code()
 }
 
-// Contract 6: "on 127.0.0.1:8080 where LISTEN_ADDR is unset": for addresses that others can reach, the published
-// credentials are no secret, so others take their place.
+// Contract, section 6: on 127.0.0.1:8080 where LISTEN_ADDR is unset: for addresses that others can reach, the published credentials are no
+// secret, so others take their place.
 func TestDevOnAnOpenAddressDoesNotUseThePublishedCredentials(t *testing.T) {
 	t.Parallel()
 	dir := devFolder(t)
@@ -336,8 +336,8 @@ func TestDevPlantsNoPublishedCredentialInAnothersDatabase(t *testing.T) {
 	p.code()
 }
 
-// Contract 6: "`DATABASE_URL` (required but for `dev`)": where it is set, dev uses it and starts no Postgres of its own;
-// BOOTSTRAP settings take the place of the demo's.
+// Contract, section 6: `DATABASE_URL` (required but for `dev`): where it is set, dev uses it and starts no Postgres of its own; BOOTSTRAP
+// settings take the place of the demo's.
 func TestDevUsesTheDatabaseThatIsGiven(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(newFolder(t), "demo")

@@ -41,8 +41,7 @@ func holding(t *testing.T, row string) secret.Value {
 const lossOfNewest = "version 4 of the schema would be taken back, and with it is lost: " +
 	"who made each access key; access keys that service accounts made are deleted"
 
-// Promised: `migrate down` asks where it would lose data. Without a terminal nobody can be asked: it says what would be lost, and
-// changes nothing.
+// `migrate down` asks where it would lose data. Without a terminal nobody can be asked: it says what would be lost, and changes nothing.
 func TestMigrateDownLosesNothingUnlessItIsTold(t *testing.T) {
 	t.Parallel()
 	for name, insert := range holdings {

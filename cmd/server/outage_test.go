@@ -22,9 +22,8 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// Contract 5: "The database away: 503 `SERVICE_UNAVAILABLE` with `Retry-After` within 5 s, and recovery without a
-// restart."; style: "A store failure is a 503, never a 401." Under load, the database is stopped, killed and silenced, in
-// turns; what was acknowledged before holds after. A credential alone may be verified from memory for a lease, and no longer.
+// Contract, section 5: The database away: 503 `SERVICE_UNAVAILABLE` with `Retry-After` within 5 s, and recovery without a
+// restart. Under load, the database is stopped, killed and silenced, in turns; what was acknowledged before holds after. A credential alone may be verified from memory for a lease, and no longer.
 func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 	t.Parallel()
 	cluster, err := privatepg.Start(t.Context(), privatepg.Config{Dir: filepath.Join(newFolder(t), "postgres"), Getenv: os.Getenv})

@@ -35,8 +35,8 @@ func TestWrongSettingEndsTheProgramWithOneLine(t *testing.T) {
 		"CACHE_LEASE: the value is not valid: it takes "+takes["CACHE_LEASE"], "as a flag")
 }
 
-// Contract 6: "`DATABASE_URL` (required but for `dev`)", "`JWT_SECRET` (required but for `dev` ...)"; the command line's
-// other subcommands sign nothing and need only the first.
+// Contract, section 6: `DATABASE_URL` (required but for `dev`), "`JWT_SECRET` (required but for `dev` ...)"; the command line's other
+// subcommands sign nothing and need only the first.
 func TestMissingSettingEndsTheProgramWithOneLine(t *testing.T) {
 	t.Parallel()
 	takes := map[string]string{}
@@ -68,8 +68,7 @@ func checkLine(t *testing.T, p *process, line string, hint any) {
 	}
 }
 
-// Promised: "off unless SIGNUP=true. The six-digit code goes out by SMTP": so it takes a mail server and a sender. Without
-// SIGNUP it takes neither.
+// Off unless SIGNUP=true. The six-digit code goes out by SMTP: so it takes a mail server and a sender. Without SIGNUP it takes neither.
 func TestSignupNeedsAMailServerAndASender(t *testing.T) {
 	t.Parallel()
 	const (

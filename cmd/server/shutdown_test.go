@@ -73,7 +73,7 @@ func (w *wire) upload() {
 	w.write(uploadBody[:10])
 }
 
-// Contract 6: "SIGTERM: stop accepting, finish what is under way (30 s at most), exit 0".
+// Contract, section 6: SIGTERM: stop accepting, finish what is under way (30 s at most), exit 0.
 func TestTermFinishesWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
@@ -125,8 +125,8 @@ func refusesConnections(t *testing.T, base string) {
 	})
 }
 
-// Contract 6: "stop accepting, finish what is under way": a request that meets the end on a connection which is open
-// already gets its answer, and readiness fails there. Without the lingering it would be lost, which the second case shows.
+// Contract, section 6: stop accepting, finish what is under way: a request that meets the end on a connection which is open already gets its
+// answer, and readiness fails there. Without the lingering it would be lost, which the second case shows.
 func TestOpenConnectionsGetALastAnswer(t *testing.T) {
 	t.Parallel()
 	for _, linger := range []time.Duration{2 * time.Second, 0} {
@@ -230,7 +230,7 @@ func startApp(t *testing.T, change func(*app.App)) (base string, log *buffer, st
 	return "http://" + a.Addr().String(), log, stop
 }
 
-// Contract 6: "finish what is under way (30 s at most)".
+// Contract, section 6: finish what is under way (30 s at most).
 func TestRequestThatNeverEndsIsCutAtTheBound(t *testing.T) {
 	t.Parallel()
 	base, log, stop := startApp(t, func(a *app.App) {

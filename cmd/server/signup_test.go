@@ -29,7 +29,7 @@ func completeSignup(t *testing.T, base, token, code string) string {
 	return made["accesskey"].(map[string]any)["token"].(string)
 }
 
-// Promised: "off unless SIGNUP=true"; the code goes out by SMTP, and shows neither in the log nor does the server's password.
+// Off unless SIGNUP=true; the code goes out by SMTP, and shows neither in the log nor does the server's password.
 func TestServedSignupIsMailed(t *testing.T) {
 	t.Parallel()
 	server := mailtest.Start(t, mailtest.Options{Auth: true})
@@ -60,7 +60,7 @@ func TestServedSignupIsMailed(t *testing.T) {
 	}
 }
 
-// Promised: "or, in dev, to the log", and there only.
+// Or, in dev, to the log, and there only.
 func TestDevWritesCodesToItsLog(t *testing.T) {
 	t.Parallel()
 	p, c := startDev(t, devFolder(t), map[string]string{"SIGNUP": "true"})

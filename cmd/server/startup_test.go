@@ -13,7 +13,7 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// Contract 6: "migrate (safe with many instances starting at once), bootstrap, serve".
+// Contract, section 6: migrate (safe with many instances starting at once), bootstrap, serve.
 func TestManyServersStartAtOnceOnAnEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
@@ -159,8 +159,8 @@ func TestAddressInUseIsToldBeforeTheDatabaseIsTouched(t *testing.T) {
 	}
 }
 
-// Promised: under asynchronous replication a failover can undo a revocation, "say so in the log at start-up". The test's
-// Postgres has no standby at all, of which the same is true.
+// Under asynchronous replication a failover can undo a revocation, "say so in the log at start-up". The test's Postgres has no standby at
+// all, of which the same is true.
 func TestLogSaysWhatAFailoverCanUndo(t *testing.T) {
 	t.Parallel()
 	p := launch(t, environment(pgtest.Migrated(t), nil), "serve")

@@ -18,8 +18,8 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// Promised: a flood that has taken every connection doesn't keep a new server from starting. It says that it waits, and starts once
-// there is a connection.
+// A flood that has taken every connection doesn't keep a new server from starting. It says that it waits, and starts once there is a
+// connection.
 func TestServerStartsOnceTheDatabaseHasAConnectionToSpare(t *testing.T) {
 	t.Parallel()
 	postgres, err := privatepg.Start(t.Context(), privatepg.Config{

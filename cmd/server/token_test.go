@@ -60,8 +60,8 @@ func claimsOf(t *testing.T, token string) (claims struct {
 	return claims
 }
 
-// Promised: "server token sign --credentials credentials.json [--expire 3600] prints Authorization: Bearer ...". What it
-// prints works against a server, for each kind of key, from one second to an hour; it needs no setting.
+// Server token sign --credentials credentials.json [--expire 3600] prints Authorization: Bearer ... What it prints works against a server,
+// for each kind of key, from one second to an hour; it needs no setting.
 func TestSignedTokenWorksAgainstAServer(t *testing.T) {
 	t.Parallel()
 	base := launch(t, environment(pgtest.Migrated(t), nil), "serve").base()

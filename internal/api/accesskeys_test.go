@@ -14,7 +14,7 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 4, as a story: what POST made is what GET shows, acts as its customer's admin, and ends with DELETE.
+// Contract, section 4: as a story: what POST made is what GET shows, acts as its customer's admin, and ends with DELETE.
 func TestAKeyLivesFromItsCreationToItsDeletion(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -37,8 +37,8 @@ func TestAKeyLivesFromItsCreationToItsDeletion(t *testing.T) {
 	h.get("/v1.0/accesskeys/"+h.globex.key.ID.String(), h.acme.adminJWT).refuses(http.StatusForbidden, "PERMISSION_DENIED")
 }
 
-// Contract 4: "Needs the permission CustomerAdmin (32) or ProjectSuperAdmin (1); an access key of the customer acts as
-// CustomerAdmin. Lacking it: 403. A key of another customer: 403."
+// Contract, section 4: Needs the permission CustomerAdmin (32) or ProjectSuperAdmin (1); an access key of the customer acts as
+// CustomerAdmin. Lacking it: 403. A key of another customer: 403.
 func TestOnlyAdminsAndKeysOfTheCustomerManageItsKeys(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -100,7 +100,7 @@ func TestOnlyAdminsAndKeysOfTheCustomerManageItsKeys(t *testing.T) {
 	}
 }
 
-// Contract 4: keys are made for, and listed to, the caller's own customer, a super admin's too.
+// Contract, section 4: keys are made for, and listed to, the caller's own customer, a super admin's too.
 func TestKeysAreMadeForAndListedToTheCallersCustomer(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -131,8 +131,8 @@ func TestKeysAreMadeForAndListedToTheCallersCustomer(t *testing.T) {
 	}
 }
 
-// Contract 4: "Order of checks: credential, id, body, permission level, existence, tenancy". Every request here is wrong
-// in two ways, and the answer tells which was looked at first.
+// Contract, section 4: Order of checks: credential, id, body, permission level, existence, tenancy. Every request here is wrong in two ways,
+// and the answer tells which was looked at first.
 func TestChecksComeInTheContractsOrder(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -193,7 +193,7 @@ func TestChecksComeInTheContractsOrder(t *testing.T) {
 	h.get("/v1.0/me", h.globex.token).wants(200)
 }
 
-// Contract 4: "{id} not a UUID: 400 INVALID_ID". A UUID has one form here, in either case.
+// Contract, section 4: {id} not a UUID: 400 INVALID_ID. A UUID has one form here, in either case.
 func TestIDInThePathMustBeAUUID(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -212,8 +212,8 @@ func TestIDInThePathMustBeAUUID(t *testing.T) {
 	}
 }
 
-// Contract 4: "From then on the key is refused by every instance", "tm_delete and tm_update set to now", "A second
-// DELETE: 404"; 7: deleted is 404.
+// Contract, section 4: From then on the key is refused by every instance, "tm_delete and tm_update set to now", "A second DELETE: 404"; 7:
+// deleted is 404.
 func TestDeletedKeyIsRefusedByEveryInstanceAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -249,7 +249,7 @@ func TestDeletedKeyIsRefusedByEveryInstanceAtOnce(t *testing.T) {
 	instance.get("/v1.0/me", h.acme.token).wants(200)
 }
 
-// Contract 4: "also where the request presented the very key it deletes".
+// Contract, section 4: also where the request presented the very key it deletes.
 func TestKeyCanDeleteItselfOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -260,7 +260,7 @@ func TestKeyCanDeleteItselfOnce(t *testing.T) {
 	h.get("/v1.0/me", h.globex.token).wants(200)
 }
 
-// Contract 4: "A second DELETE: 404", also where both come at once and to different instances.
+// Contract, section 4: A second DELETE: 404, also where both come at once and to different instances.
 func TestOfRacingDeletesExactlyOneWins(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -286,7 +286,7 @@ func TestOfRacingDeletesExactlyOneWins(t *testing.T) {
 	}
 }
 
-// Contract 4: "A floor can be configured (ACCESSKEY_MIN_EXPIRE, seconds...; VoIPBIN's own is 86400)".
+// Contract, section 4: A floor can be configured (ACCESSKEY_MIN_EXPIRE, seconds...; VoIPBIN's own is 86400).
 func TestExpireHasAFloorThatCanBeSet(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(c *api.Config) { c.MinExpire = 86400 })

@@ -29,7 +29,7 @@ func (r response) conflicts(status, reason string) {
 	}
 }
 
-// Promised: "Fields: id, customer_id, username, name, detail, permission, tm_*", each route, as a story.
+// Fields: id, customer_id, username, name, detail, permission, tm_*, each route, as a story.
 func TestAgentLivesFromItsCreationToItsDeletion(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -90,7 +90,7 @@ func TestAgentLivesFromItsCreationToItsDeletion(t *testing.T) {
 	}
 }
 
-// Contract 4, for agents: what is not valid is a 400 that names the field.
+// Contract, section 4: for agents: what is not valid is a 400 that names the field.
 func TestAgentFieldsThatAreNotFitAreNamed(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -125,7 +125,7 @@ func TestAgentFieldsThatAreNotFitAreNamed(t *testing.T) {
 	h.get("/v1.0/agents/acme", h.acme.adminJWT).refuses(400, "INVALID_ID")
 }
 
-// Promised: "the last admin of a customer can't be deleted or demoted (409 LAST_ADMIN)", by nobody.
+// The last admin of a customer can't be deleted or demoted (409 LAST_ADMIN), by nobody.
 func TestLastAdminStays(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -191,7 +191,7 @@ func TestOfAdminsWhoRemoveOneAnotherOneStays(t *testing.T) {
 	t.Logf("%d of 16 rounds met after both were let in", overlapped)
 }
 
-// Promised: "a taken username is 409 USERNAME_TAKEN", in whatever case and whosever it is; a deleted agent's is free.
+// A taken username is 409 USERNAME_TAKEN, in whatever case and whosever it is; a deleted agent's is free.
 func TestUsernameIsTakenInAnyCaseAndByAnyCustomer(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -210,7 +210,7 @@ func TestUsernameIsTakenInAnyCaseAndByAnyCustomer(t *testing.T) {
 	h.post("/v1.0/agents", h.globex.adminJWT, `{"username":"plain@ACME.example","password":"p"}`).wants(200)
 }
 
-// Promised: "nobody grants a bit that they lack"; nor do they take over, rename or end one who has such a bit.
+// Nobody grants a bit that they lack; nor do they take over, rename or end one who has such a bit.
 func TestNobodyGrantsOrOverpowersBeyondTheirOwnBits(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -254,7 +254,7 @@ func TestNobodyGrantsOrOverpowersBeyondTheirOwnBits(t *testing.T) {
 	}
 }
 
-// Promised: "A deleted agent's tokens and user keys stop at once", on every instance; nobody else's do.
+// A deleted agent's tokens and user keys stop at once, on every instance; nobody else's do.
 func TestDeletedAgentsTokensAndKeysStopEverywhereAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -277,7 +277,7 @@ func TestDeletedAgentsTokensAndKeysStopEverywhereAtOnce(t *testing.T) {
 	}
 }
 
-// Promised: "a changed password ends the tokens issued before it", on every instance; keys, and others' tokens, go on.
+// A changed password ends the tokens issued before it, on every instance; keys, and others' tokens, go on.
 func TestPasswordThatAnAdminChangesEndsEarlierTokens(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -293,8 +293,7 @@ func TestPasswordThatAnAdminChangesEndsEarlierTokens(t *testing.T) {
 	}
 }
 
-// Promised: "PUT /v1.0/me/password (asks for the old one)". An agent with a login token only: who has found a key must not
-// lock its owner out.
+// PUT /v1.0/me/password (asks for the old one). An agent with a login token only: who has found a key must not lock its owner out.
 func TestAgentChangesItsOwnPasswordForTheOldOne(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

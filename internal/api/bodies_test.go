@@ -18,8 +18,8 @@ func (h *harness) keyBodies() map[string]func(body any) response {
 	}
 }
 
-// Contract 4: "expire is a positive whole number of seconds... Zero, negative, fractional, a string, or past 100 years:
-// 400 INVALID_ARGUMENT with details"; 7: "never wraps". A whole number is written as one: digits, no exponent.
+// Contract, section 4: expire is a positive whole number of seconds... Zero, negative, fractional, a string, or past 100 years: 400
+// INVALID_ARGUMENT with details; 7: "never wraps". A whole number is written as one: digits, no exponent.
 func TestExpireOutsideItsBoundsIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -48,8 +48,8 @@ func TestExpireOutsideItsBoundsIsRefused(t *testing.T) {
 	}
 }
 
-// Contract 4: "name at most 255 characters, detail at most 4096, both valid UTF-8 without NUL ... otherwise 400"; 1:
-// every error has its details where there is something to say.
+// Contract, section 4: name at most 255 characters, detail at most 4096, both valid UTF-8 without NUL ... otherwise 400; 1: every error has
+// its details where there is something to say.
 func TestFieldsThatAreNotFitAreNamed(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -85,8 +85,8 @@ func TestFieldsThatAreNotFitAreNamed(t *testing.T) {
 	}
 }
 
-// Contract 4: lengths are counted in characters; 7: "characters outside the basic plane in a name, 256 characters:
-// stored; 400". What is stored comes back as it was, by every route.
+// Contract, section 4: lengths are counted in characters; 7: "characters outside the basic plane in a name, 256 characters: stored; 400".
+// What is stored comes back as it was, by every route.
 func TestTextComesBackAsItWasSent(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -120,7 +120,7 @@ func TestTextComesBackAsItWasSent(t *testing.T) {
 	}
 }
 
-// Contract 4: a body is one JSON object, valid UTF-8; whatever else is a 400 and changes nothing.
+// Contract, section 4: a body is one JSON object, valid UTF-8; whatever else is a 400 and changes nothing.
 func TestBodyThatIsNotOneObjectIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -147,8 +147,8 @@ func TestBodyThatIsNotOneObjectIsRefused(t *testing.T) {
 	}
 }
 
-// Contract 4: "An empty body is {}", "In every body a field that is null counts as absent", "Unknown fields are
-// ignored", and field names are as the contract writes them.
+// Contract, section 4: An empty body is {}, "In every body a field that is null counts as absent", "Unknown fields are ignored", and field
+// names are as the contract writes them.
 func TestBodyMayBeEmptyOrHoldMore(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -181,7 +181,7 @@ func TestBodyMayBeEmptyOrHoldMore(t *testing.T) {
 	}
 }
 
-// Contract 4: "a body at most 64 KiB (413 BODY_TOO_LARGE)", whether its length is told or not.
+// Contract, section 4: a body at most 64 KiB (413 BODY_TOO_LARGE), whether its length is told or not.
 func TestBodyMayHaveExactly64KiB(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -248,8 +248,8 @@ func TestEncodedBodyIsRefusedByName(t *testing.T) {
 	}
 }
 
-// Contract 4: PUT: "an absent field keeps its value; tm_update moves. The token and the expiry can't be changed. Unknown
-// fields are ignored, so that a fetched key can be sent back"; 7: "PUT without a field: keeps it".
+// Contract, section 4: PUT: "an absent field keeps its value; tm_update moves. The token and the expiry can't be changed. Unknown fields are
+// ignored, so that a fetched key can be sent back"; 7: "PUT without a field: keeps it".
 func TestPutChangesNameAndDetailAndNothingElse(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -269,9 +269,9 @@ func brokenServers(h *harness) map[string]*harness {
 	}
 }
 
-// Contract 1: "The token itself is never stored, logged, traced, put in an error or a metric". A flock of secrets is sent
-// to where they belong and to where they don't, to servers that work and to servers that fail; then every sink is
-// searched for each of them in every form.
+// Contract, section 1: The token itself is never stored, logged, traced, put in an error or a metric. A flock of secrets is sent to where
+// they belong and to where they don't, to servers that work and to servers that fail; then every sink is searched for each of them in every
+// form.
 func TestNoSecretShowsInAnySink(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

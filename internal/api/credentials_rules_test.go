@@ -25,8 +25,8 @@ func (h *harness) filled(text string) string {
 	return strings.NewReplacer("<K>", h.acme.token, "<J>", h.acme.adminJWT).Replace(text)
 }
 
-// queriesAndHeaders are queries as a careful user of HTTP writes and as an attacker does (pitfalls: "?accesskey=a;accesskey=b vanishes
-// from URL.Query()"), to be filled.
+// queriesAndHeaders are queries as a careful user of HTTP writes and as an attacker does, to be filled: "?accesskey=a;accesskey=b"
+// vanishes from URL.Query().
 func queriesAndHeaders(h *harness) []reading {
 	const ok, required, invalid = "", "AUTHENTICATION_REQUIRED", "INVALID_CREDENTIALS"
 	return []reading{
@@ -92,7 +92,7 @@ func queriesAndHeaders(h *harness) []reading {
 	}
 }
 
-// Contract 3: "Authorization: Bearer (scheme in any case)", and queries, each read one way.
+// Contract, section 3: Authorization: Bearer (scheme in any case), and queries, each read one way.
 func TestQueriesAndHeadersAreReadOneWayOnly(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -115,8 +115,8 @@ func TestQueriesAndHeadersAreReadOneWayOnly(t *testing.T) {
 	}
 }
 
-// Contract 3: "all of /v1.0/*, before routing: an unknown route without a credential is a 401". The same requests with a
-// credential get past it, which is the control.
+// Contract, section 3: all of /v1.0/*, before routing: an unknown route without a credential is a 401. The same requests with a credential
+// get past it, which is the control.
 func TestCredentialIsAskedForBeforeAnythingElse(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -178,8 +178,8 @@ func TestCredentialIsAskedForBeforeAnythingElse(t *testing.T) {
 	}
 }
 
-// Contract 5: "preflights answered without a credential"; browsers send none with them. The request that follows needs
-// one all the same, and says so to the page.
+// Contract, section 5: preflights answered without a credential; browsers send none with them. The request that follows needs one all the
+// same, and says so to the page.
 func TestPreflightNeedsNoCredential(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -222,9 +222,9 @@ func (h *harness) onStoreAt(address string) *harness {
 	return h.onDatabase(secret.New("postgres://u:p@"+address+"/d?sslmode=disable"), nil)
 }
 
-// Contract 3: "A look-up that fails because the database does is a 503, never a 401"; contract 5: "503
-// SERVICE_UNAVAILABLE with Retry-After within 5 s". A key that is good and one that nobody has get the same answer; what
-// needs no look-up to be refused is refused as ever. The control is the same requests on a store that works.
+// Contract, section 3: A look-up that fails because the database does is a 503, never a 401; contract 5: "503 SERVICE_UNAVAILABLE with
+// Retry-After within 5 s". A key that is good and one that nobody has get the same answer; what needs no look-up to be refused is refused as
+// ever. The control is the same requests on a store that works.
 func TestFailingStoreIsA503AndNeverARefusal(t *testing.T) {
 	t.Parallel()
 	for name, breakIt := range map[string]func(*harness) *harness{

@@ -188,10 +188,10 @@ func swapCase(s string) string {
 	}, s)
 }
 
-// Contract 3, the table of carriers; "Expired (tm_expire at or before now), deleted, malformed, tampered: 401
-// INVALID_CREDENTIALS, and the body never says which. Each 401 has WWW-Authenticate: Bearer realm="voipbin", with
-// error="invalid_token" where a credential was presented". Every credential in every state is sent over every carrier;
-// that each is refused for its own cause, and not for another slip, is read off the verifier.
+// Contract, section 3: the table of carriers; "Expired (tm_expire at or before now), deleted, malformed, tampered: 401 INVALID_CREDENTIALS,
+// and the body never says which. Each 401 has WWW-Authenticate: Bearer realm="voipbin", with error="invalid_token" where a credential was
+// presented". Every credential in every state is sent over every carrier; that each is refused for its own cause, and not for another slip,
+// is read off the verifier.
 func TestEveryCredentialOverEveryCarrierGetsTheContractsAnswer(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -226,8 +226,8 @@ func TestEveryCredentialOverEveryCarrierGetsTheContractsAnswer(t *testing.T) {
 	}
 }
 
-// Contract 3: "Expired (tm_expire at or before now)"; contract 2: "exp is iat + 604800". The database's clock, which
-// decides, is stopped for this test, so that "exactly now" is a moment that can be met.
+// Contract, section 3: Expired (tm_expire at or before now); contract 2: "exp is iat + 604800". The database's clock, which decides, is
+// stopped for this test, so that "exactly now" is a moment that can be met.
 func TestCredentialExpiresAtExactlyItsTime(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -263,8 +263,8 @@ func TestCredentialExpiresAtExactlyItsTime(t *testing.T) {
 	}
 }
 
-// Contract 3: "More than one, or one repeated: 401 INVALID_CREDENTIALS". Every one of the credentials is good by itself
-// and they all are one customer's; each by itself is the control.
+// Contract, section 3: More than one, or one repeated: 401 INVALID_CREDENTIALS. Every one of the credentials is good by itself and they all
+// are one customer's; each by itself is the control.
 func TestMoreThanOneCredentialIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -328,8 +328,8 @@ func TestMoreThanOneCredentialIsRefused(t *testing.T) {
 	send("?token=", "?accesskey=", "Bearer JWT").wantsChallenge("INVALID_CREDENTIALS")
 }
 
-// Contract 3: "Nothing else is read: no cookie, no Basic, no X-API-Key, no body field". Good credentials lie everywhere
-// but in their place: without one there it is a 401 as for none at all, and with one there nobody else speaks.
+// Contract, section 3: Nothing else is read: no cookie, no Basic, no X-API-Key, no body field. Good credentials lie everywhere but in their
+// place: without one there it is a 401 as for none at all, and with one there nobody else speaks.
 func TestNothingButTheThreeCarriersIsRead(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -20,7 +20,7 @@ func customerWire(id any, name, detail, email string, create, update, end any) s
 		id, name, detail, email, create, update, end)
 }
 
-// Promised: "ProjectSuperAdmin (1) sees and manages all customers", as a story: a customer, its first admin, and its end.
+// ProjectSuperAdmin (1) sees and manages all customers, as a story: a customer, its first admin, and its end.
 func TestSuperAdminMakesACustomerAndItsFirstAdmin(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -74,8 +74,7 @@ func TestSuperAdminMakesACustomerAndItsFirstAdmin(t *testing.T) {
 	h.get("/v1.0/me", key["token"].(string)).refuses(401, "INVALID_CREDENTIALS")
 }
 
-// Promised: ProjectSuperAdmin manages customers, and nobody else does, not even its own. What was refused has changed
-// nothing.
+// ProjectSuperAdmin manages customers, and nobody else does, not even its own. What was refused has changed nothing.
 func TestOnlySuperAdminsManageCustomers(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -124,7 +123,7 @@ func TestOnlySuperAdminsManageCustomers(t *testing.T) {
 	}
 }
 
-// Contract 4, for customers: what is not valid is a 400 that names the field.
+// Contract, section 4: for customers: what is not valid is a 400 that names the field.
 func TestCustomerFieldsThatAreNotFitAreNamed(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -145,8 +144,7 @@ func TestCustomerFieldsThatAreNotFitAreNamed(t *testing.T) {
 	h.put(path, h.acme.superJWT, `{}`).wants(200)
 }
 
-// Promised: "deleting a customer ends every credential of it at once", on every instance, and nobody else's; its usernames
-// are free again.
+// Deleting a customer ends every credential of it at once, on every instance, and nobody else's; its usernames are free again.
 func TestDeletedCustomersCredentialsEndEverywhereAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -387,7 +387,7 @@ func (h *harness) do(req request) (r *http.Request, sent []byte, got response, e
 	}
 	defer func() { _ = res.Body.Close() }()
 	raw, err := io.ReadAll(res.Body)
-	// Promised: every answer in JSON ends in a newline. The tests look at what comes before.
+	// Every answer in JSON ends in a newline. The tests look at what comes before.
 	if raw = bytes.TrimSuffix(raw, []byte("\n")); err == nil && res.Header.Get("Content-Type") == "application/json" && res.ContentLength == int64(len(raw)) && len(raw) > 0 {
 		h.t.Errorf("%s %s: no newline after %s", req.method, req.path, raw)
 	}

@@ -267,9 +267,9 @@ func (h *harness) requestBy(r row, c caller, own belongings) request {
 	return req
 }
 
-// Promised: no write of a caller takes effect once that caller's revocation has been answered, however long its body takes. Head and a
-// part of the body reach one server, the caller is revoked at another, and then the rest comes: it is refused, and nothing is
-// written. What only lessens the caller's rights is a 403. The control is the same request without the revocation: a 200.
+// No write of a caller takes effect once that caller's revocation has been answered, however long its body takes. Head and a part of the
+// body reach one server, the caller is revoked at another, and then the rest comes: it is refused, and nothing is written. What only lessens
+// the caller's rights is a 403. The control is the same request without the revocation: a 200.
 func TestRequestThatIsHeldBackWritesNothingOnceItsCallerIsRevoked(t *testing.T) {
 	t.Parallel()
 	for kind, newCaller := range revocables() {
@@ -379,8 +379,8 @@ func (h *harness) amid(req request, change string, args ...any) (got response, b
 	return <-answered, before
 }
 
-// Promised, too, however long the write itself waits: for a lock, a connection, a process that stands still. Here the transaction that
-// revokes the caller is open while the request decides, and is committed when the request waits to write.
+// Too, however long the write itself waits: for a lock, a connection, a process that stands still. Here the transaction that revokes the
+// caller is open while the request decides, and is committed when the request waits to write.
 func TestWriteThatWaitsWritesNothingOnceItsCallerIsRevoked(t *testing.T) {
 	t.Parallel()
 	for kind, newCaller := range revocables() {

@@ -304,10 +304,9 @@ func (a *attackers) claimsOnly() map[string]string {
 	return made
 }
 
-// Promised: "Anything else is the same 401 as ever. A token for one kind of caller is never taken for the other (tests for
-// HS/RS confusion both ways, kid of another customer, of a deleted key)". The controls: good tokens of all three
-// algorithms, put together by the same code, are accepted before, between and after; and the cause of each refusal is one
-// that its class is meant to have.
+// Anything else is the same 401 as ever. A token for one kind of caller is never taken for the other (tests for HS/RS confusion both ways,
+// kid of another customer, of a deleted key). The controls: good tokens of all three algorithms, put together by the same code, are accepted
+// before, between and after; and the cause of each refusal is one that its class is meant to have.
 func TestHostileAssertionIsRefusedOverEveryCarrier(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

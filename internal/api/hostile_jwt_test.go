@@ -178,10 +178,9 @@ func headerForm(credential string) string {
 	return credential
 }
 
-// Contract 3: "JWTs: the algorithm is fixed by the key that verifies, never by the token's header; RFC 8725 applies in
-// full"; "malformed, tampered: 401 INVALID_CREDENTIALS, and the body never says which". The controls: the good token,
-// taken apart and put together by the same code, is accepted, as it is and under the previous secret; and after each
-// class it still is.
+// Contract, section 3: JWTs: the algorithm is fixed by the key that verifies, never by the token's header; RFC 8725 applies in full;
+// "malformed, tampered: 401 INVALID_CREDENTIALS, and the body never says which". The controls: the good token, taken apart and put together
+// by the same code, is accepted, as it is and under the previous secret; and after each class it still is.
 func TestHostileJWTIsRefusedOverEveryCarrier(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -230,8 +229,8 @@ func TestHostileJWTIsRefusedOverEveryCarrier(t *testing.T) {
 	h.get("/v1.0/me", h.globex.adminJWT).wants(http.StatusOK)
 }
 
-// Contract 7: "agent deleted or demoted after login ... stops at once": rights are the store's, never the token's. The
-// control is a token of who really has them.
+// Contract, section 7: agent deleted or demoted after login ... stops at once: rights are the store's, never the token's. The control is a
+// token of who really has them.
 func TestRightsInATokenGiveNothing(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -260,8 +259,7 @@ func TestRightsInATokenGiveNothing(t *testing.T) {
 	}
 }
 
-// Pitfalls: "bound the token's length before parsing". Ever longer headers are refused, at the latest by the server's own
-// bound, and never stop it.
+// Bound the token's length before parsing. Ever longer headers are refused, at the latest by the server's own bound, and never stop it.
 func TestGiantCredentialIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

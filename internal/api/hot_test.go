@@ -7,8 +7,8 @@ import (
 	"accesskeys/internal/auth"
 )
 
-// Promised: "No allocation on a hit". It is the check itself that is measured, from the header to the principal. Not
-// parallel: memory that other tests take would count.
+// No allocation on a hit. It is the check itself that is measured, from the header to the principal. Not parallel: memory that other tests
+// take would count.
 func TestCheckingARememberedCredentialTakesNoMemory(t *testing.T) {
 	h := newHarness(t)
 	from := netip.MustParseAddr("192.0.2.1")

@@ -61,7 +61,7 @@ func newestFirst(a, b place) int {
 	return strings.Compare(b.ID, a.ID)
 }
 
-// Contract 4: "newest first (tm_create descending, id descending), no deleted ones", of the caller's customer alone.
+// Contract, section 4: newest first (tm_create descending, id descending), no deleted ones, of the caller's customer alone.
 func TestKeysAreListedNewestFirst(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -83,8 +83,7 @@ func TestKeysAreListedNewestFirst(t *testing.T) {
 	}
 }
 
-// Contract 4: "page_size 1-100, default 100; 0, negative or above 100 mean 100; not a number: 400
-// INVALID_REQUEST_PARAMETER".
+// Contract, section 4: page_size 1-100, default 100; 0, negative or above 100 mean 100; not a number: 400 INVALID_REQUEST_PARAMETER.
 func TestPageSizeIsBounded(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -126,8 +125,7 @@ func TestPageSizeIsBounded(t *testing.T) {
 	}
 }
 
-// Contract 4: "a bare timestamp (RFC 3339, or VoIPBIN's 2026-06-17 06:06:14.948432) is accepted and means created
-// before".
+// Contract, section 4: a bare timestamp (RFC 3339, or VoIPBIN's 2026-06-17 06:06:14.948432) is accepted and means created before.
 func TestTimestampAsPageTokenMeansCreatedBefore(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -164,7 +162,7 @@ func TestTimestampAsPageTokenMeansCreatedBefore(t *testing.T) {
 	}
 }
 
-// Contract 4: page_token: "anything else: 400 INVALID_REQUEST_PARAMETER"; 7: "garbage page_token: 400".
+// Contract, section 4: page_token: "anything else: 400 INVALID_REQUEST_PARAMETER"; 7: "garbage page_token: 400".
 func TestGarbageAsPageTokenIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -21,9 +21,8 @@ func (h *harness) login(username string) response {
 	return h.post("/auth/login", "", map[string]string{"username": username, "password": tenantPassword})
 }
 
-// Contract 2: "200 {username, token}", "the JWT's header is exactly {"alg":"HS256","typ":"JWT"}; exp is iat + 604800;
-// claims also hold iss, sub, jti, type, customer_id and agent: {id, customer_id, username, name, permission}. No cookie
-// is set."
+// Contract, section 2: 200 {username, token}, "the JWT's header is exactly {"alg":"HS256","typ":"JWT"}; exp is iat + 604800; claims also
+// hold iss, sub, jti, type, customer_id and agent: {id, customer_id, username, name, permission}. No cookie is set."
 func TestLoginGivesTheContractsToken(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -101,7 +100,7 @@ func roundTrip(t *testing.T, v any) (decoded any) {
 	return decoded
 }
 
-// Contract 2: "user names match without regard to case". The answer has the name as it is stored.
+// Contract, section 2: user names match without regard to case. The answer has the name as it is stored.
 func TestUsernamesMatchInAnyCase(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -138,8 +137,8 @@ func TestUsernamesMatchInAnyCase(t *testing.T) {
 	}
 }
 
-// Contract 2: "Unknown user, wrong password and deleted user get one answer": everything but what differs from request
-// to request is compared. Section 7: "401 with the error body".
+// Contract, section 2: Unknown user, wrong password and deleted user get one answer: everything but what differs from request to request is
+// compared. Section 7: "401 with the error body".
 func TestRefusedLoginsAllLookTheSame(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -172,8 +171,8 @@ func TestRefusedLoginsAllLookTheSame(t *testing.T) {
 	h.login(h.acme.admin.Username).wants(200)
 }
 
-// Contract 2: "Body not JSON: 400 INVALID_JSON_BODY. A field missing, empty, or not a string: 400 INVALID_ARGUMENT with
-// details"; 4: "In every body a field that is null counts as absent".
+// Contract, section 2: Body not JSON: 400 INVALID_JSON_BODY. A field missing, empty, or not a string: 400 INVALID_ARGUMENT with details; 4:
+// "In every body a field that is null counts as absent".
 func TestLoginTellsWhatIsWrongWithItsBody(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -230,7 +229,7 @@ func refusedDetails(t *testing.T, got response, reason string, fields ...string)
 	equalJSON(t, named, fields)
 }
 
-// Contract 6, seen on the wire: JWT_SECRET_PREVIOUS "verifies only".
+// Contract, section 6: seen on the wire: JWT_SECRET_PREVIOUS "verifies only".
 func TestTokenOfThePreviousSecretIsStillAccepted(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

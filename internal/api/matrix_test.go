@@ -171,7 +171,7 @@ func codes() (all []string) {
 	return all
 }
 
-// Promised: "as one matrix (route x identity x tenant) that fails on a missing cell".
+// As one matrix (route x identity x tenant) that fails on a missing cell.
 func TestMatrixHasACellForEveryRouteCallerAndTenant(t *testing.T) {
 	t.Parallel()
 	routes := newHarness(t).routesOf()
@@ -240,8 +240,8 @@ func TestMatrixHasEveryRole(t *testing.T) {
 	equalJSON(t, slices.Sorted(maps.Keys(roles)), all)
 }
 
-// Promised: "every route above, each with a second customer, each permission and role, deleted owners and expired keys".
-// Every cell of the matrix is asked. What is refused changes nothing, and shows nothing of the other customer.
+// Every route above, each with a second customer, each permission and role, deleted owners and expired keys. Every cell of the matrix is
+// asked. What is refused changes nothing, and shows nothing of the other customer.
 func TestEveryCellOfTheMatrixIsAnsweredAsItSays(t *testing.T) {
 	t.Parallel()
 	for _, i := range identities() {

@@ -26,9 +26,8 @@ func (r response) same(body string) {
 	}
 }
 
-// Contract 5: "GET /v1.0/me: the caller: {id, customer_id, type, username, name, detail, permission, tm_create,
-// tm_update, tm_delete}, type being agent, accesskey ... (an access key's own id, username "")"; 7: "GET /me by access
-// key: 200".
+// Contract, section 5: GET /v1.0/me: the caller: {id, customer_id, type, username, name, detail, permission, tm_create, tm_update,
+// tm_delete}, type being agent, accesskey ... (an access key's own id, username ")"; 7: "GET /me by access key: 200".
 func TestMeShowsTheCaller(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -49,7 +48,7 @@ func TestMeShowsTheCaller(t *testing.T) {
 	}
 }
 
-// Contract 5: "GET /v1.0/customer: the caller's customer, {id, name, detail, email, tm_create, tm_update, tm_delete}".
+// Contract, section 5: GET /v1.0/customer: the caller's customer, {id, name, detail, email, tm_create, tm_update, tm_delete}.
 func TestCustomerShowsTheCallersOwn(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -60,7 +59,7 @@ func TestCustomerShowsTheCallersOwn(t *testing.T) {
 	}
 }
 
-// Contract 5: "GET /v1.0/customers: a list of the customers that the caller may see (its own; ProjectSuperAdmin: all)".
+// Contract, section 5: GET /v1.0/customers: a list of the customers that the caller may see (its own; ProjectSuperAdmin: all).
 func TestCustomersAreThoseThatTheCallerMaySee(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -90,7 +89,7 @@ func TestCustomersAreThoseThatTheCallerMaySee(t *testing.T) {
 	h.get("/v1.0/customers?page_token="+token, h.globex.adminJWT).same(`{"result":[],"next_page_token":null}`)
 }
 
-// Contract 5 and 4: many customers that share a tm_create are paged as keys are: each exactly once.
+// Contract, section 5 and 4: many customers that share a tm_create are paged as keys are: each exactly once.
 func TestCustomersArePagedWithoutLoss(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -13,9 +13,9 @@ import (
 
 var freshRequestID = regexp.MustCompile(`^req_[A-Z2-7]{26}$`)
 
-// Contract 1: "Every answer carries X-Request-Id: the client's own where it is 1-64 characters of [A-Za-z0-9_-], else a
-// fresh req_ + 26 base32 characters; the same id is in the log line and in the error body". What looks like an access
-// key is never taken: "The token itself is never ... logged".
+// Contract, section 1: Every answer carries X-Request-Id: the client's own where it is 1-64 characters of [A-Za-z0-9_-], else a fresh req_ +
+// 26 base32 characters; the same id is in the log line and in the error body. What looks like an access key is never taken: "The token
+// itself is never ... logged".
 func TestRequestIDIsTheClientsOwnWhereItIsFit(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -69,7 +69,7 @@ func TestRequestIDIsTheClientsOwnWhereItIsFit(t *testing.T) {
 	}
 }
 
-// Contract 1: "Error, on every 4xx and 5xx of every route, unknown routes and panics included".
+// Contract, section 1: Error, on every 4xx and 5xx of every route, unknown routes and panics included.
 func TestPanicIsAnErrorBodyThatTellsNothing(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -92,7 +92,7 @@ func TestPanicIsAnErrorBodyThatTellsNothing(t *testing.T) {
 	}
 }
 
-// Contract 1: panics included; one that comes after the answer has begun must not pass for a whole answer.
+// Contract, section 1: panics included; one that comes after the answer has begun must not pass for a whole answer.
 func TestPanicInTheMiddleOfAnAnswerBreaksIt(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

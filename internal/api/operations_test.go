@@ -22,8 +22,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 5: "GET /ping: 200 {"message":"pong"}. /healthz (the process lives), /readyz (it can serve: database reachable
-// and migrated)".
+// Contract, section 5: GET /ping: 200 {"message:"pong"}. /healthz (the process lives), /readyz (it can serve: database reachable and
+// migrated)".
 func TestProbesTellWhetherTheServerLivesAndCanServe(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -35,7 +35,7 @@ func TestProbesTellWhetherTheServerLivesAndCanServe(t *testing.T) {
 	}
 }
 
-// Contract 5: /readyz: "migrated"; 3 and 7: a store in trouble is a 503 and never a 401.
+// Contract, section 5: /readyz: "migrated"; 3 and 7: a store in trouble is a 503 and never a 401.
 func TestServerIsNotReadyBeforeItsDatabaseIsMigrated(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -170,8 +170,8 @@ func unavailable(t *testing.T, got response) {
 	}
 }
 
-// Contract 6: on SIGTERM "finish what is under way": readiness fails first, and every answer asks its client to leave
-// the connection, while requests are still served.
+// Contract, section 6: on SIGTERM "finish what is under way": readiness fails first, and every answer asks its client to leave the
+// connection, while requests are still served.
 func TestDrainingServerSendsItsClientsElsewhere(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -192,7 +192,7 @@ func TestDrainingServerSendsItsClientsElsewhere(t *testing.T) {
 	h.post("/v1.0/accesskeys", h.acme.token, `{}`).wants(200)
 }
 
-// Contract 5: "/openapi.yaml and /openapi.json": the embedded document, and the same in JSON.
+// Contract, section 5: /openapi.yaml and /openapi.json: the embedded document, and the same in JSON.
 func TestDocumentIsServedInBothNotations(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -227,7 +227,7 @@ func (h *harness) series() map[string]float64 {
 	return found
 }
 
-// Contract 5: "/metrics (Prometheus)". Its counters move by what was asked.
+// Contract, section 5: /metrics (Prometheus). Its counters move by what was asked.
 func TestMetricsCountWhatHappened(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -278,8 +278,8 @@ func TestMetricsCountWhatHappened(t *testing.T) {
 	}
 }
 
-// Pitfalls and style: labels come from fixed sets, "maps keyed by client input without a bound" are refused. What
-// clients make up, methods, paths, ids, usernames, hosts, adds no series however often.
+// Labels come from fixed sets, "maps keyed by client input without a bound" are refused. What clients make up, methods, paths, ids,
+// usernames, hosts, adds no series however often.
 func TestWhatClientsMakeUpAddsNoMetric(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Contract 4: "Paging to the end gives every key ... exactly once ... however many keys share a tm_create"; 1: "On the
-// last page next_page_token is null"; 7: no empty page after the last.
+// Contract, section 4: Paging to the end gives every key ... exactly once ... however many keys share a tm_create; 1: "On the last page
+// next_page_token is null"; 7: no empty page after the last.
 func TestPagesSplitAListWithoutLossOrRepetition(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -45,8 +45,8 @@ func TestPagesSplitAListWithoutLossOrRepetition(t *testing.T) {
 	}
 }
 
-// Contract 4: "gives every key that existed throughout exactly once, whatever is created or deleted meanwhile". Between
-// two pages, and at the same time from elsewhere, keys come and go at every tm_create.
+// Contract, section 4: gives every key that existed throughout exactly once, whatever is created or deleted meanwhile. Between two pages,
+// and at the same time from elsewhere, keys come and go at every tm_create.
 func TestPagingIsUnharmedByWhatComesAndGoes(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -121,7 +121,7 @@ func TestPagingIsUnharmedByWhatComesAndGoes(t *testing.T) {
 	}
 }
 
-// Contract 4: the row at which a page ended may be deleted; the next page goes on behind it all the same.
+// Contract, section 4: the row at which a page ended may be deleted; the next page goes on behind it all the same.
 func TestNextPageNeedsNotTheKeyAtWhichTheLastOneEnded(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -37,7 +37,7 @@ func (h *harness) newBcryptAgent(username, password string, cost int) store.Agen
 	return a
 }
 
-// Contract 2: a login with an imported bcrypt hash works, renews it, and goes on working; tokens stay good.
+// Contract, section 2: a login with an imported bcrypt hash works, renews it, and goes on working; tokens stay good.
 func TestBcryptPasswordLogsInAndIsRenewed(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -68,7 +68,7 @@ func TestBcryptPasswordLogsInAndIsRenewed(t *testing.T) {
 	}
 }
 
-// Contract 2: "A token stops working at once where its agent is deleted", on every instance; nobody else's does.
+// Contract, section 2: A token stops working at once where its agent is deleted, on every instance; nobody else's does.
 func TestTokenOfDeletedAgentIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -85,9 +85,8 @@ func TestTokenOfDeletedAgentIsRefusedAtOnce(t *testing.T) {
 	}
 }
 
-// Contract 2: "A token stops working at once ... where the agent's password is changed after iat". Whole seconds of iat
-// can't tell before from after; so the case that matters is a token from just before and one from just after the change
-// within one second.
+// Contract, section 2: A token stops working at once ... where the agent's password is changed after iat. Whole seconds of iat can't tell
+// before from after; so the case that matters is a token from just before and one from just after the change within one second.
 func TestTokenFromBeforeAChangeOfPasswordIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -171,7 +170,7 @@ func issuedAt(t *testing.T, token string) int64 {
 	return claims.IssuedAt
 }
 
-// Contract 7: an agent demoted after its login has the new permission at once.
+// Contract, section 7: an agent demoted after its login has the new permission at once.
 func TestDemotedAgentLosesItsPermissionAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -184,7 +183,7 @@ func TestDemotedAgentLosesItsPermissionAtOnce(t *testing.T) {
 	h.get("/v1.0/accesskeys", h.globex.adminJWT).wants(200)
 }
 
-// Contract 1: "503 UNAVAILABLE": a flood of logins waits for its turn, and then is told to come back; it is never a 401.
+// Contract, section 1: 503 UNAVAILABLE: a flood of logins waits for its turn, and then is told to come back; it is never a 401.
 func TestLoginsBeyondTheBoundAreToldToComeBack(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(c *api.Config) {
@@ -232,9 +231,9 @@ func TestLoginsBeyondTheBoundAreToldToComeBack(t *testing.T) {
 	h.login(h.acme.admin.Username).wants(200)
 }
 
-// Contract 2: "Unknown user, wrong password and deleted user get one answer, in the same time", whatever the hash. The
-// kinds of attempt take turns, and the quickest of each are compared: what others do on the machine only ever adds. More
-// rounds shrink such noise, but no true difference; there are as many as a username has tries.
+// Contract, section 2: Unknown user, wrong password and deleted user get one answer, in the same time, whatever the hash. The kinds of
+// attempt take turns, and the quickest of each are compared: what others do on the machine only ever adds. More rounds shrink such noise,
+// but no true difference; there are as many as a username has tries.
 //
 // It measures time, so it runs before the tests that are parallel.
 func TestRefusedLoginsAllTakeTheSameTime(t *testing.T) {

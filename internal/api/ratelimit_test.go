@@ -17,8 +17,8 @@ import (
 // slow lets two requests through and then, for the length of a test, none.
 var slow = web.Limit{RPS: 0.001, Burst: 2}
 
-// Contract 5: "429 RATE_LIMIT_EXCEEDED with Retry-After and details: [{"limited_by": "ip"}]"; 6: RATE_LIMIT_AUTH_* is on
-// /auth/*, RATE_LIMIT_V1_* on /v1.0/*, and each has its own count.
+// Contract, section 5: 429 RATE_LIMIT_EXCEEDED with Retry-After and details: [{"limited_by: "ip"}]"; 6: RATE_LIMIT_AUTH_* is on /auth/*,
+// RATE_LIMIT_V1_* on /v1.0/*, and each has its own count.
 func TestRequestsBeyondTheLimitAreToldWhenToComeBack(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(c *api.Config) { c.AuthLimit, c.V1Limit = slow, slow })
@@ -51,7 +51,7 @@ func TestRequestsBeyondTheLimitAreToldWhenToComeBack(t *testing.T) {
 	}
 }
 
-// Contract 6: "0 is off".
+// Contract, section 6: 0 is off.
 func TestWithoutALimitNothingIsLimited(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(c *api.Config) { c.AuthLimit, c.V1Limit = web.Limit{Burst: 1}, web.Limit{} })
@@ -61,7 +61,7 @@ func TestWithoutALimitNothingIsLimited(t *testing.T) {
 	}
 }
 
-// Contract 5: Retry-After tells the truth: a client that was refused is let in again, and refusals cost it nothing.
+// Contract, section 5: Retry-After tells the truth: a client that was refused is let in again, and refusals cost it nothing.
 func TestLimitedClientIsLetInAgain(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(c *api.Config) { c.V1Limit = web.Limit{RPS: 2, Burst: 1} })
@@ -100,9 +100,8 @@ func (h *harness) from(peer string, forwarded ...string) *httptest.ResponseRecor
 	return w
 }
 
-// Contract 6: "TRUSTED_PROXIES (CIDRs whose X-Forwarded-For is believed; default none)"; "per client IP". Each case is
-// requests that come from one client whatever they claim, so that the third is refused, and one from another client,
-// which is not.
+// Contract, section 6: TRUSTED_PROXIES (CIDRs whose X-Forwarded-For is believed; default none); "per client IP". Each case is requests that
+// come from one client whatever they claim, so that the third is refused, and one from another client, which is not.
 func TestClientIsCountedByItsAddressWhateverItClaims(t *testing.T) {
 	t.Parallel()
 	type hop struct {
@@ -183,7 +182,7 @@ func TestClientIsCountedByItsAddressWhateverItClaims(t *testing.T) {
 	}
 }
 
-// Promised: that clients can't be told apart is said, once a minute and not for each request.
+// That clients can't be told apart is said, once a minute and not for each request.
 func TestUnreadableForwardedAddressIsToldOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(c *api.Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} })

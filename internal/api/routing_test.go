@@ -21,8 +21,8 @@ const verifyPath = "/auth/verify"
 // everyMethod are methods that a client may try, some of no standard.
 var everyMethod = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "BREW", "get"}
 
-// Contract 5: "Unknown route: 404 ROUTE_NOT_FOUND ... A trailing slash is an unknown route: no redirect ever carries a
-// credential onward." With a credential in its place, whatever the method.
+// Contract, section 5: Unknown route: 404 ROUTE_NOT_FOUND ... A trailing slash is an unknown route: no redirect ever carries a credential
+// onward. With a credential in its place, whatever the method.
 func TestUnknownRoutesAreNotFoundAndNeverRedirect(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -51,8 +51,7 @@ func TestUnknownRoutesAreNotFoundAndNeverRedirect(t *testing.T) {
 	}
 }
 
-// Contract 3: "all of /v1.0/*, before routing: an unknown route without a credential is a 401", and so is an unknown
-// method.
+// Contract, section 3: all of /v1.0/*, before routing: an unknown route without a credential is a 401, and so is an unknown method.
 func TestUnknownRoutesWithoutACredentialAreUnauthenticated(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -66,8 +65,8 @@ func TestUnknownRoutesWithoutACredentialAreUnauthenticated(t *testing.T) {
 	}
 }
 
-// Contract 5: "known route, wrong method: 405 METHOD_NOT_ALLOWED with Allow": exactly the document's methods, and HEAD
-// where there is GET; 7: "wrong method: 405 with Allow".
+// Contract, section 5: known route, wrong method: 405 METHOD_NOT_ALLOWED with Allow: exactly the document's methods, and HEAD where there is
+// GET; 7: "wrong method: 405 with Allow".
 func TestWrongMethodIsToldTheRightOnes(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -99,7 +98,7 @@ func TestWrongMethodIsToldTheRightOnes(t *testing.T) {
 	h.get("/v1.0/me", h.acme.token).wants(200)
 }
 
-// Contract 5: "HEAD answers as GET does, without the body": the same status and headers, errors too.
+// Contract, section 5: HEAD answers as GET does, without the body: the same status and headers, errors too.
 func TestHeadAnswersAsGetDoes(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -132,7 +131,7 @@ func TestHeadAnswersAsGetDoes(t *testing.T) {
 	}
 }
 
-// Contract 5: "Cache-Control: no-store and Referrer-Policy: no-referrer on every answer under /v1.0 and /auth".
+// Contract, section 5: Cache-Control: no-store and Referrer-Policy: no-referrer on every answer under /v1.0 and /auth.
 func TestAnswersThatMayHoldACredentialAreNotKept(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(c *api.Config) { c.AuthLimit = web.Limit{RPS: 0.001, Burst: 8} })

@@ -26,8 +26,8 @@ func keyOfAccountShape(account string, alg auth.Algorithm, public string) *regex
 		regexp.QuoteMeta(strings.ReplaceAll(public, "\n", `\n`)) + `","tm_create":"(` + reTime + `)","tm_update":"(` + reTime + `)","tm_delete":"(` + reTime + `)"\}$`)
 }
 
-// Promised: "POST keys with no body makes a pair (RSA 2048 by default ...) and answers, once, the file that Voximplant users
-// know: {"account_id", "key_id", "private_key"} (PKCS#8 PEM)". The list shows the public half of the very pair.
+// POST keys with no body makes a pair (RSA 2048 by default ...) and answers, once, the file that Voximplant users know: {"account_id,
+// "key_id", "private_key"} (PKCS#8 PEM)". The list shows the public half of the very pair.
 func TestNewKeyPairIsTheFileThatSignsTokens(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -91,8 +91,8 @@ func TestNewKeyPairIsTheFileThatSignsTokens(t *testing.T) {
 	h.get(keys, h.acme.adminJWT).same(`{"result":[` + strings.Join(listed, ",") + `],"next_page_token":null}`)
 }
 
-// Promised: "With {"public_key": "<PEM>"} the caller keeps its private key; weak or odd keys are refused". The body of the
-// answer has the public half and nothing secret; an algorithm that is named has to be the key's own.
+// With {"public_key: "<PEM>"} the caller keeps its private key; weak or odd keys are refused". The body of the answer has the public half
+// and nothing secret; an algorithm that is named has to be the key's own.
 func TestBroughtKeySignsTokensAndItsAlgorithmIsItsOwn(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -150,8 +150,8 @@ func TestBroughtKeySignsTokensAndItsAlgorithmIsItsOwn(t *testing.T) {
 	}
 }
 
-// Promised: "At most 10 live keys an account, so that rotation needs no gap". Eleven at once: ten get in. A deleted key makes
-// room, and another account, also the other customer's, has its own ten.
+// At most 10 live keys an account, so that rotation needs no gap. Eleven at once: ten get in. A deleted key makes room, and another account,
+// also the other customer's, has its own ten.
 func TestAccountHasAtMostTenLiveKeysHoweverTheyAreAdded(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -270,8 +270,8 @@ func TestTokensEndWithTheirKeyAccountAndCustomerOnEveryInstance(t *testing.T) {
 	theirs.accepted(t, other, theirs.token())
 }
 
-// Promised: "The private key is stored nowhere". Every table and the whole log are searched for every pair's private half, as
-// text, bytes and numbers; the control is the public half, which the tables do hold.
+// The private key is stored nowhere. Every table and the whole log are searched for every pair's private half, as text, bytes and numbers;
+// the control is the public half, which the tables do hold.
 func TestPrivateKeysAreStoredNowhere(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -34,8 +34,8 @@ func (r response) times(shape *regexp.Regexp) (create, update, deleted string) {
 	return found[1], found[2], found[3]
 }
 
-// Promised: "GET|POST /v1.0/service_accounts, GET|PUT|DELETE /v1.0/service_accounts/{id}"; "An account has name, detail and
-// roles". One account's life, every body whole, and the other customer's list untouched by it.
+// GET|POST /v1.0/service_accounts, GET|PUT|DELETE /v1.0/service_accounts/{id}; "An account has name, detail and roles". One account's life,
+// every body whole, and the other customer's list untouched by it.
 func TestServiceAccountLivesFromPostToDelete(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -142,8 +142,8 @@ func TestServiceAccountsAreOutOfReachForOthers(t *testing.T) {
 	}
 }
 
-// Promised: "roles: a list out of accesskey_admin, accesskey_viewer, agent_admin, agent_viewer, customer_admin". Everything
-// else is refused, by POST and by PUT, with the field's name, and changes nothing.
+// Roles: a list out of accesskey_admin, accesskey_viewer, agent_admin, agent_viewer, customer_admin. Everything else is refused, by POST and
+// by PUT, with the field's name, and changes nothing.
 func TestRolesAreAListOutOfTheModel(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

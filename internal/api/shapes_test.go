@@ -29,8 +29,8 @@ func keyShape(withToken bool, createdBy string) *regexp.Regexp {
 		`","tm_delete":"` + tm + `","tm_last_used":null,"created_by":` + regexp.QuoteMeta(createdBy) + `\}$`)
 }
 
-// Contract 1: "Access key, keys in this order, every one present", "token ONLY in the answer to POST; absent everywhere
-// else". The raw bytes count: a map would hide the order.
+// Contract, section 1: Access key, keys in this order, every one present, "token ONLY in the answer to POST; absent everywhere else". The
+// raw bytes count: a map would hide the order.
 func TestAccessKeyHasTheContractsKeysInOrderAndItsTokenOnlyAtCreation(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -60,9 +60,9 @@ func TestAccessKeyHasTheContractsKeysInOrderAndItsTokenOnlyAtCreation(t *testing
 	}
 }
 
-// Contract 1: "At creation tm_update equals tm_create, and tm_expire is tm_create plus expire seconds to the
-// microsecond", "9999-01-01T00:00:00.000000Z means has not happened", "token_prefix: first 11 characters of the token",
-// name and detail "" where none was given.
+// Contract, section 1: At creation tm_update equals tm_create, and tm_expire is tm_create plus expire seconds to the microsecond,
+// "9999-01-01T00:00:00.000000Z means has not happened", "token_prefix: first 11 characters of the token", name and detail "" where none was
+// given.
 func TestCreatedKeyIsWholeAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -91,8 +91,8 @@ func TestCreatedKeyIsWholeAtOnce(t *testing.T) {
 	}
 }
 
-// Contract 1: "Stored: its SHA-256 (32 raw bytes, unique) and the prefix", the sentinel "is stored as such in Postgres
-// too (timestamptz, not null)".
+// Contract, section 1: Stored: its SHA-256 (32 raw bytes, unique) and the prefix, the sentinel "is stored as such in Postgres too
+// (timestamptz, not null)".
 func TestTokenIsStoredAsItsHashAndTheSentinelAsATime(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -128,8 +128,8 @@ func TestTokenIsStoredAsItsHashAndTheSentinelAsATime(t *testing.T) {
 	}
 }
 
-// Contract 1: "Token: vb_ and 32 characters of [0-9A-Za-z], every one drawn uniformly". Here: each position of tokens
-// seen on the wire takes many of the 62; a stuck or narrowed position would not.
+// Contract, section 1: Token: vb_ and 32 characters of [0-9A-Za-z], every one drawn uniformly. Here: each position of tokens seen on the
+// wire takes many of the 62; a stuck or narrowed position would not.
 func TestTokensVaryAtEveryPosition(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -152,7 +152,7 @@ func TestTokensVaryAtEveryPosition(t *testing.T) {
 	}
 }
 
-// Contract 1: "result is [], never null, where there is nothing", "On the last page next_page_token is null".
+// Contract, section 1: result is [], never null, where there is nothing, "On the last page next_page_token is null".
 func TestEmptyListIsAnEmptyArray(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -167,7 +167,7 @@ func TestEmptyListIsAnEmptyArray(t *testing.T) {
 	}
 }
 
-// Contract 1: "Error ... Content-Type: application/json", its keys in order, and the status for each HTTP status.
+// Contract, section 1: Error ... Content-Type: application/json, its keys in order, and the status for each HTTP status.
 func TestErrorEnvelopeIsTheContracts(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -91,7 +91,7 @@ func TestHangingUpDoesNotTakeASignupBack(t *testing.T) {
 	}
 }
 
-// Promised: what a sign-up may hold. An address that could smuggle something into a mail is none.
+// What a sign-up may hold. An address that could smuggle something into a mail is none.
 func TestSignupTellsWhatIsWrongWithItsBody(t *testing.T) {
 	t.Parallel()
 	s := newSignups(t)
@@ -153,7 +153,7 @@ func TestSignupTellsWhatIsWrongWithItsBody(t *testing.T) {
 	}).wants(http.StatusOK)
 }
 
-// Promised: "off unless SIGNUP=true": then both routes are as unknown as any other, by whatever method.
+// Off unless SIGNUP=true: then both routes are as unknown as any other, by whatever method.
 func TestSignupRoutesAreUnknownWhereNobodyMaySignUp(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(cfg *api.Config) { cfg.Mailer = nil })

@@ -84,8 +84,8 @@ func anonymous(r response) string {
 	return fmt.Sprint(r.code, header, body)
 }
 
-// Promised: POST /auth/complete-signup answers {"customer_id", "accesskey": {... "token"}}; what it makes works at once, on
-// every instance, and is as far from the other customers as any.
+// POST /auth/complete-signup answers {"customer_id", "accesskey": {... "token"}}; what it makes works at once, on every instance, and is as
+// far from the other customers as any.
 func TestSignupMakesACustomerWithAKey(t *testing.T) {
 	t.Parallel()
 	s := newSignups(t)
@@ -124,8 +124,8 @@ func TestSignupMakesACustomerWithAKey(t *testing.T) {
 	}
 }
 
-// Promised: "the answer to signup never tells whether the address is known": not by its body, its headers or what it waits
-// for. The temp token of a known one completes nothing.
+// The answer to signup never tells whether the address is known: not by its body, its headers or what it waits for. The temp token of a
+// known one completes nothing.
 func TestSignupTellsNobodyWhoIsACustomer(t *testing.T) {
 	t.Parallel()
 	s := newSignups(t)
@@ -189,7 +189,7 @@ func TestSignupWithoutAMailServerIsA503(t *testing.T) {
 	dead.send(completion("su_x", "123456")).refuses(http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE")
 }
 
-// Promised: "5 tries": the sixth code is not looked at, be it the right one.
+// 5 tries: the sixth code is not looked at, be it the right one.
 func TestOnlyFiveCodesMayBeTried(t *testing.T) {
 	t.Parallel()
 	s := newSignups(t)
@@ -219,7 +219,7 @@ func TestOnlyFiveCodesMayBeTried(t *testing.T) {
 	s.complete(many).refuses(http.StatusBadRequest, "INVALID_SIGNUP")
 }
 
-// Promised: they "live 15 minutes", by the clock of the database, and then go away.
+// They "live 15 minutes", by the clock of the database, and then go away.
 func TestSignupEndsAfterFifteenMinutes(t *testing.T) {
 	t.Parallel()
 	s := newSignups(t)

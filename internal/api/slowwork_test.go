@@ -12,8 +12,8 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// Promised: "making a password hash or key pair on /v1.0 has its bound per customer, and an account's ten keys are counted before a pair is
-// made". The test has the customer's turn; what needs one is a 429, and only that.
+// Making a password hash or key pair on /v1.0 has its bound per customer, and an account's ten keys are counted before a pair is made. The
+// test has the customer's turn; what needs one is a 429, and only that.
 func TestCustomersSlowWorkIsDoneOneAtATime(t *testing.T) {
 	t.Parallel()
 	turns := auth.NewCustomerTurns(time.Millisecond)

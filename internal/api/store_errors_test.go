@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Style: "A store failure is a 503". Every route that reads or writes says so, by whatever statement it fails: a caller who got an empty
-// 200 would take a password for changed, or a key for deleted. The caller itself is known from memory.
+// A store failure is a 503. Every route that reads or writes says so, by whatever statement it fails: a caller who got an empty 200 would
+// take a password for changed, or a key for deleted. The caller itself is known from memory.
 func TestEveryRouteSaysThatItsStoreFailed(t *testing.T) {
 	t.Parallel()
 	tables := []string{"customers", "agents", "accesskeys", "service_accounts", "service_account_keys"}

@@ -67,7 +67,7 @@ func methodsOf(t *testing.T) map[string][]string {
 	return methods
 }
 
-// Style: "structural tests (the router's routes equal openapi.yaml)", both ways.
+// Structural tests (the router's routes equal openapi.yaml), both ways.
 func TestRoutesAreTheDocuments(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -90,8 +90,8 @@ func TestRoutesAreTheDocuments(t *testing.T) {
 	}
 }
 
-// Contract 3: "all of /v1.0/*"; style: "every /v1.0 route is 401 bare and refuses another customer". A route that is
-// added is tested here by being in the document.
+// Contract, section 3: every route under /v1.0 is 401 bare and refuses another customer. A route that is added is tested
+// here by being in the document.
 func TestEveryRouteNeedsACredentialAndShowsOnlyItsCustomer(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -161,7 +161,7 @@ func source(t *testing.T) (files []*ast.File) {
 	return files
 }
 
-// Contract 1: "reason is one of the codes on this page; new ones are UPPER_SNAKE and listed in api/openapi.yaml".
+// Contract, section 1: reason is one of the codes on this page; new ones are UPPER_SNAKE and listed in api/openapi.yaml.
 func TestReasonsAreTheDocuments(t *testing.T) {
 	t.Parallel()
 	var inCode []string
@@ -203,8 +203,8 @@ func TestReasonsAreTheDocuments(t *testing.T) {
 	}
 }
 
-// Promised: "Roles are one table in the code, in openapi.yaml and in the docs, with a test that they agree": the enum, its
-// table, and the table of who may do what.
+// Roles are one table in the code, in openapi.yaml and in the docs, with a test that they agree: the enum, its table, and the table of who
+// may do what.
 func TestRolesAreTheDocuments(t *testing.T) {
 	t.Parallel()
 	var inCode, inEnum []string
@@ -282,8 +282,8 @@ func TestGeneratedClientsHaveEachNameOnce(t *testing.T) {
 	}
 }
 
-// Contract 1: "token: ONLY in the answer to POST". The places where the wire can hold a secret are these and no others,
-// in the document's schemas and in the structs that are encoded.
+// Contract, section 1: token: ONLY in the answer to POST. The places where the wire can hold a secret are these and no others, in the
+// document's schemas and in the structs that are encoded.
 func TestOnlyTheseFieldsHoldSecrets(t *testing.T) {
 	t.Parallel()
 	secretName := func(name string) bool {
@@ -328,7 +328,7 @@ func TestOnlyTheseFieldsHoldSecrets(t *testing.T) {
 	equalJSON(t, inCode, []string{"api token", "api token", "api private_key", "api temp_token"}) // accessKeyJSON's, login's, credentialsJSON's, signup's
 }
 
-// Contract 1: "token: ONLY in the answer to POST; absent everywhere else", and never its hash: every route is asked.
+// Contract, section 1: token: ONLY in the answer to POST; absent everywhere else, and never its hash: every route is asked.
 func TestNoOtherAnswerHoldsTheToken(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

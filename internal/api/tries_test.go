@@ -69,7 +69,7 @@ func (r response) limitedBy(whose string) response {
 	return r
 }
 
-// Promised: "tries are also limited per username, known or not, from the 21st in a minute", wherever they come from; the answer is one.
+// Tries are also limited per username, known or not, from the 21st in a minute, wherever they come from; the answer is one.
 func TestTriesOfAUsernameAreLimitedWhoeverHasIt(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, behindProxy)
@@ -135,8 +135,8 @@ func fromAddress(address, bearer string, body map[string]any) request {
 	return request{method: http.MethodPut, path: "/v1.0/me/password", body: body, header: header}
 }
 
-// Promised: "networks that logged in as it within 30 days are outside of that, so that nobody locks the owner out": a /24 or a /56, on
-// every server, also one that was started since.
+// Networks that logged in as it within 30 days are outside of that, so that nobody locks the owner out: a /24 or a /56, on every server,
+// also one that was started since.
 func TestNobodyLocksAnAgentOutOfItsOwnNetworks(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, behindProxy)
@@ -262,8 +262,8 @@ func (h *harness) rename(agent store.Agent, bearer, username string) response {
 	return h.put("/v1.0/agents/"+agent.ID.String(), bearer, map[string]any{"username": username})
 }
 
-// Promised: "admins of other customers can't learn usernames by 409 faster than that": of 20 names a minute a customer learns that they
-// are taken, by whichever of its credentials, making agents or renaming them, and then of none that it is free either.
+// Admins of other customers can't learn usernames by 409 faster than that: of 20 names a minute a customer learns that they are taken, by
+// whichever of its credentials, making agents or renaming them, and then of none that it is free either.
 func TestTakenUsernamesAreToldToACustomerAsRarelyAsTries(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -21,8 +21,8 @@ func (r response) keyIDs() (ids []string, next any) {
 	return ids, body["next_page_token"]
 }
 
-// Promised: "POST /v1.0/accesskeys takes agent_id", "Objects gain agent_id (null for customer-wide)", "GET /v1.0/me by a
-// user key shows the agent's id and permission".
+// POST /v1.0/accesskeys takes agent_id, "Objects gain agent_id (null for customer-wide)", "GET /v1.0/me by a user key shows the agent's id
+// and permission".
 func TestUserKeyShowsItsAgent(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -65,8 +65,8 @@ func TestUserKeyShowsItsAgent(t *testing.T) {
 	h.post("/v1.0/accesskeys", h.acme.adminJWT, map[string]any{"agent_id": absentID}).refuses(404, "AGENT_NOT_FOUND")
 }
 
-// Promised: "such a key acts with that agent's permission as it is at the time of each request": promoted or demoted through
-// one instance, it is so on the other at once.
+// Such a key acts with that agent's permission as it is at the time of each request: promoted or demoted through one instance, it is so on
+// the other at once.
 func TestUserKeyActsAsItsAgentMayNow(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -94,7 +94,7 @@ func TestUserKeyActsAsItsAgentMayNow(t *testing.T) {
 	}
 }
 
-// Promised: "and ends with the agent": its keys are gone, and stay so.
+// And ends with the agent: its keys are gone, and stay so.
 func TestUserKeysEndWithTheirAgent(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -127,8 +127,8 @@ func TestUserKeysEndWithTheirAgent(t *testing.T) {
 	}
 }
 
-// Promised: "Any agent may create, list (?agent_id=<own>), read, rename and delete keys bound to itself, whatever its
-// permission; everything else about keys still needs CustomerAdmin": by its login, and by such a key.
+// Any agent may create, list (?agent_id=<own>), read, rename and delete keys bound to itself, whatever its permission; everything else about
+// keys still needs CustomerAdmin: by its login, and by such a key.
 func TestAnyAgentManagesItsOwnKeysAndNoOthers(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -177,7 +177,7 @@ func TestAnyAgentManagesItsOwnKeysAndNoOthers(t *testing.T) {
 	}
 }
 
-// Promised: "list (?agent_id=<own>)": only that agent's, newest first, in pages, without deleted ones.
+// List (?agent_id=<own>): only that agent's, newest first, in pages, without deleted ones.
 func TestKeysOfOneAgentAreListed(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -127,7 +127,7 @@ func (s *signatory) verdict(token, audience string) string {
 	return Cause(err)
 }
 
-// Promised: "iat, exp at most iat + 3600, clock skew of 60 s allowed". Each rule at its very edge, on both sides.
+// Iat, exp at most iat + 3600, clock skew of 60 s allowed. Each rule at its very edge, on both sides.
 func TestTimesOfAnAssertionAreHeldToTheSecond(t *testing.T) {
 	t.Parallel()
 	s := newSignatory(t, EdDSA)
@@ -186,7 +186,7 @@ func TestTimesOfAnAssertionAreHeldToTheSecond(t *testing.T) {
 	}
 }
 
-// Promised: "iss = account id"; "iss may be a JSON number or string where it is compared as text".
+// Iss = account id; "iss may be a JSON number or string where it is compared as text".
 func TestIssuerOfAnAssertionIsItsAccountComparedAsText(t *testing.T) {
 	t.Parallel()
 	s := newSignatory(t, EdDSA)
@@ -218,8 +218,8 @@ func TestIssuerOfAnAssertionIsItsAccountComparedAsText(t *testing.T) {
 	}
 }
 
-// Promised: "aud checked where sent (AUDIENCE setting)". Where nobody has said who we are, a token that names anybody is not
-// for us: a check that is off when its setting is missing is none.
+// Aud checked where sent (AUDIENCE setting). Where nobody has said who we are, a token that names anybody is not for us: a check that is off
+// when its setting is missing is none.
 func TestAudienceIsCheckedWhereItIsSent(t *testing.T) {
 	t.Parallel()
 	s := newSignatory(t, EdDSA)
@@ -245,7 +245,7 @@ func TestAudienceIsCheckedWhereItIsSent(t *testing.T) {
 	}
 }
 
-// Promised: "header kid = key id, alg the stored key's own". What a header may have besides, and what it may not.
+// Header kid = key id, alg the stored key's own. What a header may have besides, and what it may not.
 func TestHeaderOfAnAssertionNamesItsKeyAndNothingThatChangesItsReading(t *testing.T) {
 	t.Parallel()
 	s := newSignatory(t, EdDSA)

@@ -11,9 +11,8 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// Contract 3, the table of carriers, on the function that reads them; credentials_test.go of package api shows the
-// same on the wire. In the cases <K> is an access key and <J> has
-// the shape of a JWT.
+// Contract, section 3: the table of carriers, on the function that reads them; credentials_test.go of package api shows the same on the
+// wire. In the cases <K> is an access key and <J> has the shape of a JWT.
 func TestExtractFindsTheOneCredential(t *testing.T) {
 	t.Parallel()
 	const key, token = "vb_0123456789abcdefABCDEFghijKLMNO_", "eyJh.eyJz.c2ln"
@@ -131,7 +130,7 @@ func TestExtractFindsTheOneCredential(t *testing.T) {
 	}
 }
 
-// Pitfalls: "bound the token's length before parsing".
+// Bound the token's length before parsing.
 func TestTooLongTokenIsRefusedUnparsed(t *testing.T) {
 	t.Parallel()
 	s := newSessions(t, testSecret, "")
@@ -164,8 +163,8 @@ func TestNoCredentialIsNobody(t *testing.T) {
 	}
 }
 
-// Contract 12: the original URL carries a credential under the rules of section 3, exactly one in all, and the very same query counts
-// once. In the cases <K> is an access key and <J> has the shape of a JWT.
+// Contract, section 12: the original URL carries a credential under the rules of section 3, exactly one in all, and the very same query
+// counts once. In the cases <K> is an access key and <J> has the shape of a JWT.
 func TestExtractForwardedFindsTheOneCredentialInAllQueries(t *testing.T) {
 	t.Parallel()
 	const key, token = "vb_0123456789abcdefABCDEFghijKLMNO_", "eyJh.eyJz.c2ln"

@@ -46,8 +46,8 @@ func naiveReadings(query string, authorization []string) (byGo, bySemicolons []r
 	return byGo, bySemicolons
 }
 
-// Contract 3: "More than one, or one repeated: 401"; the pitfall is "?accesskey=a;accesskey=b vanishes from URL.Query()".
-// What Extract accepts is what every naive reader would find, and the only thing it would.
+// Contract, section 3: More than one, or one repeated: 401; the pitfall is "?accesskey=a;accesskey=b vanishes from URL.Query()". What
+// Extract accepts is what every naive reader would find, and the only thing it would.
 func FuzzExtract(f *testing.F) {
 	const key, token = "vb_0123456789abcdefABCDEFghijKLMNO_", "eyJh.eyJz.c2ln"
 	for _, query := range []string{
@@ -96,8 +96,8 @@ func FuzzExtract(f *testing.F) {
 	})
 }
 
-// Contract 12: "exactly one in all". Several queries are read as one that has all of their pairs, but for copies; so nothing
-// hides in the seam between two, nothing is accepted that Extract would refuse, and the order makes no difference.
+// Contract, section 12: exactly one in all. Several queries are read as one that has all of their pairs, but for copies; so nothing hides in
+// the seam between two, nothing is accepted that Extract would refuse, and the order makes no difference.
 func FuzzExtractForwarded(f *testing.F) {
 	const key, token = "vb_0123456789abcdefABCDEFghijKLMNO_", "eyJh.eyJz.c2ln"
 	queries := []string{
@@ -161,8 +161,8 @@ func fixedToken(tb testing.TB, s *Sessions) string {
 	return signed
 }
 
-// Contract 3: "Expired, deleted, malformed, tampered: 401". Whoever does not have the secret can present nothing but the
-// bytes of a token that was issued: there is no second spelling of one.
+// Contract, section 3: Expired, deleted, malformed, tampered: 401. Whoever does not have the secret can present nothing but the bytes of a
+// token that was issued: there is no second spelling of one.
 func FuzzParseSession(f *testing.F) {
 	s := newSessions(f, testSecret, testOtherSecret)
 	good := fixedToken(f, s)

@@ -54,9 +54,8 @@ func curveKey(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
 	return key
 }
 
-// Promised: "POST keys with no body makes a pair (RSA 2048 by default ...) ... PKCS#8 PEM". Each pair is one: what the
-// private half signs, the public half verifies; it is fit by the rules for keys that callers bring, and made anew each
-// time.
+// POST keys with no body makes a pair (RSA 2048 by default ...) ... PKCS#8 PEM. Each pair is one: what the private half signs, the public
+// half verifies; it is fit by the rules for keys that callers bring, and made anew each time.
 func TestKeyPairsAreOfTheirAlgorithmAndFit(t *testing.T) {
 	t.Parallel()
 	pairs, err := NewKeyPairs(2, time.Minute)
@@ -149,8 +148,8 @@ func TestKeyPairsAreMadeABoundedNumberAtATime(t *testing.T) {
 	}
 }
 
-// Promised: "weak or odd keys are refused (RSA other than 2048 to 4096, exponent other than 65537, curves other than P-256
-// and Ed25519)". The controls are keys at the very edge of what is fit.
+// Weak or odd keys are refused (RSA other than 2048 to 4096, exponent other than 65537, curves other than P-256 and Ed25519). The controls
+// are keys at the very edge of what is fit.
 func TestOnlyFitPublicKeysAreTaken(t *testing.T) {
 	t.Parallel()
 	edwards, _, err := ed25519.GenerateKey(rand.Reader)

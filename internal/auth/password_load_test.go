@@ -14,8 +14,8 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// Contract 2: "Unknown user, wrong password and deleted user get one answer, in the same time". The control is a hash
-// that can't be read, which is refused without any computing and must be told apart by the same measure.
+// Contract, section 2: Unknown user, wrong password and deleted user get one answer, in the same time. The control is a hash that can't be
+// read, which is refused without any computing and must be told apart by the same measure.
 func TestNoHashTakesAsLongAsARealOne(t *testing.T) {
 	t.Parallel()
 	p := newPasswords(t, 1)
@@ -108,8 +108,8 @@ func mostAtOnce(t *testing.T, atOnce int) int {
 	}
 }
 
-// Pitfalls: "bound how many run at once, or a login flood eats the memory". The control: where five may compute at once,
-// the same look finds more than two.
+// Bound how many run at once, or a login flood eats the memory. The control: where five may compute at once, the same look finds more than
+// two.
 func TestOnlySoManyPasswordsAreComputedAtOnce(t *testing.T) {
 	t.Parallel()
 	if most := mostAtOnce(t, 2); most < 1 || most > 2 {
@@ -122,8 +122,8 @@ func TestOnlySoManyPasswordsAreComputedAtOnce(t *testing.T) {
 	}
 }
 
-// Contract 5: "503 ... within 5 s": whoever waits for a turn is refused after a while, is never let in beyond the number,
-// and a turn that is given back is used.
+// Contract, section 5: 503 ... within 5 s: whoever waits for a turn is refused after a while, is never let in beyond the number, and a turn
+// that is given back is used.
 func TestPasswordsBeyondTheNumberAreRefusedAfterTheWait(t *testing.T) {
 	t.Parallel()
 	const wait = 30 * time.Millisecond

@@ -39,7 +39,7 @@ func bcryptText(t *testing.T, password string) string {
 	return string(hash)
 }
 
-// Pitfalls: "argon2id at 19 MiB, t=2, p=1". The hash is computed again from its own salt, without the code under test.
+// Argon2id at 19 MiB, t=2, p=1. The hash is computed again from its own salt, without the code under test.
 func TestHashIsArgon2idInPHCFormWithAFreshSalt(t *testing.T) {
 	t.Parallel()
 	p := newPasswords(t, 1)
@@ -68,8 +68,8 @@ func TestHashIsArgon2idInPHCFormWithAFreshSalt(t *testing.T) {
 	}
 }
 
-// Contract 2: "wrong password ... 401", and logins of agents imported from VoIPBIN, whose hashes are bcrypt (pitfalls).
-// What is accepted and not made the way Hash makes it today comes back renewed, and the renewed hash is good.
+// Contract, section 2: wrong password ... 401, and logins of agents imported from VoIPBIN, whose hashes are bcrypt (pitfalls). What is
+// accepted and not made the way Hash makes it today comes back renewed, and the renewed hash is good.
 func TestPasswordMatchesItsOwnHashAlone(t *testing.T) {
 	t.Parallel()
 	p := newPasswords(t, 2)

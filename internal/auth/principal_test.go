@@ -8,9 +8,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 4: "Needs the permission CustomerAdmin (32) or ProjectSuperAdmin (1)"; contract 5: "a list of the customers
-// that the caller may see (its own; ProjectSuperAdmin: all)". Every single bit of a permission is tried, so that no
-// other bit gives anything.
+// Contract, section 4: Needs the permission CustomerAdmin (32) or ProjectSuperAdmin (1); contract 5: "a list of the customers that the
+// caller may see (its own; ProjectSuperAdmin: all)". Every single bit of a permission is tried, so that no other bit gives anything.
 func TestOnlyAdminsManageKeysAndOnlySuperAdminsReachOtherCustomers(t *testing.T) {
 	t.Parallel()
 	own, other := uuid.New(), uuid.New()

@@ -47,7 +47,7 @@ func anAgent(now time.Time) store.Agent {
 	}
 }
 
-// Contract 6: "JWT_SECRET (required ..., at least 32 bytes, else it does not start), JWT_SECRET_PREVIOUS".
+// Contract, section 6: JWT_SECRET (required ..., at least 32 bytes, else it does not start), JWT_SECRET_PREVIOUS.
 func TestShortJWTSecretIsRefused(t *testing.T) {
 	t.Parallel()
 	long, short := strings.Repeat("k", 32), strings.Repeat("k", 31)
@@ -74,8 +74,8 @@ func TestShortJWTSecretIsRefused(t *testing.T) {
 	}
 }
 
-// Contract 6: "JWT_SECRET_PREVIOUS (verifies only)". Each pair of a signer and a verifier is tried; the first case is
-// the control of those that refuse.
+// Contract, section 6: JWT_SECRET_PREVIOUS (verifies only). Each pair of a signer and a verifier is tried; the first case is the control of
+// those that refuse.
 func TestPreviousSecretVerifiesAndNeverSigns(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -102,8 +102,8 @@ func TestPreviousSecretVerifiesAndNeverSigns(t *testing.T) {
 	}
 }
 
-// Contract 2: "The JWT's header is exactly {"alg":"HS256","typ":"JWT"}; exp is iat + 604800 (7 days); claims also hold
-// iss, sub (the agent's id), jti, type: "agent", customer_id and agent: {id, customer_id, username, name, permission}".
+// Contract, section 2: The JWT's header is exactly {"alg:"HS256","typ":"JWT"}; exp is iat + 604800 (7 days); claims also hold iss, sub (the
+// agent's id), jti, type: "agent", customer_id and agent: {id, customer_id, username, name, permission}".
 func TestIssuedTokenHoldsWhatTheContractNames(t *testing.T) {
 	t.Parallel()
 	s := newSessions(t, testSecret, "")
@@ -152,7 +152,7 @@ func TestIssuedTokenHoldsWhatTheContractNames(t *testing.T) {
 	}
 }
 
-// The bound on a token's length (pitfalls: "bound the token's length before parsing") must never refuse our own.
+// The bound on a token's length must never refuse our own.
 func TestLongestAgentsTokenStaysWithinTheBound(t *testing.T) {
 	t.Parallel()
 	s := newSessions(t, testSecret, "")
@@ -171,8 +171,8 @@ func TestLongestAgentsTokenStaysWithinTheBound(t *testing.T) {
 	}
 }
 
-// Contract 2: "A token stops working at once where its agent is deleted, and where the agent's password is changed";
-// contract 3: "Expired (... at or before now)". Each case is one change to what is accepted, at the bounds of time too.
+// Contract, section 2: A token stops working at once where its agent is deleted, and where the agent's password is changed; contract 3:
+// "Expired (... at or before now)". Each case is one change to what is accepted, at the bounds of time too.
 func TestSessionIsHeldAgainstTheAgentAsItIsNow(t *testing.T) {
 	t.Parallel()
 	const issued = 1_800_000_000

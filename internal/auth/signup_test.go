@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// Promised: a code has six digits. Each is as likely at each place, and no code is never drawn: chiSquare's measure with
-// ten characters is 9 on average with a deviation of 4, so that 50 practically never comes by chance. The control is the
-// usual mistake, one that never begins with a zero.
+// A code has six digits. Each is as likely at each place, and no code is never drawn: chiSquare's measure with ten characters is 9 on
+// average with a deviation of 4, so that 50 practically never comes by chance. The control is the usual mistake, one that never begins with
+// a zero.
 func TestSignupCodesAreUniformOverSixDigits(t *testing.T) {
 	t.Parallel()
 	const draws, bound = 20_000, 50.0
@@ -50,8 +50,7 @@ func TestSignupCodesAreUniformOverSixDigits(t *testing.T) {
 	}
 }
 
-// Promised: "Codes and temp tokens are stored hashed", and one code has another hash in every sign-up: no table of a
-// million hashes opens them.
+// Codes and temp tokens are stored hashed, and one code has another hash in every sign-up: no table of a million hashes opens them.
 func TestSignupHashesNeedTheTempToken(t *testing.T) {
 	t.Parallel()
 	shape := regexp.MustCompile(`^su_[0-9A-Za-z]{32}$`)

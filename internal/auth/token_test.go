@@ -32,8 +32,8 @@ func chiSquare(draws int, draw func() string) float64 {
 	return worst
 }
 
-// Contract 1: "32 characters of [0-9A-Za-z], every one drawn uniformly from a CSPRNG". The control is the usual mistake,
-// a byte modulo 62, which must be told apart by the same measure.
+// Contract, section 1: 32 characters of [0-9A-Za-z], every one drawn uniformly from a CSPRNG. The control is the usual mistake, a byte
+// modulo 62, which must be told apart by the same measure.
 func TestTokenCharactersAreUniform(t *testing.T) {
 	t.Parallel()
 	const draws, bound = 40_000, 150.0
@@ -53,7 +53,7 @@ func TestTokenCharactersAreUniform(t *testing.T) {
 	}
 }
 
-// Contract 1: "Token: vb_ and 32 characters of [0-9A-Za-z]"; "first 11 characters of the token"; "Stored: its SHA-256".
+// Contract, section 1: Token: vb_ and 32 characters of [0-9A-Za-z]; "first 11 characters of the token"; "Stored: its SHA-256".
 func TestTokenHasItsShapeHashAndPrefix(t *testing.T) {
 	t.Parallel()
 	shape := regexp.MustCompile(`^vb_[0-9A-Za-z]{32}$`)
@@ -94,7 +94,7 @@ func TestTokenHashIsThePlainSHA256(t *testing.T) {
 	}
 }
 
-// Contract 1: "Presented ones may hold - and _ too". Everything else is no token.
+// Contract, section 1: Presented ones may hold - and _ too. Everything else is no token.
 func TestOnlyWellFormedTokensParse(t *testing.T) {
 	t.Parallel()
 	const random = "0123456789abcdefABCDEFghijKLMNO_"

@@ -13,7 +13,7 @@ func (t *Tries) take(name string, after time.Duration) (undo func(), wait time.D
 	return t.Take(name, t.began.Add(after))
 }
 
-// Promised: "from the 21st in a minute", whichever minute that is; and the wait is the true one.
+// From the 21st in a minute, whichever minute that is; and the wait is the true one.
 func TestNameIsTriedTwentyTimesInAnyMinute(t *testing.T) {
 	t.Parallel()
 	tries := NewTries()

@@ -67,6 +67,7 @@ type Setting struct {
 	set     func(*Settings, string) error
 }
 
+// Flag is the name of the setting's flag, without dashes.
 func (s Setting) Flag() string { return strings.ReplaceAll(strings.ToLower(s.Name), "_", "-") }
 
 const maxShutdownDelay = time.Minute

@@ -227,8 +227,8 @@ func settingsByName(t *testing.T) map[string]Setting {
 	return byName
 }
 
-// Contract 6: "Settings come from the environment (flags of the same name may override)", with their defaults; what is
-// set to nothing is not set.
+// Contract, section 6: Settings come from the environment (flags of the same name may override), with their defaults; what is set to nothing
+// is not set.
 func TestSettingIsItsFlagElseItsVariableElseItsDefault(t *testing.T) {
 	t.Parallel()
 	table := settingsByName(t)
@@ -297,8 +297,8 @@ func TestWrongSettingIsNamed(t *testing.T) {
 	}
 }
 
-// Contract 6: "`BOOTSTRAP_CUSTOMER`, `BOOTSTRAP_USERNAME`, `BOOTSTRAP_PASSWORD`, `BOOTSTRAP_ACCESSKEY` (all optional ...)":
-// any that make sense together.
+// Contract, section 6: `BOOTSTRAP_CUSTOMER`, `BOOTSTRAP_USERNAME`, `BOOTSTRAP_PASSWORD`, `BOOTSTRAP_ACCESSKEY` (all optional ...): any that
+// make sense together.
 func TestBootstrapSettingsNeedOneAnother(t *testing.T) {
 	t.Parallel()
 	const (

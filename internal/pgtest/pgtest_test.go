@@ -17,7 +17,7 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Style: "a database per test from a template": what one test does, no other sees, and nothing is left.
+// A database per test from a template: what one test does, no other sees, and nothing is left.
 //
 //nolint:tparallel // what follows the subtest looks at what it has left
 func TestEachDatabaseIsItsOwnAndGoesWithItsTest(t *testing.T) {
@@ -63,8 +63,7 @@ func TestEachDatabaseIsItsOwnAndGoesWithItsTest(t *testing.T) {
 	}
 }
 
-// Style: "template named by the migrations' hash, built once under an advisory lock", also where test binaries share a
-// server.
+// Template named by the migrations' hash, built once under an advisory lock, also where test binaries share a server.
 func TestTemplateIsMadeOnceForAllBinaries(t *testing.T) {
 	t.Parallel()
 	const countedChild = "PGTEST_TEMPLATE_OF"

@@ -15,7 +15,7 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 1: "tm_expire is tm_create plus expire seconds to the microsecond"; "At creation tm_update equals tm_create".
+// Contract, section 1: tm_expire is tm_create plus expire seconds to the microsecond; "At creation tm_update equals tm_create".
 func TestExpiryIsExactToTheMicrosecond(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -35,7 +35,7 @@ func TestExpiryIsExactToTheMicrosecond(t *testing.T) {
 	}
 }
 
-// Contract 1: "one reading of one clock, the database's". The database's is five years ahead of the process's here.
+// Contract, section 1: one reading of one clock, the database's. The database's is five years ahead of the process's here.
 func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	t.Parallel()
 	url := pgtest.Empty(t)
@@ -104,7 +104,7 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	}
 }
 
-// Contract 4: "an absent field keeps its value; tm_update moves. The token and the expiry can't be changed".
+// Contract, section 4: an absent field keeps its value; tm_update moves. The token and the expiry can't be changed.
 func TestUpdateChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -137,7 +137,7 @@ func TestUpdateChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	}
 }
 
-// Contract 4: "A key of another customer: 403. Never existed or deleted: 404": a write names the customer whose key it is.
+// Contract, section 4: A key of another customer: 403. Never existed or deleted: 404: a write names the customer whose key it is.
 func TestWritesReachLiveKeysOfTheirOwnCustomerOnly(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -178,7 +178,7 @@ func TestWritesReachLiveKeysOfTheirOwnCustomerOnly(t *testing.T) {
 	}
 }
 
-// Contract 3: "Expired, deleted ... 401": who verifies a key sees deleted and expired ones, and whether its customer lives.
+// Contract, section 3: Expired, deleted ... 401: who verifies a key sees deleted and expired ones, and whether its customer lives.
 func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -220,7 +220,7 @@ func TestKeyIsFoundByItsHashWhateverBecameOfIt(t *testing.T) {
 	}
 }
 
-// Contract 4: "A second DELETE: 404": of many at once one wins.
+// Contract, section 4: A second DELETE: 404: of many at once one wins.
 func TestOfManyDeletionsAtOnceOneWins(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -243,7 +243,7 @@ func TestOfManyDeletionsAtOnceOneWins(t *testing.T) {
 	}
 }
 
-// Contract 4: "Never existed or deleted: 404": a deleted key does not change any more, however close the update comes.
+// Contract, section 4: Never existed or deleted: 404: a deleted key does not change any more, however close the update comes.
 func TestUpdateThatMeetsADeletionComesBeforeOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

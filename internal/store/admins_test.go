@@ -18,8 +18,8 @@ func (w *fixture) admins(customer store.Customer) int {
 	return value[int](w, `SELECT count(*) FROM agents WHERE customer_id = $1 AND permission & 32 <> 0 AND `+notDeleted, customer.ID)
 }
 
-// Promised: "the last admin of a customer can't be deleted or demoted (409 LAST_ADMIN)": another customer's admins do not
-// count, nor do deleted ones, nor those who have every bit but that one.
+// The last admin of a customer can't be deleted or demoted (409 LAST_ADMIN): another customer's admins do not count, nor do deleted ones,
+// nor those who have every bit but that one.
 func TestLastAdminCannotBeDeletedOrDemoted(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -12,8 +12,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Promised: "PUT /v1.0/agents/{id}"; "a taken username is 409 USERNAME_TAKEN": what is absent keeps its value, and a
-// username may be changed to itself in another case, to one that is nobody's, and to one of a deleted agent.
+// PUT /v1.0/agents/{id}; "a taken username is 409 USERNAME_TAKEN": what is absent keeps its value, and a username may be changed to itself
+// in another case, to one that is nobody's, and to one of a deleted agent.
 func TestUpdateOfAnAgentChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -59,7 +59,7 @@ func TestUpdateOfAnAgentChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	}
 }
 
-// Promised: "CustomerAdmin manages its customer's agents": a write names the customer whose agent it is.
+// CustomerAdmin manages its customer's agents: a write names the customer whose agent it is.
 func TestWritesReachLiveAgentsOfTheirOwnCustomerOnly(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -106,8 +106,8 @@ func TestWritesReachLiveAgentsOfTheirOwnCustomerOnly(t *testing.T) {
 	}
 }
 
-// Promised: "Objects gain agent_id (null for customer-wide)"; "acts with that agent's permission as it is at the time of
-// each request": what verification reads of a key tells whose it is and which agent to read, and the agent reads as it is now.
+// Objects gain agent_id (null for customer-wide); "acts with that agent's permission as it is at the time of each request": what
+// verification reads of a key tells whose it is and which agent to read, and the agent reads as it is now.
 func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -146,7 +146,7 @@ func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 	}
 }
 
-// Promised: the key of an agent is its customer's: no store call makes one that is of two.
+// The key of an agent is its customer's: no store call makes one that is of two.
 func TestKeyAndItsAgentAreOfOneCustomer(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -174,7 +174,7 @@ func TestKeyAndItsAgentAreOfOneCustomer(t *testing.T) {
 	}
 }
 
-// Promised: "A deleted agent's tokens and user keys stop at once": its keys go with it, and no others.
+// A deleted agent's tokens and user keys stop at once: its keys go with it, and no others.
 func TestKeysOfAnAgentAreDeletedWithIt(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -218,7 +218,7 @@ func TestKeysOfAnAgentAreDeletedWithIt(t *testing.T) {
 	}
 }
 
-// Promised: "a changed password ends the tokens issued before it", and touches nothing else of the agent's.
+// A changed password ends the tokens issued before it, and touches nothing else of the agent's.
 func TestChangedPasswordLeavesTheAgentsKeysAlone(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -12,7 +12,7 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 2: "user names match without regard to case".
+// Contract, section 2: user names match without regard to case.
 func TestAgentIsFoundByUsernameInAnyCase(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -44,8 +44,8 @@ func TestAgentIsFoundByUsernameInAnyCase(t *testing.T) {
 	}
 }
 
-// Contract 2: "Unknown user, wrong password and deleted user get one answer"; "A token stops working at once where its
-// agent is deleted": the credential of a deleted agent is still found, its login is not.
+// Contract, section 2: Unknown user, wrong password and deleted user get one answer; "A token stops working at once where its agent is
+// deleted": the credential of a deleted agent is still found, its login is not.
 func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -89,8 +89,8 @@ func TestDeletedAgentCannotLogInAndIsSeenToBeDeleted(t *testing.T) {
 	}
 }
 
-// Contract 2: "A token stops working at once ... where the agent's password is changed after iat": renewing a hash is no
-// change, and never undoes one.
+// Contract, section 2: A token stops working at once ... where the agent's password is changed after iat: renewing a hash is no change, and
+// never undoes one.
 func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -147,7 +147,7 @@ func TestRenewingAHashKeepsTokensAndNeverUndoesAChange(t *testing.T) {
 	}
 }
 
-// Contract 5: "a list of the customers that the caller may see (its own; ProjectSuperAdmin: all)".
+// Contract, section 5: a list of the customers that the caller may see (its own; ProjectSuperAdmin: all).
 func TestCustomersAreListedNewestFirstOwnOrAll(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -31,8 +31,8 @@ type outcome struct{ customer, agent, key store.Presence }
 
 func outcomeOf(b store.Bootstrapped) outcome { return outcome{b.Customer, b.Agent, b.AccessKey} }
 
-// Contract 6: "all optional and idempotent: on start, make sure that this customer, its admin and this exact key exist",
-// with many servers starting at once.
+// Contract, section 6: all optional and idempotent: on start, make sure that this customer, its admin and this exact key exist, with many
+// servers starting at once.
 func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -93,7 +93,7 @@ func TestBootstrapCreatesEachThingOnce(t *testing.T) {
 	}
 }
 
-// Contract 4: "From then on the key is refused by every replica": a restart does not undo a deletion.
+// Contract, section 4: From then on the key is refused by every replica: a restart does not undo a deletion.
 func TestBootstrapDoesNotBringBackWhatWasDeleted(t *testing.T) {
 	t.Parallel()
 	existed := outcome{store.Existed, store.Existed, store.Existed}
@@ -129,8 +129,8 @@ func TestBootstrapDoesNotBringBackWhatWasDeleted(t *testing.T) {
 	}
 }
 
-// Contract 6: "make sure that this customer, its admin and this exact key exist": what is another customer's is left to
-// it, and nothing is done by halves.
+// Contract, section 6: make sure that this customer, its admin and this exact key exist: what is another customer's is left to it, and
+// nothing is done by halves.
 func TestBootstrapTakesNothingFromAnotherCustomer(t *testing.T) {
 	t.Parallel()
 	hashing := errors.New("no memory to hash with")
@@ -165,8 +165,8 @@ func TestBootstrapTakesNothingFromAnotherCustomer(t *testing.T) {
 	}
 }
 
-// Contract 4: "From then on the key is refused": what another customer has deleted hinders no start. Its username is free,
-// its key stays its own and deleted.
+// Contract, section 4: From then on the key is refused: what another customer has deleted hinders no start. Its username is free, its key
+// stays its own and deleted.
 func TestBootstrapPassesByWhatAnotherCustomerDeleted(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -12,7 +12,7 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Promised: "GET|PUT|DELETE /v1.0/customers/{id}": what is absent keeps its value.
+// GET|PUT|DELETE /v1.0/customers/{id}: what is absent keeps its value.
 func TestUpdateOfACustomerChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -45,8 +45,8 @@ func TestUpdateOfACustomerChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	}
 }
 
-// Promised: "deleting a customer ends every credential of it at once": all that it has goes in the one statement, with one
-// tm_delete; its usernames are free, and nothing of another customer's is touched.
+// Deleting a customer ends every credential of it at once: all that it has goes in the one statement, with one tm_delete; its usernames are
+// free, and nothing of another customer's is touched.
 func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -149,7 +149,7 @@ func TestCustomerIsDeletedWhollyOrNotAtAll(t *testing.T) {
 	}
 }
 
-// Issue 3, "ends every credential of it at once": also what is being made, or changed, at that very moment.
+// Ends every credential of it at once: also what is being made, or changed, at that very moment.
 func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

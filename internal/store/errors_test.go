@@ -27,8 +27,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 3: "A look-up that fails because the database does is a 503, never a 401"; 1: "The token itself is never stored,
-// logged, traced, put in an error": every error here is one that Postgres, or the way to it, really gives.
+// Contract, section 3: A look-up that fails because the database does is a 503, never a 401; 1: "The token itself is never stored, logged,
+// traced, put in an error": every error here is one that Postgres, or the way to it, really gives.
 func TestErrorsSayWhatHappenedAndShowNoSecret(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
@@ -184,8 +184,8 @@ func TestDriversOwnErrorsDoTellSecrets(t *testing.T) {
 	}
 }
 
-// Contract 6: "A wrong or missing setting ends the program at once with one line that names the setting": without the
-// password that an address holds, however it is written.
+// Contract, section 6: A wrong or missing setting ends the program at once with one line that names the setting: without the password that
+// an address holds, however it is written.
 func TestWrongAddressIsRefusedWithoutShowingIt(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{

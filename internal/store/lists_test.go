@@ -10,8 +10,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 4: "newest first (tm_create descending, id descending), no deleted ones", page by page without loss or
-// repetition "however many keys share a tm_create": as keys of a customer's (paging_test.go), so every other list.
+// Contract, section 4: newest first (tm_create descending, id descending), no deleted ones, page by page without loss or repetition "however
+// many keys share a tm_create": as keys of a customer's (paging_test.go), so every other list.
 func TestEveryListIsNewestFirstAndWholeWhateverThePageSize(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -18,8 +18,8 @@ import (
 	"accesskeys/migrations"
 )
 
-// Contract 4: "an access key of the customer acts as CustomerAdmin": for a program from before keys had owners and roles
-// every key does. So who goes back to it ends the keys that may do less, and a later migration does not revive them.
+// Contract, section 4: an access key of the customer acts as CustomerAdmin: for a program from before keys had owners and roles every key
+// does. So who goes back to it ends the keys that may do less, and a later migration does not revive them.
 func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
@@ -97,7 +97,7 @@ func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
 	}
 }
 
-// Style: "migrations up, down, up", step by step: each step down leads to the schema that the steps below it make.
+// Migrations up, down, up, step by step: each step down leads to the schema that the steps below it make.
 func TestEachStepDownGivesTheSchemaOfTheStepsBelow(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Migrated(t))
@@ -115,8 +115,8 @@ func TestEachStepDownGivesTheSchemaOfTheStepsBelow(t *testing.T) {
 	}
 }
 
-// Style: "expand, then contract": the program before the callers ran on beside the one after them. What it wrote, it wrote without
-// the columns that it did not know, and such a key is its customer's, also after all the steps that came later.
+// Expand, then contract: the program before the callers ran on beside the one after them. What it wrote, it wrote without the columns that
+// it did not know, and such a key is its customer's, also after all the steps that came later.
 func TestProgramBeforeTheCallersWroteToTheirSchema(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -132,7 +132,7 @@ func TestProgramBeforeTheCallersWroteToTheirSchema(t *testing.T) {
 	}
 }
 
-// Contract 6: "migrate (safe with many servers starting at once)": keys that exist come through the step as they were.
+// Contract, section 6: migrate (safe with many servers starting at once): keys that exist come through the step as they were.
 func TestKeysFromBeforeStayTheirCustomers(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -20,7 +20,7 @@ import (
 	"accesskeys/migrations"
 )
 
-// Contract 6: "migrate (safe with many servers starting at once)"; style: "migrations up, down, up".
+// Contract, section 6: migrate (safe with many servers starting at once), here up, down and up again.
 func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
@@ -87,7 +87,7 @@ func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
 	}
 }
 
-// Contract 6: "migrate (safe with many servers starting at once)": what fails or is killed leaves nothing half-done.
+// Contract, section 6: migrate (safe with many servers starting at once): what fails or is killed leaves nothing half-done.
 func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
 	t.Parallel()
 	const (
@@ -180,7 +180,7 @@ func (u unreadable) Open(name string) (fs.File, error) {
 	return u.FS.Open(name)
 }
 
-// Contract 6: "migrate (safe with many servers starting at once)".
+// Contract, section 6: migrate (safe with many servers starting at once).
 func TestManyServersMigrateAtOnce(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
@@ -207,7 +207,7 @@ func TestManyServersMigrateAtOnce(t *testing.T) {
 	}
 }
 
-// Style: "expand, then contract": the program before the newest migration runs on beside the one after it.
+// Expand, then contract: the program before the newest migration runs on beside the one after it.
 func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -233,7 +233,7 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	}
 }
 
-// Pitfalls: "waits on its advisory lock without a bound. Bound it; give each replica a clear message."
+// Waits on its advisory lock without a bound. Bound it; give each replica a clear message.
 func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
@@ -287,7 +287,7 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	w.populate()
 }
 
-// Contract 6: "server dev: the same on a Postgres of its own": its database is made at the first start only.
+// Contract, section 6: server dev: the same on a Postgres of its own: its database is made at the first start only.
 func TestCreateDatabaseIsIdempotentAndQuotesTheName(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))

@@ -17,7 +17,7 @@ func network(n int) netip.Prefix {
 	return netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", n/256, n%256))
 }
 
-// Promised: networks that logged in as a username within 30 days are known, on every server. Others' are not, nor are neighbours.
+// Networks that logged in as a username within 30 days are known, on every server. Others' are not, nor are neighbours.
 func TestNetworkOfALoginIsKnownFor30Days(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -14,8 +14,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 5: "The database away: 503 ... and recovery without a restart"; pitfalls: "a demoted primary passes the ping and
-// then refuses writes (25006). Drop such connections".
+// Contract, section 5: The database away: 503 ... and recovery without a restart. A demoted primary passes the ping and then refuses
+// writes (25006).
 func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -77,7 +77,7 @@ func setReadOnly(w *fixture, to string) {
 	}
 }
 
-// Contract 5: "recovery without a restart": a connection that the server has ended is not given out again.
+// Contract, section 5: recovery without a restart: a connection that the server has ended is not given out again.
 func TestStoreRecoversFromCutConnections(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -98,8 +98,8 @@ func TestStoreRecoversFromCutConnections(t *testing.T) {
 	}
 }
 
-// Contract 5: "503 SERVICE_UNAVAILABLE with Retry-After within 5 s": who finds no free connection waits no longer than
-// its context lets it.
+// Contract, section 5: 503 SERVICE_UNAVAILABLE with Retry-After within 5 s: who finds no free connection waits no longer than its context
+// lets it.
 func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -140,7 +140,7 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	wantError(t, "a look-up afterwards", err, store.ErrNotFound)
 }
 
-// Contract 5: "/readyz (it can serve: database reachable and migrated)".
+// Contract, section 5: /readyz (it can serve: database reachable and migrated).
 func TestReadyIsReachableAndMigrated(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
@@ -163,7 +163,7 @@ func TestReadyIsReachableAndMigrated(t *testing.T) {
 	})
 }
 
-// Contract 5: "503 ... within 5 s": a network that swallows everything is given up on, and DATABASE_URL may say when.
+// Contract, section 5: 503 ... within 5 s: a network that swallows everything is given up on, and DATABASE_URL may say when.
 func TestSilentNetworkIsGivenUpOn(t *testing.T) {
 	t.Parallel()
 	silent := silentAddress(t)

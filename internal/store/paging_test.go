@@ -13,8 +13,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Contract 4: "Paging to the end gives every key that existed throughout exactly once, whatever is created or deleted
-// meanwhile and however many keys share a tm_create"; "newest first (tm_create descending, id descending), no deleted ones".
+// Contract, section 4: Paging to the end gives every key that existed throughout exactly once, whatever is created or deleted meanwhile and
+// however many keys share a tm_create; "newest first (tm_create descending, id descending), no deleted ones".
 func TestPagingGivesEveryKeyThatStayedExactlyOnce(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -137,7 +137,7 @@ func comesAfter(k, last store.AccessKey) bool {
 	return slices.Compare(k.ID[:], last.ID[:]) < 0
 }
 
-// Contract 4: "a bare timestamp ... means created before".
+// Contract, section 4: a bare timestamp ... means created before.
 func TestCursorBeforeATimeLeavesOutItsOwnMicrosecond(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

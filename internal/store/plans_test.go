@@ -24,8 +24,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Pitfalls: "Keyset with a row comparison: 7 buffers at depth 800,000", "an indexed look-up". The statements are caught
-// on their way to the database, so that what is explained is what the store sends.
+// Keyset with a row comparison: 7 buffers at depth 800,000, "an indexed look-up". The statements are caught on their way to the database, so
+// that what is explained is what the store sends.
 func TestHotQueriesReadTheirIndexAndLittleElse(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

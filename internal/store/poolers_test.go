@@ -12,8 +12,8 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Promised: "it works behind pgbouncer in transaction mode", for which a client asks the server for no types: what the driver
-// then can't write by itself fails. Every kind of statement with ids among its values is sent so.
+// It works behind pgbouncer in transaction mode, for which a client asks the server for no types: what the driver then can't write by itself
+// fails. Every kind of statement with ids among its values is sent so.
 func TestStoreWorksWithoutAskingForTypes(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

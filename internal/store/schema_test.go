@@ -69,8 +69,8 @@ type schemaCase struct {
 	refused string // by this constraint; "" where it is accepted
 }
 
-// Contract 1: "Stored: its SHA-256 (32 raw bytes, unique) and the prefix"; 2: "user names match without regard to case";
-// 4: "name at most 255 characters, detail at most 4096": what the program's own checks let slip, the schema refuses.
+// Contract, section 1: Stored: its SHA-256 (32 raw bytes, unique) and the prefix; 2: "user names match without regard to case"; 4: "name at
+// most 255 characters, detail at most 4096": what the program's own checks let slip, the schema refuses.
 func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -243,7 +243,7 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 	}
 }
 
-// Contract 3: "deleted, malformed, tampered: 401": nothing can vanish from under what depends on it.
+// Contract, section 3: deleted, malformed, tampered: 401: nothing can vanish from under what depends on it.
 func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -300,9 +300,9 @@ func TestKeyWithoutItsCustomerIsNone(t *testing.T) {
 	}
 }
 
-// Contract 1: "It is stored as such in Postgres too (timestamptz, not null)"; issue 3: "agent_id (null for
-// customer-wide)", and beside it only a change's subjects, null for more than can be named, and who made a key, null for nobody;
-// a username's key, which agents of older servers don't have.
+// Contract, section 1: It is stored as such in Postgres too (timestamptz, not null); issue 3: "agent_id (null for customer-wide)", and
+// beside it only a change's subjects, null for more than can be named, and who made a key, null for nobody; a username's key, which agents
+// of older servers don't have.
 func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -357,7 +357,7 @@ func (w *fixture) refusesNull(table, column string, account uuid.UUID) bool {
 	return err != nil
 }
 
-// Contract 1: "the sentinel: not deleted"; "At creation tm_update equals tm_create"; "one clock, the database's".
+// Contract, section 1: the sentinel: not deleted; "At creation tm_update equals tm_create"; "one clock, the database's".
 func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -390,8 +390,8 @@ func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
 	}
 }
 
-// Contract 1: `"" where none was given`; issue 3: a key that says nothing else is its customer's admin, an account that
-// says nothing may do nothing, and a sign-up has not been tried.
+// Contract, section 1: `"" where none was given`; issue 3: a key that says nothing else is its customer's admin, an account that says
+// nothing may do nothing, and a sign-up has not been tried.
 func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

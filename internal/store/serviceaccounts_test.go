@@ -13,7 +13,7 @@ import (
 	"accesskeys/internal/store"
 )
 
-// Promised: "An account has name, detail and roles": what is absent keeps its value, an empty list of roles is none.
+// An account has name, detail and roles: what is absent keeps its value, an empty list of roles is none.
 func TestUpdateOfAServiceAccountChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -57,7 +57,7 @@ func TestUpdateOfAServiceAccountChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	}
 }
 
-// Issue 3, "each with a second customer": a write names the customer whose account, or the account whose key, it is.
+// Each with a second customer: a write names the customer whose account, or the account whose key, it is.
 func TestWritesReachLiveServiceAccountsAndKeysOfTheirOwnersOnly(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -124,8 +124,8 @@ func TestWritesReachLiveServiceAccountsAndKeysOfTheirOwnersOnly(t *testing.T) {
 	}
 }
 
-// Promised: "Anything else is the same 401 as ever": who verifies a token sees its key, its account and its customer, and
-// of each whether it is deleted, as they are now.
+// Anything else is the same 401 as ever: who verifies a token sees its key, its account and its customer, and of each whether it is deleted,
+// as they are now.
 func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -165,8 +165,8 @@ func TestKeyOfAServiceAccountIsFoundWhateverBecameOfIt(t *testing.T) {
 	}
 }
 
-// Promised: "At most 10 live keys an account, so that rotation needs no gap": also where twenty are added at once, under
-// whatever isolation the database has by default. Deleted ones and other accounts' do not count.
+// At most 10 live keys an account, so that rotation needs no gap: also where twenty are added at once, under whatever isolation the database
+// has by default. Deleted ones and other accounts' do not count.
 func TestAccountHasAtMostTenLiveKeys(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

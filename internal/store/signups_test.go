@@ -17,8 +17,8 @@ func newSignup(name, email string) store.NewSignup {
 	}
 }
 
-// Promised: customer and key come together or not at all: where the key can't be made, neither is the customer, and the
-// sign-up can be completed again.
+// Customer and key come together or not at all: where the key can't be made, neither is the customer, and the sign-up can be completed
+// again.
 func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -55,8 +55,8 @@ func shapedTimestamp(s string) (t time.Time, shaped, exists bool) {
 	return t, true, exists && t.Year() >= 1 && t.Year() <= 9999
 }
 
-// Contract 4: "page_token is next_page_token of the page before; a bare timestamp ... means 'created before'; anything
-// else: 400". What is accepted is one or the other, in its one meaning, and every cursor survives the way out and in.
+// Contract, section 4: page_token is next_page_token of the page before; a bare timestamp ... means 'created before'; anything else: 400.
+// What is accepted is one or the other, in its one meaning, and every cursor survives the way out and in.
 func FuzzPageToken(f *testing.F) {
 	id := uuid.MustParse("5f1f8f7e-9b3d-4c60-8465-b69e9f28b6db")
 	good := pageToken(Cursor{TmCreate: time.Date(2026, 4, 28, 1, 41, 40, 503790000, time.UTC), ID: id})
@@ -163,9 +163,9 @@ func factsOf(body []byte) jsonFacts {
 	}
 }
 
-// Contract 4: "An empty body is {}"; "name at most 255 characters, detail at most 4096, both valid UTF-8 without NUL; a
-// body at most 64 KiB"; "expire is a positive whole number". Pitfalls: "the last duplicate wins, names match in any
-// case, invalid UTF-8 is replaced in silence, Decoder ignores a second value".
+// Contract, section 4: An empty body is {}; "name at most 255 characters, detail at most 4096, both valid UTF-8 without NUL; a body at most
+// 64 KiB"; "expire is a positive whole number". Pitfalls: "the last duplicate wins, names match in any case, invalid UTF-8 is replaced in
+// silence, Decoder ignores a second value".
 func FuzzDecodeBody(f *testing.F) {
 	for _, body := range []string{
 		"", " \t\r\n", "\u00a0", "\v", "{}", "null", "[]", `"x"`, "1", "{", "{}{}", "{} x", `{"name":"n","detail":"d","expire":3600}`,

@@ -164,8 +164,8 @@ func roll(t *testing.T, servers []*instance, l *load) (restarts int) {
 	return restarts
 }
 
-// Promised: a rolling restart fails no request. Nothing sends one twice, neither the balancer nor the client. What it takes is
-// taken away in two further cases, which fail some.
+// A rolling restart fails no request. Nothing sends one twice, neither the balancer nor the client. What it takes is taken away in two
+// further cases, which fail some.
 func TestRollingRestartFailsNoRequest(t *testing.T) {
 	t.Parallel()
 	atOnce, refusing := behindHAProxy(), behindNginx()

@@ -156,9 +156,9 @@ func ask(t testing.TB, c *http.Client, servers []*server, keys []string) (s serv
 	return s
 }
 
-// Promised: strangers who present unknown keys take neither the connections that servers live by, nor the look-ups of good callers. Two
-// servers with the usual settings share few connections; under a flood good callers are served, with keys that are remembered and with
-// others; servers whose feeds are ended are back, at the latest 5 s after the flood; and one more server starts meanwhile.
+// Strangers who present unknown keys take neither the connections that servers live by, nor the look-ups of good callers. Two servers with
+// the usual settings share few connections; under a flood good callers are served, with keys that are remembered and with others; servers
+// whose feeds are ended are back, at the latest 5 s after the flood; and one more server starts meanwhile.
 func TestFloodOfUnknownKeysStarvesNobody(t *testing.T) {
 	service, admin := scarce(t, "20")
 	servers := []*server{newServer(t, service), newServer(t, service)}

@@ -485,8 +485,8 @@ BEGIN
 END
 $$`
 
-// Promised: an upgrade fences servers of older versions. From the migration on, within a lease, they answer nobody, and stay so; they
-// don't start again; and the new server has all that they had. Without what fences them they would go on, in the end.
+// An upgrade fences servers of older versions. From the migration on, within a lease, they answer nobody, and stay so; they don't start
+// again; and the new server has all that they had. Without what fences them they would go on, in the end.
 func TestOlderServersAreFencedByTheUpgrade(t *testing.T) {
 	t.Parallel()
 	for _, v := range []oldVersion{withAgents, withAccounts, withLease, withZeroLease} {
@@ -633,8 +633,8 @@ func (o *outdated) holdWrites(t testing.TB) (all []*held) {
 	return all
 }
 
-// Promised: no write of a caller takes effect once that caller's revocation has been answered, however it is delayed. An older server
-// knows no such rule; so what it was about to write when the database was migrated comes to nothing.
+// No write of a caller takes effect once that caller's revocation has been answered, however it is delayed. An older server knows no such
+// rule; so what it was about to write when the database was migrated comes to nothing.
 func TestHeldRequestOfAnOlderServerWritesNothing(t *testing.T) {
 	t.Parallel()
 	for _, v := range []oldVersion{withAgents, withAccounts, withLease, withZeroLease} {
@@ -716,8 +716,8 @@ func TestKeyPairOfAnOlderServerIsNotWrittenAfterTheUpgrade(t *testing.T) {
 	}
 }
 
-// Promised: once a revocation has been answered, no server accepts the credential; an older one that has a lease from before the
-// migration is waited for as any other.
+// Once a revocation has been answered, no server accepts the credential; an older one that has a lease from before the migration is waited
+// for as any other.
 func TestLeaseOfAnOlderServerIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	o := startOutdated(t, withLongLease)
@@ -761,8 +761,8 @@ func TestLeaseOfAnOlderServerIsWaitedFor(t *testing.T) {
 	}
 }
 
-// Promised: there is a way back. With every new server stopped, `migrate down` makes the database one for the old version again, with
-// the data; only what the old version can't keep within its bounds is deleted: keys that service accounts made.
+// There is a way back. With every new server stopped, `migrate down` makes the database one for the old version again, with the data; only
+// what the old version can't keep within its bounds is deleted: keys that service accounts made.
 func TestWayBackFromTheUpgradeKeepsTheData(t *testing.T) {
 	t.Parallel()
 	for _, v := range []oldVersion{withLease, withZeroLease} {

@@ -18,7 +18,7 @@ func TestMigrateGoesUpAndDownAndUp(t *testing.T) {
 	const (
 		first  = "accesskeys agents customers schema_migrations"
 		second = "accesskeys agents customers schema_migrations service_account_keys service_accounts signups"
-		third  = "accesskey_uses accesskeys agents change_head changes customers instances schema_migrations service_account_keys service_accounts signups"
+		third  = "accesskey_uses accesskeys agents change_head changes customers replicas schema_migrations service_account_keys service_accounts signups"
 		fourth = "accesskey_uses accesskeys accesskeys_migrations agents change_head changes customers instances service_account_keys service_accounts signups"
 		latest = "accesskey_uses accesskeys accesskeys_migrations agents change_head changes customers instances login_networks service_account_keys service_accounts signups"
 	)

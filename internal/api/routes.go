@@ -118,7 +118,8 @@ const decisions = 4
 
 // handle leaves the rendering of what went wrong to the Kit.
 func (s *Server) handle(h func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
-	return s.kit.Handle(func(w http.ResponseWriter, r *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) {
+		web.EventOf(r).Route = r.Pattern // chi's
 		err := h(w, r)
 		// Nothing was written then, neither to the store nor to the client: the handler decides anew.
 		for attempt := 1; errors.Is(err, store.ErrChanged) && attempt < decisions; attempt++ {
@@ -126,8 +127,10 @@ func (s *Server) handle(h func(w http.ResponseWriter, r *http.Request) error) ht
 				err = h(w, r)
 			}
 		}
-		return err
-	})
+		if err != nil {
+			s.kit.Fail(w, r, err)
+		}
+	}
 }
 
 // decideAgain is for a request whose write did not happen because its caller, or what it is about, is not as it was when that was

@@ -56,7 +56,7 @@ chaos: ## what was revoked is refused, whatever breaks: every scenario and every
 .PHONY: e2e
 e2e: ## proxies, pgbouncer, failovers, other languages' clients and tools; installs what they need on Debian
 	@scripts/install caddy curl etcd etcdctl haproxy ip jq nginx node npm openssl patroni pgbouncer pgrep postgres unshare
-	$(GO) test -tags e2e -count=1 -run 'IndependentTools|DocumentedScript|DocumentOnServiceAccounts' ./internal/api ./cmd/server
+	$(GO) test -tags e2e -count=1 -run 'IndependentTools|DocumentedScript|DocumentOnServiceAccounts|SlowClientsTakeBoundedMemory' ./internal/api ./cmd/server
 	$(GO) test -tags e2e -count=1 -v -timeout 60m ./test/e2e
 
 .PHONY: fuzz

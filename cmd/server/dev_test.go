@@ -17,6 +17,7 @@ import (
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // What `server dev` publishes.
@@ -41,7 +42,7 @@ func startDev(t *testing.T, dir string, env map[string]string) (*process, creden
 		settings[name] = value
 	}
 	p := spawn(t, settings, "", "dev", "--dir", dir)
-	eventually(t, "server dev has printed everything", func() bool {
+	servertest.Eventually(t, "server dev has printed everything", func() bool {
 		select {
 		case <-p.ended:
 			t.Fatalf("it ended:\n%s", p.stderr)
@@ -93,7 +94,7 @@ func (c credentials) createKey(t *testing.T) string {
 // nothingLeft waits until no process knows the folder.
 func nothingLeft(t *testing.T, dir string) {
 	t.Helper()
-	eventually(t, "nothing of it runs any more", func() bool {
+	servertest.Eventually(t, "nothing of it runs any more", func() bool {
 		left, err := processesOf(dir)
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/servertest"
 )
 
 // A SIGHUP, which the rotation of logs sends, ends nothing: requests under way go on, and the certificate is read again.
@@ -19,18 +20,18 @@ func TestHangupEndsNothing(t *testing.T) {
 	for range 3 {
 		p.signal(syscall.SIGHUP)
 	}
-	eventually(t, "the signal is told of", func() bool { return strings.Contains(p.stderr.String(), "SIGHUP: the TLS certificate was read again") })
+	servertest.Eventually(t, "the signal is told of", func() bool { return strings.Contains(p.stderr.String(), "SIGHUP: the TLS certificate was read again") })
 	if got := serial(t, addr); got != 1 {
 		t.Errorf("certificate %d", got)
 	}
 	second.put(t, dir)
 	p.signal(syscall.SIGHUP)
-	eventually(t, "the second certificate is shown", func() bool { return serial(t, addr) == 2 })
+	servertest.Eventually(t, "the second certificate is shown", func() bool { return serial(t, addr) == 2 })
 	if err := os.WriteFile(dir+"/cert.pem", []byte("none"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.signal(syscall.SIGHUP)
-	eventually(t, "a wrong one is told of", func() bool {
+	servertest.Eventually(t, "a wrong one is told of", func() bool {
 		return strings.Contains(p.stderr.String(), `"level":"ERROR","msg":"SIGHUP: the TLS certificate can't be used; the one before stays"`)
 	})
 	if got := serial(t, addr); got != 2 {
@@ -49,7 +50,7 @@ func TestHangupWithoutACertificateEndsNothing(t *testing.T) {
 	slow := dial(t, base)
 	slow.upload()
 	p.signal(syscall.SIGHUP)
-	eventually(t, "the signal is told of", func() bool { return strings.Contains(p.stderr.String(), "SIGHUP: there is nothing to read again") })
+	servertest.Eventually(t, "the signal is told of", func() bool { return strings.Contains(p.stderr.String(), "SIGHUP: there is nothing to read again") })
 	slow.write(uploadBody[10:])
 	if got, err := slow.read(patience); err != nil || got.code != 200 {
 		t.Errorf("the request that was under way: %+v, %v", got, err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/servertest"
 )
 
 // `server health` says whether the server of the same settings is ready, by its exit code and in one line.
@@ -23,7 +24,7 @@ func TestHealthAsksTheServerOfTheSameSettings(t *testing.T) {
 		for setting, value := range extra {
 			env[setting] = value
 		}
-		eventually(t, name+": it is ready", func() bool {
+		servertest.Eventually(t, name+": it is ready", func() bool {
 			out, log, err := cli(t, env, "", "health")
 			return err == nil && out == "ready\n" && log == ""
 		})

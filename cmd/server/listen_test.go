@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/servertest"
 )
 
 // A balancer that asks /readyz now and then must find out before a connection is refused. Without SHUTDOWN_DELAY it can't, which
@@ -30,7 +31,7 @@ func TestConnectionsAreAcceptedUntilBalancersHaveNoticed(t *testing.T) {
 				refusesConnections(t, base)
 				return
 			}
-			eventually(t, "readiness fails", func() bool {
+			servertest.Eventually(t, "readiness fails", func() bool {
 				res, err := http.Get(base + "/readyz") // on a new connection: the last answer closed its own
 				if err != nil {
 					t.Fatalf("a connection was refused: %v", err)

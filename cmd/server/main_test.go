@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 const (
@@ -92,7 +93,7 @@ var binary = sync.OnceValues(func() (string, error) {
 type process struct {
 	t              *testing.T
 	cmd            *exec.Cmd
-	stdout, stderr *buffer
+	stdout, stderr *servertest.Log
 	ended          chan struct{}
 }
 
@@ -108,7 +109,7 @@ func spawn(t *testing.T, env map[string]string, stdin string, args ...string) *p
 
 func spawnCommand(t *testing.T, cmd *exec.Cmd, env map[string]string, stdin string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: cmd, stdout: &buffer{}, stderr: &buffer{}, ended: make(chan struct{})}
+	p := &process{t: t, cmd: cmd, stdout: &servertest.Log{}, stderr: &servertest.Log{}, ended: make(chan struct{})}
 	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
 	for name, value := range env {
 		p.cmd.Env = append(p.cmd.Env, name+"="+value)
@@ -160,7 +161,7 @@ func (p *process) base() string {
 // program is run in this process: the same, but with the race detector looking on.
 type program struct {
 	t              *testing.T
-	stdout, stderr *buffer
+	stdout, stderr *servertest.Log
 	ended          chan struct{}
 	err            error // valid after ended
 	cancel         context.CancelFunc
@@ -184,7 +185,7 @@ func testInvocation(env map[string]string, args []string, stdin io.Reader, stdou
 func launch(t *testing.T, env map[string]string, args ...string) *program {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &program{t: t, stdout: &buffer{}, stderr: &buffer{}, ended: make(chan struct{}), cancel: cancel}
+	p := &program{t: t, stdout: &servertest.Log{}, stderr: &servertest.Log{}, ended: make(chan struct{}), cancel: cancel}
 	go func() {
 		p.err = run(ctx, testInvocation(env, args, strings.NewReader(""), p.stdout, p.stderr))
 		close(p.ended)
@@ -204,7 +205,7 @@ func launch(t *testing.T, env map[string]string, args ...string) *program {
 func (p *program) base() string {
 	p.t.Helper()
 	base := listening(p.t, p.stderr, p.ended)
-	eventually(p.t, "the server is ready", func() bool { return call(p.t, "GET", base+"/readyz", "", "").code == 200 })
+	servertest.Eventually(p.t, "the server is ready", func() bool { return call(p.t, "GET", base+"/readyz", "", "").code == 200 })
 	return base
 }
 
@@ -225,10 +226,10 @@ func (p *program) wait() error {
 }
 
 // listening waits for the log line with the address.
-func listening(t *testing.T, log *buffer, ended <-chan struct{}) string {
+func listening(t *testing.T, log *servertest.Log, ended <-chan struct{}) string {
 	t.Helper()
 	base := ""
-	eventually(t, "the server listens", func() bool {
+	servertest.Eventually(t, "the server listens", func() bool {
 		for line := range strings.Lines(log.String()) {
 			var event struct{ Msg, Addr string }
 			if json.Unmarshal([]byte(line), &event) == nil && event.Msg == "listening" {
@@ -386,16 +387,6 @@ func sql(t *testing.T, database secret.Value, query string, args ...any) string 
 	return values[0]
 }
 
-// eventually polls a condition.
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it never happened that %s", what)
-		}
-	}
-}
-
 // processesOf lists the processes with a folder in their arguments or as their working folder, one line each.
 func processesOf(folder string) ([]string, error) {
 	all, err := filepath.Glob("/proc/[0-9]*")
@@ -412,22 +403,4 @@ func processesOf(folder string) ([]string, error) {
 		}
 	}
 	return found, err
-}
-
-// buffer keeps what was written, for readers at any time.
-type buffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

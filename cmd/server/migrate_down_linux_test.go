@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // terminal is a pseudo-terminal: what is typed at its keyboard is what a program reads from the other end.
@@ -47,13 +48,13 @@ func (at terminal) types(t *testing.T, text string) {
 // asking is a `migrate down` at a terminal.
 type asking struct {
 	terminal
-	stdout, stderr *buffer
+	stdout, stderr *servertest.Log
 	ended          chan error
 }
 
 func migrateDownAtTerminal(t *testing.T, database secret.Value) *asking {
 	t.Helper()
-	a := &asking{newTerminal(t), &buffer{}, &buffer{}, make(chan error, 1)}
+	a := &asking{newTerminal(t), &servertest.Log{}, &servertest.Log{}, make(chan error, 1)}
 	env := map[string]string{"DATABASE_URL": database.Reveal(), "LOG_LEVEL": "warn"}
 	go func() {
 		a.ended <- run(t.Context(), testInvocation(env, []string{"migrate", "down"}, a.stdin, a.stdout, a.stderr))
@@ -64,7 +65,7 @@ func migrateDownAtTerminal(t *testing.T, database secret.Value) *asking {
 // asks waits for so many questions.
 func (a *asking) asks(t *testing.T, questions int) {
 	t.Helper()
-	eventually(t, "the question is asked", func() bool { return strings.Count(a.stderr.String(), "[y/N] ") == questions })
+	servertest.Eventually(t, "the question is asked", func() bool { return strings.Count(a.stderr.String(), "[y/N] ") == questions })
 }
 
 // At a terminal it asks, and takes back the step for a yes only.

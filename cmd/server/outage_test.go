@@ -20,6 +20,7 @@ import (
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // Contract, section 5: The database away: 503 `SERVICE_UNAVAILABLE` with `Retry-After` within 5 s, and recovery without a
@@ -75,7 +76,7 @@ func TestServiceSurvivesAnOutageOfItsDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 		returned := time.Now()
-		eventually(t, "the service is ready again", func() bool { return call(t, "GET", base+"/readyz", "", "").code == 200 })
+		servertest.Eventually(t, "the service is ready again", func() bool { return call(t, "GET", base+"/readyz", "", "").code == 200 })
 		recovered := time.Since(returned)
 		tr.everyClient(2, "verifies again", func(c counts) int { return c.verified })
 		tr.phase(there)
@@ -356,7 +357,7 @@ func (tr *traffic) everyClient(grown int, what string, count func(counts) int) {
 	tr.mu.Lock()
 	before := tr.seen
 	tr.mu.Unlock()
-	eventually(tr.t, "every client "+what, func() bool {
+	servertest.Eventually(tr.t, "every client "+what, func() bool {
 		tr.mu.Lock()
 		defer tr.mu.Unlock()
 		for n, c := range tr.seen {

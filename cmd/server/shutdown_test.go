@@ -16,6 +16,7 @@ import (
 
 	"accesskeys/internal/app"
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/servertest"
 )
 
 // wire is a connection on which a test writes requests by hand.
@@ -116,7 +117,7 @@ func TestTermFinishesWhatIsUnderWay(t *testing.T) {
 
 func refusesConnections(t *testing.T, base string) {
 	t.Helper()
-	eventually(t, "new connections are refused", func() bool {
+	servertest.Eventually(t, "new connections are refused", func() bool {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
 		if err == nil {
 			_ = conn.Close()
@@ -186,7 +187,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	slow := dial(t, p.base())
 	slow.upload()
 	p.signal(syscall.SIGTERM)
-	eventually(t, "it stops", func() bool { return strings.Contains(p.stderr.String(), `"shutting down: `) })
+	servertest.Eventually(t, "it stops", func() bool { return strings.Contains(p.stderr.String(), `"shutting down: `) })
 	p.signal(syscall.SIGTERM)
 	if code := p.code(); code != -1 {
 		t.Errorf("exit code %d", code)
@@ -194,10 +195,10 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 }
 
 // startApp makes the program with its parts in reach, so that a test can shorten the bounds, and runs it.
-func startApp(t *testing.T, change func(*app.App)) (base string, log *buffer, stop func() error) {
+func startApp(t *testing.T, change func(*app.App)) (base string, log *servertest.Log, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	log = &buffer{}
+	log = &servertest.Log{}
 	cfg, err := load(environment(pgtest.Migrated(t), nil))
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 
 	"accesskeys/internal/mailtest"
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/servertest"
 )
 
 // beginSignup begins a sign-up and returns its temp token.
@@ -66,7 +67,7 @@ func TestDevWritesCodesToItsLog(t *testing.T) {
 	p, c := startDev(t, devFolder(t), map[string]string{"SIGNUP": "true"})
 	token := beginSignup(t, c.base, "ada@new.example")
 	var code string
-	eventually(t, "the code is in the log", func() bool {
+	servertest.Eventually(t, "the code is in the log", func() bool {
 		match := regexp.MustCompile(`to=ada@new\.example code=([0-9]{6})\n`).FindStringSubmatch(p.stderr.String())
 		if match != nil {
 			code = match[1]
@@ -76,7 +77,7 @@ func TestDevWritesCodesToItsLog(t *testing.T) {
 	key := completeSignup(t, c.base, token, code)
 	call(t, http.MethodGet, c.base+"/v1.0/me", key, "").wants(t, 200)
 	beginSignup(t, c.base, "ada@new.example")
-	eventually(t, "the log tells that the address is known", func() bool {
+	servertest.Eventually(t, "the log tells that the address is known", func() bool {
 		return strings.Contains(p.stderr.String(), `a customer has this address already" to=ada@new.example`)
 	})
 }

@@ -11,6 +11,7 @@ import (
 
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // Contract, section 6: migrate (safe with many instances starting at once), bootstrap, serve.
@@ -112,7 +113,7 @@ func TestServerWaitsForAnothersMigrationAndSaysSo(t *testing.T) {
 
 	p, impatient := launch(t, environment(database, nil), "serve"), launch(t, environment(database, nil), "serve")
 	for _, waiting := range []*program{p, impatient} {
-		eventually(t, "the server says that it waits", func() bool {
+		servertest.Eventually(t, "the server says that it waits", func() bool {
 			return strings.Contains(waiting.stderr.String(), "waiting for another server to migrate the database")
 		})
 	}

@@ -16,6 +16,7 @@ import (
 
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // A flood that has taken every connection doesn't keep a new server from starting. It says that it waits, and starts once there is a
@@ -48,7 +49,7 @@ func TestServerStartsOnceTheDatabaseHasAConnectionToSpare(t *testing.T) {
 	}
 	p := launch(t, environment(database, nil), "serve")
 	const message = `"msg":"the database takes no connection now; trying again"`
-	eventually(t, "the server says that it waits", func() bool { return strings.Contains(p.stderr.String(), message) })
+	servertest.Eventually(t, "the server says that it waits", func() bool { return strings.Contains(p.stderr.String(), message) })
 	if tables := sqlOn(t, taken[0], `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`); tables != 0 {
 		t.Errorf("there are %d tables already", tables)
 	}

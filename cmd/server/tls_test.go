@@ -20,6 +20,7 @@ import (
 
 	"accesskeys/internal/config"
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/servertest"
 )
 
 // pair is a self-signed certificate for 127.0.0.1, with its key.
@@ -135,19 +136,19 @@ func TestCertificateThatChangesIsUsedWithoutARestart(t *testing.T) {
 		t.Fatalf("certificate %d, want the first", got)
 	}
 	second.put(t, dir)
-	eventually(t, "the second certificate is shown", func() bool { return serial(t, addr) == 2 })
+	servertest.Eventually(t, "the second certificate is shown", func() bool { return serial(t, addr) == 2 })
 
 	// Half of a new pair is none, and the certificate before stays.
 	if err := os.WriteFile(filepath.Join(dir, "cert.pem"), third.cert, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	const warning = "the one before stays"
-	eventually(t, "the log says that the pair is none", func() bool { return strings.Contains(p.stderr.String(), warning) })
+	servertest.Eventually(t, "the log says that the pair is none", func() bool { return strings.Contains(p.stderr.String(), warning) })
 	if got := serial(t, addr); got != 2 {
 		t.Errorf("certificate %d, want the second", got)
 	}
 	third.put(t, dir)
-	eventually(t, "the third certificate is shown", func() bool { return serial(t, addr) == 3 })
+	servertest.Eventually(t, "the third certificate is shown", func() bool { return serial(t, addr) == 3 })
 	if said := strings.Count(p.stderr.String(), warning); said != 1 {
 		t.Errorf("the log said it %d times", said)
 	}
@@ -190,7 +191,7 @@ func TestDevWithACertificatePrintsAddressesOfHTTPS(t *testing.T) {
 	_, settings := own.folder(t)
 	settings["DATABASE_URL"], settings["LISTEN_ADDR"] = pgtest.Migrated(t).Reveal(), "127.0.0.1:0"
 	p := launch(t, settings, "dev", "--dir", t.TempDir())
-	eventually(t, "it has printed its address", func() bool { return strings.Contains(p.stdout.String(), "Base URL:") })
+	servertest.Eventually(t, "it has printed its address", func() bool { return strings.Contains(p.stdout.String(), "Base URL:") })
 	_, base, _ := strings.Cut(p.stdout.String(), "Base URL:    ")
 	base, _, _ = strings.Cut(base, "\n")
 	res, err := own.client(t).Get(base + "/ping")

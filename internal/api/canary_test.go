@@ -414,7 +414,7 @@ func TestLogShowsAURLAsFarAsItIsCertain(t *testing.T) {
 		"/unknown?%zz=1&a%25b=1&a=1;b=2":              "/unknown?REDACTED=REDACTED&REDACTED=REDACTED&a=REDACTED",
 	} {
 		got := h.send(request{method: http.MethodGet, path: path, header: bearing(h.acme.token)})
-		if line := h.log.line(t, got.header.Get("X-Request-Id")); line["path"] != want {
+		if line := h.logLine(got.header.Get("X-Request-Id")); line["path"] != want {
 			t.Errorf("%s is logged as %v, want %s", path, line["path"], want)
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	"accesskeys/internal/mail"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -52,7 +53,7 @@ type harness struct {
 	tokens   *auth.TokenCache // nil without a cache
 	lastUsed *lastused.Buffer
 	sessions *auth.Sessions
-	log      *logBuffer
+	log      *servertest.Log
 
 	acme   tenant
 	globex tenant
@@ -88,7 +89,7 @@ var tenantHash = sync.OnceValue(func() secret.Value {
 // newHarness starts one. options change its configuration.
 func newHarness(t *testing.T, options ...func(*api.Config)) *harness {
 	t.Helper()
-	h := &harness{t: t, database: pgtest.Migrated(t), log: &logBuffer{}}
+	h := &harness{t: t, database: pgtest.Migrated(t), log: &servertest.Log{}}
 	var err error
 	if h.store, err = store.Open(t.Context(), h.database); err != nil {
 		t.Fatal(err)
@@ -300,7 +301,7 @@ func (h *harness) text(sql string, args ...any) string {
 // instance is another server, with its own connections, on the same database.
 func (h *harness) instance() *harness {
 	h.t.Helper()
-	other := h.onDatabase(h.database, func(other *harness) { other.log = &logBuffer{} })
+	other := h.onDatabase(h.database, func(other *harness) { other.log = &servertest.Log{} })
 	other.waitReady()
 	return other
 }
@@ -309,7 +310,7 @@ func (h *harness) instance() *harness {
 func (h *harness) uncached() *harness {
 	h.t.Helper()
 	return h.onDatabase(h.database, func(other *harness) {
-		other.log = &logBuffer{}
+		other.log = &servertest.Log{}
 		other.rows = newCache(h.t, other.store, 0)
 	})
 }
@@ -505,38 +506,19 @@ func conforms(t *testing.T, r *http.Request, sent []byte, got response) {
 	}
 }
 
-// logBuffer keeps what was logged.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
-// line returns the one log line with this request id. A line is written after its answer, so it may have to be waited
-// for.
-func (b *logBuffer) line(t *testing.T, requestID string) map[string]any {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		for line := range strings.Lines(b.String()) {
-			var fields map[string]any
+// logLine returns the one log line with this request id. A line is written after its answer, so it may have to be waited for.
+func (h *harness) logLine(requestID string) (fields map[string]any) {
+	h.t.Helper()
+	servertest.Eventually(h.t, "there is a log line with request id "+requestID, func() bool {
+		for line := range strings.Lines(h.log.String()) {
+			fields = nil
 			if json.Unmarshal([]byte(line), &fields) == nil && fields["request_id"] == requestID {
-				return fields
+				return true
 			}
 		}
-	}
-	t.Fatalf("no log line with request id %s", requestID)
-	return nil
+		return false
+	})
+	return fields
 }
 
 // parseTime reads a timestamp of the wire's one form.

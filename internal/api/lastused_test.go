@@ -13,6 +13,7 @@ import (
 
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/lastused"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -22,7 +23,7 @@ func (h *harness) stoppable(lease time.Duration) (other *harness, stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped := make(chan error, 1)
 	other = h.onDatabase(h.database, func(other *harness) {
-		other.log = &logBuffer{}
+		other.log = &servertest.Log{}
 		var err error
 		other.rows, err = authcache.New(authcache.Config{Store: other.store, Log: slog.New(slog.DiscardHandler), Lease: lease, CacheBytes: 16 << 20})
 		if err != nil {

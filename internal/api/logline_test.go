@@ -29,7 +29,7 @@ func TestLogLineSaysExactlyWhatWasAskedFor(t *testing.T) {
 			req.header = bearing(c.bearer)
 		}
 		id := h.send(req).wants(c.status).header.Get("X-Request-Id")
-		line := h.log.line(t, id)
+		line := h.logLine(id)
 		took, _ := line["duration_ms"].(float64)
 		if took <= 0 || line["time"] == nil {
 			t.Errorf("%s %s: %v", c.method, c.path, line)

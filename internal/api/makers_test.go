@@ -138,7 +138,7 @@ func TestKeysOfAServiceAccountEndWithIt(t *testing.T) {
 		if got := other.get("/v1.0/me", token); got.code != http.StatusUnauthorized {
 			t.Errorf("%s, its account deleted by hand: %d", name, got.code)
 		}
-		if got := h.get("/v1.0/me", token); got.code == http.StatusOK || h.log.line(t, got.header.Get("X-Request-Id"))["cause"] != "owner deleted" {
+		if got := h.get("/v1.0/me", token); got.code == http.StatusOK || h.logLine(got.header.Get("X-Request-Id"))["cause"] != "owner deleted" {
 			t.Errorf("%s: the log's cause is not its owner's end", name)
 		}
 	}

@@ -56,7 +56,7 @@ func TestRequestIDIsTheClientsOwnWhereItIsFit(t *testing.T) {
 			seen[id] = true
 		}
 		// refuses has found the header's id in the body already.
-		if line := h.log.line(t, failed.header.Get("X-Request-Id")); line["reason"] == nil && line["path"] != "/ping" {
+		if line := h.logLine(failed.header.Get("X-Request-Id")); line["reason"] == nil && line["path"] != "/ping" {
 			t.Errorf("log line %v", line)
 		}
 	}
@@ -85,7 +85,7 @@ func TestPanicIsAnErrorBodyThatTellsNothing(t *testing.T) {
 	if string(got.raw) != want {
 		t.Errorf("body %s, want %s", got.raw, want)
 	}
-	line := h.log.line(t, id)
+	line := h.logLine(id)
 	cause, _ := line["error"].(string)
 	if line["level"] != "ERROR" || line["status"] != 500.0 || !strings.Contains(cause, "the inner secret") {
 		t.Errorf("log line %v", line)

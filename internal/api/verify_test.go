@@ -657,7 +657,7 @@ func TestPanicLetsNobodyThrough(t *testing.T) {
 	for path, code := range map[string]int{verifyPath: 403, verifyPath + "/a?strict=0": 403, verifyPath + "?strict=0": 503} {
 		for _, method := range []string{http.MethodGet, http.MethodPost, "BREW"} {
 			got := h.send(request{method: method, path: path, header: bearing(h.acme.token)}).stops(code, "INTERNAL")
-			line := h.log.line(t, got.header.Get("X-Request-Id"))
+			line := h.logLine(got.header.Get("X-Request-Id"))
 			if line["level"] != "ERROR" || line["status"] != float64(code) || !strings.Contains(fmt.Sprint(line["error"]), "panic") {
 				t.Errorf("log line %v", line)
 			}

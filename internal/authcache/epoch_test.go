@@ -11,6 +11,7 @@ import (
 
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -41,7 +42,7 @@ func (w *fixture) restore(table, where string, args ...any) {
 // forgotten returns once nothing of a tenant's is remembered.
 func (r *runner) forgotten(tn tenant) {
 	r.t.Helper()
-	until(r.t, "all is forgotten", func() bool {
+	servertest.Eventually(r.t, "all is forgotten", func() bool {
 		for _, reader := range tn.readers() {
 			if reader.peek(r.Cache) {
 				return false
@@ -87,7 +88,7 @@ func TestLeaseEndsWhereAnotherDatabaseIsFound(t *testing.T) {
 		t.Fatal("there is no lease")
 	}
 	w.restore("accesskeys", `true`)
-	until(t, "the lease has ended", func() bool { return !r.Stats().Held })
+	servertest.Eventually(t, "the lease has ended", func() bool { return !r.Stats().Held })
 	if err := r.Ready(within(t)); err != nil || !r.Stats().Held {
 		t.Errorf("from the database that is there now: %v", err)
 	}
@@ -170,7 +171,7 @@ func TestLostCommitsAreSaidOnce(t *testing.T) {
 	w.internally(`DELETE FROM instances`)
 	check("an instance that was taken for dead")
 	w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'accesskeys'`)
-	until(t, "there is a lease again", func() bool { return r.Renew(within(t)) == nil })
+	servertest.Eventually(t, "there is a lease again", func() bool { return r.Renew(within(t)) == nil })
 	check("a connection that was lost")
 
 	for i, loss := range []struct{ name, sql string }{
@@ -190,7 +191,7 @@ func TestLostCommitsAreSaidOnce(t *testing.T) {
 		renew()
 		want++
 		w.internally(loss.sql)
-		until(t, loss.name+" is missed", func() bool {
+		servertest.Eventually(t, loss.name+" is missed", func() bool {
 			overtaken := i == 0 && w.seq(r) > 1 // by a heartbeat: either it was seen before that, or not at all
 			if r.Stats().Lost == want {
 				return true
@@ -212,7 +213,7 @@ func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 	r := w.run(authcache.MinLease)
 	before := r.ID()
 	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, before)
-	until(t, "it has another id", func() bool { return r.ID() != before })
+	servertest.Eventually(t, "it has another id", func() bool { return r.ID() != before })
 	for range 3 {
 		if err := r.Renew(within(t)); err != nil {
 			t.Errorf("while its row is held: %v", err)
@@ -229,7 +230,7 @@ func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	release()
-	until(t, "the old id is removed", func() bool {
+	servertest.Eventually(t, "the old id is removed", func() bool {
 		return value[int](w, `SELECT count(*) FROM instances`) == 1 && w.seq(r) > 0
 	})
 }
@@ -257,7 +258,7 @@ func TestHeldRowOfADeadInstanceCostsNobodyTheLease(t *testing.T) {
 		t.Error("a row that is held was removed")
 	}
 	release()
-	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
+	servertest.Eventually(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
 }
 
 // Tables of the log that somebody has emptied are mended by the instances themselves, and everything is forgotten: what was
@@ -279,7 +280,7 @@ func TestEmptiedLogIsMended(t *testing.T) {
 		w.internally(sql)
 		for _, r := range instances {
 			r.forgotten(w.acme)
-			until(t, "it has a lease again", func() bool { return r.Renew(within(t)) == nil })
+			servertest.Eventually(t, "it has a lease again", func() bool { return r.Renew(within(t)) == nil })
 			r.reads(w.acme)
 			r.wants(sql+", then", w.acme, everything)
 		}

@@ -1,7 +1,6 @@
 package authcache_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -23,6 +22,7 @@ import (
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -121,7 +121,7 @@ type runner struct {
 	*authcache.Cache
 	t     *testing.T
 	store *store.Store
-	log   *logBuffer
+	log   *servertest.Log
 	ahead atomic.Int64 // of its clock
 	stop  func()       // and wait for its end
 	held  *heldLookups // nil for none
@@ -133,7 +133,7 @@ func (w *fixture) newCache(lease time.Duration) *runner { return w.newCacheOf(le
 // newCacheOf is newCache with a bound on the age of rows.
 func (w *fixture) newCacheOf(lease, maxAge time.Duration) *runner {
 	w.t.Helper()
-	r := &runner{t: w.t, store: w.open(), log: &logBuffer{}, stop: func() {}}
+	r := &runner{t: w.t, store: w.open(), log: &servertest.Log{}, stop: func() {}}
 	r.Cache = must(authcache.New(authcache.Config{
 		Store: r.store, Log: slog.New(slog.NewTextHandler(r.log, nil)), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20,
 	}))(w.t)
@@ -226,7 +226,7 @@ func (h *heldLookups) fill(r *runner, first func()) {
 // waiting returns once so many look-ups wait for a connection.
 func (r *runner) waiting(n int) {
 	r.t.Helper()
-	until(r.t, "all wait", func() bool { return r.WaitingLookups() == n })
+	servertest.Eventually(r.t, "all wait", func() bool { return r.WaitingLookups() == n })
 }
 
 // advance turns the instance's clock on.
@@ -452,7 +452,7 @@ func value[T any](w *fixture, sql string, args ...any) (v T) {
 // applied returns once an instance has applied the log up to its newest change, and said so.
 func (w *fixture) applied(r *runner) {
 	w.t.Helper()
-	until(w.t, "the instance applies the log", func() bool {
+	servertest.Eventually(w.t, "the instance applies the log", func() bool {
 		return value[bool](w, `SELECT EXISTS (SELECT FROM instances i, change_head h WHERE i.id = $1 AND (i.position, i.entry) = (h.position, h.entry))`, r.ID())
 	})
 }
@@ -462,20 +462,11 @@ func (w *fixture) away() (back func()) {
 	w.t.Helper()
 	w.exec(`UPDATE pg_database SET datallowconn = false WHERE datname = current_database()`)
 	back = func() { w.exec(`UPDATE pg_database SET datallowconn = true WHERE datname = current_database()`) }
-	until(w.t, "the database is away", func() bool {
+	servertest.Eventually(w.t, "the database is away", func() bool {
 		return value[int](w, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 			WHERE datname = current_database() AND application_name = 'accesskeys'`) == 0
 	})
 	return back
-}
-
-func until(t *testing.T, what string, reached func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !reached(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it did not come about that %s", what)
-		}
-	}
 }
 
 // must takes a pair of results and fails the test on an error.
@@ -487,22 +478,4 @@ func must[T any](v T, err error) func(*testing.T) T {
 		}
 		return v
 	}
-}
-
-// logBuffer keeps what was logged.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

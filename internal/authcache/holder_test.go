@@ -3,6 +3,8 @@ package authcache_test
 import (
 	"strings"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 // One open transaction on a logged row stops all revocations. Who it is is told, never what it has run; and that it is over.
@@ -13,7 +15,7 @@ func TestHolderOfTheLogIsTold(t *testing.T) {
 	release := w.lock(`UPDATE agents SET name = 's3cret-of-a-query' WHERE id = $1`, w.acme.agent.ID)
 	pid := value[int64](w, `SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()`)
 	for _, r := range []*runner{r, off} {
-		until(t, "it is told", func() bool { return r.Holder() != nil && r.Holder().PID == pid && r.Stats().HeadHeld >= 1 })
+		servertest.Eventually(t, "it is told", func() bool { return r.Holder() != nil && r.Holder().PID == pid && r.Stats().HeadHeld >= 1 })
 		if err := r.Ready(within(t)); err != nil {
 			t.Errorf("it is not ready: %v", err)
 		}
@@ -24,7 +26,7 @@ func TestHolderOfTheLogIsTold(t *testing.T) {
 	release()
 	for _, r := range []*runner{r, off} {
 		const held, over = "a transaction holds the head of the log of changes", "nobody holds the head of the log of changes any more"
-		until(t, "it is over", func() bool {
+		servertest.Eventually(t, "it is over", func() bool {
 			return r.Holder() == nil && r.Stats().HeadHeld == 0 && strings.Contains(r.log.String(), over)
 		})
 		if log := r.log.String(); strings.Count(log, held) != 1 || strings.Count(log, over) != 1 || strings.Contains(log, "s3cret") {

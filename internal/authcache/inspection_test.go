@@ -14,13 +14,14 @@ import (
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
 // troubled returns once an instance is not ready, for a reason whose text has this in it.
 func (r *runner) troubled(text string) {
 	r.t.Helper()
-	until(r.t, fmt.Sprintf("it is not ready: %q", text), func() bool {
+	servertest.Eventually(r.t, fmt.Sprintf("it is not ready: %q", text), func() bool {
 		var trouble *authcache.TroubleError
 		return errors.As(r.Ready(within(r.t)), &trouble) && strings.Contains(trouble.Error(), text) && r.Stats().Trouble
 	})
@@ -29,7 +30,7 @@ func (r *runner) troubled(text string) {
 // untroubled returns once it is ready.
 func (r *runner) untroubled() {
 	r.t.Helper()
-	until(r.t, "it is ready again", func() bool { return r.Ready(within(r.t)) == nil && !r.Stats().Trouble })
+	servertest.Eventually(r.t, "it is ready again", func() bool { return r.Ready(within(r.t)) == nil && !r.Stats().Trouble })
 }
 
 // logged is how often a line was logged.
@@ -68,7 +69,7 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 	w.internally(`UPDATE change_head SET oldest_version = $1`, oldest)
 	for _, r := range []*runner{r, off} {
 		r.untroubled()
-		until(t, "it answers again", func() bool {
+		servertest.Eventually(t, "it answers again", func() bool {
 			_, _, err := w.acme.readers()[0].cached(within(t), r.Cache)
 			return err == nil
 		})
@@ -130,7 +131,7 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 	r := w.run(long)
 	r.reads(w.acme)
 	var feed int
-	until(t, "the connection of the Feed is known", func() bool {
+	servertest.Eventually(t, "the connection of the Feed is known", func() bool {
 		return w.db.QueryRow(t.Context(), `SELECT pid FROM pg_stat_activity
 			WHERE datname = current_database() AND application_name = 'accesskeys' AND query LIKE '%LEFT JOIN changes k%'`).Scan(&feed) == nil
 	})
@@ -148,7 +149,7 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 		}
 	}
 	for _, reader := range w.globex.readers() { // not remembered
-		until(t, "it is answered by the Feed", func() bool {
+		servertest.Eventually(t, "it is answered by the Feed", func() bool {
 			_, _, err := reader.cached(within(t), r.Cache)
 			return err == nil
 		})
@@ -181,7 +182,7 @@ func TestTheDeadAreSweptWithoutALease(t *testing.T) {
 	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
 		dead, lease.Milliseconds())
 	w.run(0)
-	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances`) == 0 })
+	servertest.Eventually(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances`) == 0 })
 	if took := time.Since(began); took < changelog.LeaseEnd(lease) {
 		t.Errorf("it was removed after %v, before its lease could have ended", took)
 	}
@@ -230,7 +231,7 @@ func TestNothingIsAnsweredByADatabaseThatOnlyReads(t *testing.T) {
 	}
 	readOnly(`RESET default_transaction_read_only`)
 	for _, r := range []*runner{r, off} {
-		until(t, "it answers again", func() bool {
+		servertest.Eventually(t, "it answers again", func() bool {
 			_, _, err := w.acme.readers()[0].cached(within(t), r.Cache)
 			return err == nil
 		})

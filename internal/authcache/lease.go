@@ -11,6 +11,24 @@ import (
 	"accesskeys/internal/store"
 )
 
+// state is a state of an instance's knowledge. It is not changed once it is made.
+type state struct {
+	version uint64 // counts the states whose position differs
+	unsure  bool   // everything was forgotten, and there was no lease since
+	past    uint64 // counts the times that everything was forgotten, for a database that was another one or had been put back
+	applied changelog.Position
+	began   time.Duration // of the lease, in boot time
+	ends    time.Duration // of the lease, in boot time; 0 for none
+	now     time.Time     // the database's time at read, or later
+	read    time.Duration // when the log was read last, in boot time
+}
+
+// leaseHeldAt returns the database's time at a reading of the instance's clock, and whether the lease is held then. The time is never behind
+// the database's by more than its clock and ours drift apart in a lease.
+func (k *state) leaseHeldAt(clock time.Duration) (time.Time, bool) {
+	return k.now.Add(clock - k.read), clock < k.ends
+}
+
 // requestRenewal asks for a round that begins now, and returns its error.
 func (r *Cache) requestRenewal(ctx context.Context) error {
 	r.asking.Lock()

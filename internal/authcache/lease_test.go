@@ -11,6 +11,7 @@ import (
 
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -84,7 +85,7 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	back()
-	until(t, "the instance is ready again", func() bool { return r.Ready(within(t)) == nil })
+	servertest.Eventually(t, "the instance is ready again", func() bool { return r.Ready(within(t)) == nil })
 	r.reads(w.acme)
 	r.wants("with a lease again", w.acme, everything)
 	for _, line := range []string{"change log connection lost", "the lease is held again"} {
@@ -132,7 +133,7 @@ func TestLeaseIsTestedAfterTheLookUp(t *testing.T) {
 	}
 	w.exec(`UPDATE accesskeys SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.key.ID)
 	back()
-	until(t, "there is a lease again", func() bool {
+	servertest.Eventually(t, "there is a lease again", func() bool {
 		c, err = r.AccessKeyByHash(within(t), w.acme.hash, nobody)
 		return err == nil
 	})
@@ -156,7 +157,7 @@ func TestNoLeaseFromAServerThatDoesNotKnowOfTheHeartbeat(t *testing.T) {
 		t.Errorf("it has a lease: %v", err)
 	}
 	w.exec(`DROP TRIGGER forget ON instances`)
-	until(t, "there is a lease", func() bool { return r.Ready(within(t)) == nil })
+	servertest.Eventually(t, "there is a lease", func() bool { return r.Ready(within(t)) == nil })
 }
 
 // An instance is in the list while it runs, under its id and lease, and out of it once it has stopped; it answers nothing
@@ -196,7 +197,7 @@ func TestInstanceRegistersAndLeaves(t *testing.T) {
 	off.wants("without a cache", w.acme, "")
 	// Who was taken for dead registers again.
 	w.internally(`DELETE FROM instances`)
-	until(t, "the instance is in the list again", func() bool { return listed() == 1 })
+	servertest.Eventually(t, "the instance is in the list again", func() bool { return listed() == 1 })
 	if id := value[uuid.UUID](w, `SELECT id FROM instances`); id != third.ID() {
 		t.Errorf("the list has %v, want %v", id, third.ID())
 	}
@@ -222,11 +223,11 @@ func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 	if after := time.Since(began); after < lease {
 		t.Errorf("with a dead instance a revocation returned after %v", after)
 	}
-	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
+	servertest.Eventually(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
 	if took := time.Since(began); took < changelog.LeaseEnd(lease) {
 		t.Errorf("it was removed after %v, before its lease could have ended", took)
 	}
-	until(t, "a revocation waits for no lease", func() bool { return revoke() < lease })
+	servertest.Eventually(t, "a revocation waits for no lease", func() bool { return revoke() < lease })
 	for _, r := range []*runner{a, b} {
 		if value[int](w, `SELECT count(*) FROM instances WHERE id = $1 AND seq > 0`, r.ID()) != 1 {
 			t.Error("a live instance was removed")

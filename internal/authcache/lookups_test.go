@@ -14,6 +14,7 @@ import (
 
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -167,7 +168,7 @@ func TestLookUpsThatWaitHaveABound(t *testing.T) {
 	if _, err := r.AccessKeyByHash(within(t), w.acme.hash, from(0)); err != nil && !errors.Is(err, store.ErrUnavailable) {
 		t.Error(err)
 	}
-	until(t, "there is room again", func() bool {
+	servertest.Eventually(t, "there is room again", func() bool {
 		_, err := r.AccessKeyByHash(within(t), w.acme.hash, from(0))
 		return err == nil
 	})

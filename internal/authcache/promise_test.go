@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -110,7 +111,7 @@ func TestInstanceKeepsItsMemoryOverALostConnection(t *testing.T) {
 			WHERE datname = current_database() AND application_name = 'accesskeys'`)
 		w.exec(`UPDATE agents SET name = name || '.' WHERE id = $1`, w.globex.agent.ID)
 		w.applied(r)
-		until(t, "the store reads again", func() bool {
+		servertest.Eventually(t, "the store reads again", func() bool {
 			_, err := agentCredential(t.Context(), r.store, w.acme.agent.ID)
 			return err == nil
 		})
@@ -127,7 +128,7 @@ func TestMemoryHasABound(t *testing.T) {
 	for range 10_000 {
 		r.Fill(store.Found{Agents: map[uuid.UUID]store.AgentCredential{{}: {Agent: store.Agent{ID: uuid.New(), Detail: strings.Repeat("x", 1000)}}}})
 	}
-	until(t, "what is too much is dropped", func() bool {
+	servertest.Eventually(t, "what is too much is dropped", func() bool {
 		s := r.Stats()
 		return s.Bytes <= most && s.Entries <= most/800 && s.Evicted >= 8000
 	})

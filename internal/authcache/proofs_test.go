@@ -15,6 +15,7 @@ import (
 
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -100,7 +101,7 @@ func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
 	asking.Wait()
 	release()
 	for _, reader := range strangers() {
-		until(t, "it is refused again", func() bool {
+		servertest.Eventually(t, "it is refused again", func() bool {
 			_, _, err := reader.cached(within(t), r.Cache)
 			return errors.Is(err, store.ErrNotFound)
 		})
@@ -122,7 +123,7 @@ func TestProofThatTakesLongerThanALeaseIsNone(t *testing.T) {
 	release := w.lock(`LOCK TABLE accesskeys IN ACCESS EXCLUSIVE MODE`)
 	asked := make(chan error, 1)
 	go func() { asked <- prove() }()
-	until(t, "the proof waits for the table", func() bool {
+	servertest.Eventually(t, "the proof waits for the table", func() bool {
 		return value[int](w, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
 	})
 	r.advance(long)
@@ -248,8 +249,8 @@ func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
 		}
 	}
 	// Nobody waits: what is made now is the lease's.
-	until(t, "nobody waits", func() bool { return r.WaitingProofs() == 0 && r.WaitingLookups() == 0 })
-	until(t, "the last round has ended", func() bool { return r.Renew(within(t)) == nil })
+	servertest.Eventually(t, "nobody waits", func() bool { return r.WaitingProofs() == 0 && r.WaitingLookups() == 0 })
+	servertest.Eventually(t, "the last round has ended", func() bool { return r.Renew(within(t)) == nil })
 	began, before := time.Now(), w.seq(r)
 	time.Sleep(20 * authcache.ProofPause) // to see that nothing happens
 	if rounds, most := w.seq(r)-before, int64(time.Since(began)/(long/4)+1); rounds > most {
@@ -289,7 +290,7 @@ func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
 			}
 		})
 	}
-	until(t, "all wait, and no connection of the pool is in use", func() bool {
+	servertest.Eventually(t, "all wait, and no connection of the pool is in use", func() bool {
 		return looked.Load() >= strangers && r.WaitingLookups() == 0 && underWay.Load() == 0 && r.store.DB.Stats().Acquired == 0
 	})
 	stop()
@@ -311,11 +312,11 @@ func TestTheDeadAreSweptDuringAFlood(t *testing.T) {
 		})
 	}
 	before := w.seq(r)
-	until(t, "there are rounds for proofs", func() bool { return w.seq(r) > before+3 })
+	servertest.Eventually(t, "there are rounds for proofs", func() bool { return w.seq(r) > before+3 })
 	dead := uuid.New()
 	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
 		dead, authcache.MinLease.Milliseconds())
-	until(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
+	servertest.Eventually(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
 	stop()
 	strangers.Wait()
 }
@@ -334,7 +335,7 @@ func TestRefusalsThatWaitHaveABound(t *testing.T) {
 			}
 		})
 	}
-	until(t, "all wait", func() bool { return r.WaitingProofs() == authcache.LookupsMax })
+	servertest.Eventually(t, "all wait", func() bool { return r.WaitingProofs() == authcache.LookupsMax })
 	if _, err := r.ProvenAccessKeyByHash(within(t), newHash(), nobody); !errors.Is(err, store.ErrUnavailable) ||
 		!strings.Contains(err.Error(), "too many") {
 		t.Errorf("one more: %v", err)

@@ -14,6 +14,7 @@ import (
 
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -146,7 +147,7 @@ func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
 	began := time.Now()
 	for n := 0; n < 200 && time.Since(began) < patience || rows == 0; n++ {
 		r.advance(due)
-		until(t, "all that is due has been read again", func() bool { // which a busy machine may keep from being in time
+		servertest.Eventually(t, "all that is due has been read again", func() bool { // which a busy machine may keep from being in time
 			again := r.RefreshDue(t.Context())
 			rows += again
 			return again == 0

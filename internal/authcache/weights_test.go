@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/authcache"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -122,7 +123,7 @@ func weighed(t *testing.T, name string, r *authcache.Cache, remember func(i int)
 	for i := range things {
 		remember(i)
 	}
-	until(t, "all are counted", func() bool { return r.Stats().Entries >= already.Entries+things })
+	servertest.Eventually(t, "all are counted", func() bool { return r.Stats().Entries >= already.Entries+things })
 	takes := heap() - before
 	says := float64(r.Stats().Bytes - already.Bytes)
 	t.Logf("%s: %.0f bytes for each are taken, %.0f weighed: %.0f %%", name, takes/things, says/things, 100*says/takes)

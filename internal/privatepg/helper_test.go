@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 // helper is a process of its own that owns a server.
@@ -22,7 +24,7 @@ type helper struct {
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	stdout *bufio.Reader
-	stderr *logBuffer
+	stderr *servertest.Log
 	URL    string
 	Dir    string
 }
@@ -47,7 +49,7 @@ func startHelper(t *testing.T, s settings, attr *syscall.SysProcAttr) *helper {
 		binary = copied
 	}
 	// No context: it ends when its standard input does, see below.
-	h := &helper{cmd: exec.CommandContext(context.Background(), binary), stderr: &logBuffer{}}
+	h := &helper{cmd: exec.CommandContext(context.Background(), binary), stderr: &servertest.Log{}}
 	// Or the race detector makes every process last a second longer.
 	h.cmd.Env = append(os.Environ(), helperEnv+"="+string(encoded), "GORACE=atexit_sleep_ms=0")
 	h.cmd.SysProcAttr = attr

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"accesskeys/internal/servertest"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -100,26 +102,6 @@ func (s settings) config(logger *slog.Logger) Config {
 	}
 }
 
-// logBuffer collects what a Server tells its logger.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
-func (b *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
-
 // start starts a server and closes it with the test.
 func start(t *testing.T, s settings) *Server {
 	t.Helper()
@@ -127,13 +109,13 @@ func start(t *testing.T, s settings) *Server {
 	return server
 }
 
-func startLogged(t *testing.T, s settings) (*Server, *logBuffer) {
+func startLogged(t *testing.T, s settings) (*Server, *servertest.Log) {
 	t.Helper()
-	log := &logBuffer{}
+	log := &servertest.Log{}
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience) // taking over alone may take 30 s
 	defer cancel()
-	server, err := Start(ctx, s.config(log.logger()))
+	server, err := Start(ctx, s.config(log.Logger()))
 	if err != nil {
 		t.Fatalf("start: %v", err)
 	}
@@ -200,17 +182,6 @@ func tryQuery(ctx context.Context, url, sql string) (string, error) {
 		}
 	}
 	return result, rows.Err()
-}
-
-// eventually polls a condition.
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("it never happened that %s", what)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
 }
 
 // running is a process. Those that have ended and only wait for init to notice do not count.

@@ -7,12 +7,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 // expectNothingLeft waits until the server, its supervisor and, where it was temporary, its folder are gone.
 func expectNothingLeft(t *testing.T, dir string, pgid int, temporary bool) {
 	t.Helper()
-	eventually(t, "no process was left", func() bool {
+	servertest.Eventually(t, "no process was left", func() bool {
 		left, err := processesNaming(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -20,7 +22,7 @@ func expectNothingLeft(t *testing.T, dir string, pgid int, temporary bool) {
 		return len(left) == 0 && len(group(t, pgid)) == 0
 	})
 	if temporary {
-		eventually(t, "the temporary folder was gone", func() bool { return !exists(dir) })
+		servertest.Eventually(t, "the temporary folder was gone", func() bool { return !exists(dir) })
 	}
 }
 
@@ -45,7 +47,7 @@ func TestPostgresStopsWhenItsOwnerEnds(t *testing.T) {
 				defer close(busy)
 				_, _ = tryQuery(context.Background(), h.URL, "SELECT pg_sleep(600)")
 			}()
-			eventually(t, "the client's query ran", func() bool {
+			servertest.Eventually(t, "the client's query ran", func() bool {
 				return query(t, h.URL, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleep(600)' AND state = 'active'") != "0"
 			})
 			if err := end(h); err != nil {
@@ -72,7 +74,7 @@ func TestTemporaryFolderGoesWithItsKilledOwner(t *testing.T) {
 			h := startHelper(t, settings{Temp: temp, Ephemeral: true}, nil)
 			switch when {
 			case "initdb runs":
-				eventually(t, "initdb wrote", func() bool {
+				servertest.Eventually(t, "initdb wrote", func() bool {
 					return len(must(filepath.Glob(filepath.Join(temp, "*", initPrefix+"*", "*")))(t)) > 0
 				})
 			case "the server is stopped":
@@ -83,7 +85,7 @@ func TestTemporaryFolderGoesWithItsKilledOwner(t *testing.T) {
 				h.ready(t)
 			}
 			h.kill(t)
-			eventually(t, "nothing was left", func() bool {
+			servertest.Eventually(t, "nothing was left", func() bool {
 				return len(must(processesNaming(temp))(t)) == 0 && len(must(os.ReadDir(temp))(t)) == 0
 			})
 		})
@@ -104,7 +106,7 @@ func TestSocketFolderGoesWithItsKilledOwner(t *testing.T) {
 	}
 	h.kill(t)
 	expectNothingLeft(t, dir, pgid, false)
-	eventually(t, "the socket's folder was gone", func() bool { return !exists(sockets) })
+	servertest.Eventually(t, "the socket's folder was gone", func() bool { return !exists(sockets) })
 	if !exists(filepath.Join(dir, "data")) {
 		t.Error("the data is gone as well")
 	}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 func TestDataIsKeptBetweenRuns(t *testing.T) {
@@ -74,7 +76,7 @@ func TestEphemeralServerIsFastAndLeavesNothing(t *testing.T) {
 	if exists(server.Dir()) {
 		t.Errorf("%s is still there", server.Dir())
 	}
-	eventually(t, "the supervisor's group was empty", func() bool { return len(group(t, pgid)) == 0 })
+	servertest.Eventually(t, "the supervisor's group was empty", func() bool { return len(group(t, pgid)) == 0 })
 	if err := server.Start(t.Context()); err == nil {
 		t.Error("a closed server could be started")
 	}
@@ -147,7 +149,7 @@ func TestStopDisconnectsClients(t *testing.T) {
 		_, err := tryQuery(ctx, server.URL("postgres"), "SELECT pg_sleep(600)")
 		ended <- err
 	}()
-	eventually(t, "the client's query ran", func() bool {
+	servertest.Eventually(t, "the client's query ran", func() bool {
 		return query(t, server.URL("postgres"), "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleep(600)' AND state = 'active'") != "0"
 	})
 	if err := server.Stop(ctx); err != nil {
@@ -265,7 +267,7 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 		}
 		failed <- err
 	}()
-	eventually(t, "initdb wrote", func() bool {
+	servertest.Eventually(t, "initdb wrote", func() bool {
 		return len(must(filepath.Glob(filepath.Join(dir, initPrefix+"*", "*")))(t)) > 0
 	})
 	cancel()
@@ -313,13 +315,13 @@ func TestDatabaseOutlivesAForgottenHandle(t *testing.T) {
 	_, pgid := postmaster(t, dir)
 	t.Cleanup(func() { // there is no handle to close it with
 		_ = syscall.Kill(-pgid, syscall.SIGKILL)
-		eventually(t, "everything had ended", func() bool {
+		servertest.Eventually(t, "everything had ended", func() bool {
 			return len(must(processesNaming(dir))(t)) == 0
 		})
 	})
 	collected := make(chan struct{})
 	runtime.AddCleanup(&struct{ _ [64]byte }{}, func(done chan struct{}) { close(done) }, collected)
-	eventually(t, "the garbage collector ran", func() bool {
+	servertest.Eventually(t, "the garbage collector ran", func() bool {
 		runtime.GC()
 		select {
 		case <-collected:

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 // killSupervisor is kill -9 for the supervisor and its helper. A child of the server may be in their group for a moment;
@@ -59,7 +61,7 @@ func TestNextStartTakesOverFromOrphanedSessions(t *testing.T) {
 		ended <- err
 	}()
 	backend := ""
-	eventually(t, "the client's query ran", func() bool {
+	servertest.Eventually(t, "the client's query ran", func() bool {
 		backend = query(t, h.URL, "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE query LIKE '%sum(a)%' AND state = 'active' AND pid <> pg_backend_pid()")
 		return backend != "0"
 	})
@@ -67,7 +69,7 @@ func TestNextStartTakesOverFromOrphanedSessions(t *testing.T) {
 	killSupervisor(t, pgid)
 	kill(t, pid)
 	h.kill(t)
-	eventually(t, "the first process was gone", func() bool { return !alive(t, pid) })
+	servertest.Eventually(t, "the first process was gone", func() bool { return !alive(t, pid) })
 	if !alive(t, atoi(t, backend)) { // the control
 		t.Fatal("the session did not survive")
 	}
@@ -88,13 +90,13 @@ func TestNextStartFollowsAKillAtOnce(t *testing.T) {
 		h := startHelper(t, settings{Dir: dir}, nil)
 		switch when {
 		case "lock":
-			eventually(t, "the helper had the lock", func() bool {
+			servertest.Eventually(t, "the helper had the lock", func() bool {
 				return parsePID(must(os.ReadFile(filepath.Join(dir, "lock")))(t)) == h.cmd.Process.Pid
 			})
 		case "ready":
 			h.ready(t)
 		default:
-			eventually(t, when+" was there", func() bool { return exists(filepath.Join(dir, when)) })
+			servertest.Eventually(t, when+" was there", func() bool { return exists(filepath.Join(dir, when)) })
 		}
 		h.kill(t) // its supervisor is about to stop the server, or even to start it
 		server := start(t, settings{Dir: dir})
@@ -204,7 +206,7 @@ func TestServersAreToldFromTheirNeighbours(t *testing.T) {
 	if _, err := server.home.servers(t.Context(), data, "INT"); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "it had ended", func() bool { return !alive(t, pid) })
+	servertest.Eventually(t, "it had ended", func() bool { return !alive(t, pid) })
 	query(t, neighbour.URL("postgres"), "SELECT 1")
 }
 
@@ -271,7 +273,7 @@ func TestInterruptedInitIsRepaired(t *testing.T) {
 		half := interruptInit(t, dir)
 		// The control: had initdb worked in the final place, the folder would be of no use.
 		bricked := filepath.Join(newFolder(t), "pg")
-		eventually(t, "the cluster held still", func() bool { // a child of initdb may outlast it unseen
+		servertest.Eventually(t, "the cluster held still", func() bool { // a child of initdb may outlast it unseen
 			return exec.CommandContext(t.Context(), "sh", "-c", `rm -rf "$2" && mkdir "$2" && cp -a "$1" "$2/data"`, "sh", half, bricked).Run() == nil
 		})
 		if works(t, bricked) {
@@ -310,7 +312,7 @@ func interruptInit(t *testing.T, dir string) (half string) {
 	t.Helper()
 	h := startHelper(t, settings{Dir: dir}, nil)
 	pattern := filepath.Join(dir, initPrefix+"*", "PG_VERSION")
-	eventually(t, "initdb wrote", func() bool { return len(must(filepath.Glob(pattern))(t)) > 0 })
+	servertest.Eventually(t, "initdb wrote", func() bool { return len(must(filepath.Glob(pattern))(t)) > 0 })
 	half = filepath.Dir(must(filepath.Glob(pattern))(t)[0])
 	left := must(processesNaming(half))(t)
 	if len(left) == 0 {
@@ -320,7 +322,7 @@ func interruptInit(t *testing.T, dir string) (half string) {
 		_ = syscall.Kill(process.pid, syscall.SIGKILL) // some end with the others
 	}
 	_ = h.cmd.Wait()
-	eventually(t, "initdb had ended", func() bool { return len(must(processesNaming(half))(t)) == 0 })
+	servertest.Eventually(t, "initdb had ended", func() bool { return len(must(processesNaming(half))(t)) == 0 })
 	if !exists(half) || exists(filepath.Join(dir, "data")) {
 		t.Fatal("it was not interrupted halfway")
 	}

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"testing"
@@ -45,7 +46,7 @@ func TestEveryTimeIsTheDatabasesOwn(t *testing.T) {
 	ahead.exec(`CREATE FUNCTION ahead.now() RETURNS timestamptz STABLE LANGUAGE sql
 		AS $$ SELECT pg_catalog.now() + interval '5 years' $$`)
 	url = withSetting(t, url, "search_path", "public, ahead, pg_catalog")
-	if _, err := store.Migrator(url, (&logBuffer{}).logger()).Up(t.Context()); err != nil {
+	if _, err := store.Migrator(url, slog.New(slog.DiscardHandler)).Up(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w := fixtureOn(t, url)

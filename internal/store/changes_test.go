@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/changelog"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -277,7 +278,7 @@ func TestRevocationWaitsForEveryInstance(t *testing.T) {
 		_, err := w.revoking(w.store, key)
 		returned <- err
 	}()
-	until(t, "the change is committed", func() bool { return w.head().Number == before+1 })
+	servertest.Eventually(t, "the change is committed", func() bool { return w.head().Number == before+1 })
 	stillWaits := func(when string) {
 		t.Helper()
 		select {
@@ -298,7 +299,7 @@ func TestRevocationWaitsForEveryInstance(t *testing.T) {
 		_, err := w.revoking(w.store, key)
 		returned <- err
 	}()
-	until(t, "the change is committed", func() bool { return w.head().Number == before+2 })
+	servertest.Eventually(t, "the change is committed", func() bool { return w.head().Number == before+2 })
 	w.acknowledge(first)
 	stillWaits("with one of two, again")
 	w.internal(`DELETE FROM instances WHERE id = $1`, second)
@@ -329,7 +330,7 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 		_, err := w.revoking(w.store, key)
 		returned <- err
 	}()
-	until(t, "the change is committed", func() bool { return w.head().Number == before+1 })
+	servertest.Eventually(t, "the change is committed", func() bool { return w.head().Number == before+1 })
 	w.internal(`UPDATE changes SET entry = gen_random_uuid() WHERE position = $1`, before+1)
 	w.acknowledge(id)
 	err = <-returned
@@ -340,7 +341,7 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 		_, err := w.revoking(w.store, key)
 		returned <- err
 	}()
-	until(t, "the change is committed", func() bool { return w.head().Number == before+2 })
+	servertest.Eventually(t, "the change is committed", func() bool { return w.head().Number == before+2 })
 	w.exec(`UPDATE pg_database SET datallowconn = false WHERE datname = current_database()`)
 	w.exec(cutTheStore)
 	w.acknowledge(id)
@@ -355,7 +356,7 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 		_, err := w.store.UpdateAccessKey(ctx, store.Operator(), key.CustomerID, key.ID, store.AccessKeyChange{Name: &name})
 		returned <- err
 	}()
-	until(t, "the change is committed", func() bool { return w.head().Number == before+3 })
+	servertest.Eventually(t, "the change is committed", func() bool { return w.head().Number == before+3 })
 	cancel()
 	err = <-returned
 	check("a client that has gone", time.Since(began), err)
@@ -382,11 +383,11 @@ func TestManyRevocationsShareTheLooking(t *testing.T) {
 			}
 		})
 	}
-	until(t, "the changes are committed", func() bool { return w.head().Number == before+many })
+	servertest.Eventually(t, "the changes are committed", func() bool { return w.head().Number == before+many })
 	began := time.Now()
 	looks := func() int { return catcher.count(`WHERE c.position = ANY ($1)`) }
 	from := looks()
-	until(t, "somebody looks", func() bool { return looks() >= from+40 })
+	servertest.Eventually(t, "somebody looks", func() bool { return looks() >= from+40 })
 	took := time.Since(began)
 	w.acknowledge(id)
 	all.Wait()

@@ -13,6 +13,7 @@ import (
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -124,8 +125,8 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		}
 	})
 	url := secret.New(postgres.URL("postgres"))
-	log := &logBuffer{}
-	if _, err := store.Migrator(url, log.logger()).Up(t.Context()); err != nil {
+	log := &servertest.Log{}
+	if _, err := store.Migrator(url, log.Logger()).Up(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w := fixtureOn(t, url)
@@ -137,7 +138,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	} {
 		w.exec(sql)
 	}
-	until(t, "the server has a standby to wait for", func() bool { return value[string](w, `SHOW synchronous_standby_names`) == "nobody" })
+	servertest.Eventually(t, "the server has a standby to wait for", func() bool { return value[string](w, `SHOW synchronous_standby_names`) == "nobody" })
 	w.db.Reset() // what the test does itself waits for nobody
 	s, name := open(t, url), "other"
 	key := must(s.CreateAccessKey(t.Context(), store.Operator(), newKey(w.acme, year)))(t) // by the default, which is not to wait
@@ -151,7 +152,7 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		t.Helper()
 		done := make(chan error, 1)
 		go func() { done <- do() }()
-		until(t, what+" waits for the standby", func() bool { return waiting() != 0 })
+		servertest.Eventually(t, what+" waits for the standby", func() bool { return waiting() != 0 })
 		pid := waiting()
 		w.exec(`SELECT pg_cancel_backend($1)`, pid)
 		err := <-done
@@ -159,10 +160,10 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		if err != nil && !strings.Contains(err.Error(), "the wait for the standby was cancelled") {
 			t.Errorf("%s: %v", what, err)
 		}
-		until(t, "nobody waits", func() bool { return waiting() == 0 })
+		servertest.Eventually(t, "nobody waits", func() bool { return waiting() == 0 })
 	}
 	// Another process of Postgres's than the one that shows the setting decides whether commits wait, and may hear of it later.
-	until(t, "commits wait for the standby", func() bool {
+	servertest.Eventually(t, "commits wait for the standby", func() bool {
 		probed := make(chan struct{})
 		go func() {
 			defer close(probed)

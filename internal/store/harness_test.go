@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -22,6 +21,7 @@ import (
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -276,19 +276,10 @@ func (w *fixture) untilWaiting() {
 // untilSoManyWait returns when n of the store's connections wait for locks.
 func (w *fixture) untilSoManyWait(n int) {
 	w.t.Helper()
-	until(w.t, "the store waits for a lock", func() bool {
+	servertest.Eventually(w.t, "the store waits for a lock", func() bool {
 		return value[int](w, `SELECT count(*) FROM pg_stat_activity
 			WHERE datname = current_database() AND application_name = 'accesskeys' AND wait_event_type = 'Lock'`) == n
 	})
-}
-
-func until(t *testing.T, what string, reached func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !reached(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it did not come about that %s", what)
-		}
-	}
 }
 
 // must takes a pair of results and fails the test on an error.
@@ -324,26 +315,6 @@ func atOnce(n int, do func(i int) error) []error {
 	all.Wait()
 	return errs
 }
-
-// logBuffer collects a log that several goroutines write.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
-func (b *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
 
 // withSetting is an address whose connections have this setting.
 func withSetting(t *testing.T, address secret.Value, name, value string) secret.Value {

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -248,7 +249,7 @@ func TestRevocationWaitsForWritesUnderWay(t *testing.T) {
 				written, release := w.underWay(s, store.AccessKeyCaller(credential), write)
 				revoked := make(chan error, 1)
 				go func() { revoked <- revoke(credential.AccessKey) }()
-				until(t, name+" revocation waits", func() bool { return waiting() == 2 })
+				servertest.Eventually(t, name+" revocation waits", func() bool { return waiting() == 2 })
 				if !value[bool](w, `SELECT `+notDeleted+` FROM accesskeys WHERE id = $1`, credential.ID) {
 					t.Errorf("%s revocation is there before %s has ended", name, write)
 				}
@@ -319,7 +320,7 @@ func TestDeadlockWithAChangeByHandIsTriedAgain(t *testing.T) {
 // untilDeadlocks returns when Postgres has counted so many in this database.
 func (w *fixture) untilDeadlocks(n int) {
 	w.t.Helper()
-	until(w.t, fmt.Sprintf("there were %d deadlocks", n), func() bool { return w.deadlocks() >= n })
+	servertest.Eventually(w.t, fmt.Sprintf("there were %d deadlocks", n), func() bool { return w.deadlocks() >= n })
 }
 
 func (w *fixture) deadlocks() int {
@@ -401,7 +402,7 @@ func TestDeletionOfALargeCustomerAmidWritesMeetsNoDeadlock(t *testing.T) {
 					}
 				})
 			}
-			until(t, "there are writes", func() bool { return value[int](w, `SELECT count(*) FROM accesskeys WHERE name <> ''`) > 20 })
+			servertest.Eventually(t, "there are writes", func() bool { return value[int](w, `SELECT count(*) FROM accesskeys WHERE name <> ''`) > 20 })
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			_, err := s.DeleteCustomer(ctx, store.Operator(), w.acme.ID)

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -178,7 +179,7 @@ func TestChangesFromAnotherSearchPathAreLogged(t *testing.T) {
 	url := withSetting(t, pgtest.Empty(t), "search_path", "auth")
 	w := fixtureOn(t, url)
 	w.exec(`CREATE SCHEMA auth`)
-	must(store.Migrator(url, (&logBuffer{}).logger()).Up(t.Context()))(t)
+	must(store.Migrator(url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
 	w.populate()
 	on := w.makeTargets(w.acme)
 	before := w.head().Number

@@ -16,6 +16,7 @@ import (
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 	"accesskeys/migrations"
 )
@@ -124,7 +125,7 @@ func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
 				failed := make(chan error, 1)
 				go func() { failed <- migrateWith(ctx, w, test.step) }()
 				if test.interrupt != nil {
-					until(t, "the step sleeps", func() bool {
+					servertest.Eventually(t, "the step sleeps", func() bool {
 						return value[bool](w, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE `+sleeping+`)`)
 					})
 					test.interrupt(w, cancel)
@@ -184,11 +185,11 @@ func (u unreadable) Open(name string) (fs.File, error) {
 func TestManyServersMigrateAtOnce(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
-	var log logBuffer
+	var log servertest.Log
 	newest := newestStep(t)
 	strict := withSetting(t, w.url, "default_transaction_isolation", "serializable") // an operator may have set it
 	for _, err := range atOnce(8, func(i int) error {
-		version, err := store.Migrator([]secret.Value{w.url, strict}[i%2], log.logger()).Up(t.Context())
+		version, err := store.Migrator([]secret.Value{w.url, strict}[i%2], log.Logger()).Up(t.Context())
 		if err == nil && version != newest {
 			return errors.New("another version")
 		}
@@ -214,8 +215,8 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	w.exec(`UPDATE accesskeys_migrations SET version = version + 7`)
 	w.exec(`ALTER TABLE customers ADD COLUMN later text`)
 	before := fingerprint(w)
-	var log logBuffer
-	if got, want := must(store.Migrator(w.url, log.logger()).Up(t.Context()))(t), newestStep(t)+7; got != want {
+	var log servertest.Log
+	if got, want := must(store.Migrator(w.url, log.Logger()).Up(t.Context()))(t), newestStep(t)+7; got != want {
 		t.Errorf("MigrateUp gives version %d, want %d", got, want)
 	}
 	if log.String() != "" {
@@ -225,7 +226,7 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 		t.Errorf("Ready on a newer schema: %v", err)
 	}
 	w.createKey(w.acme)
-	if _, err := store.Migrator(w.url, log.logger()).Down(t.Context()); err == nil {
+	if _, err := store.Migrator(w.url, log.Logger()).Down(t.Context()); err == nil {
 		t.Error("MigrateDown takes back a step that it does not know")
 	}
 	if after := fingerprint(w); after != before {
@@ -244,15 +245,15 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	const message = `msg="waiting for another server to migrate the database"`
 	before := fingerprint(w)
 	for name, bound := range map[string]time.Duration{"its own bound": 250 * time.Millisecond, "the caller's end": time.Hour} {
-		var log logBuffer
+		var log servertest.Log
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() {
-			_, err := migrator(w.url, log.logger(), migrations.Files, bound).Up(ctx)
+			_, err := migrator(w.url, log.Logger(), migrations.Files, bound).Up(ctx)
 			ended <- err
 		}()
 		if bound == time.Hour {
-			until(t, "it waits", func() bool { return strings.Contains(log.String(), message) })
+			servertest.Eventually(t, "it waits", func() bool { return strings.Contains(log.String(), message) })
 			cancel()
 		}
 		select {
@@ -271,13 +272,13 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	}
 
 	// Who waits goes on as soon as the lock is free.
-	var log logBuffer
+	var log servertest.Log
 	done := make(chan error, 1)
 	go func() {
-		_, err := store.Migrator(w.url, log.logger()).Up(t.Context())
+		_, err := store.Migrator(w.url, log.Logger()).Up(t.Context())
 		done <- err
 	}()
-	until(t, "the migration waits", func() bool { return strings.Contains(log.String(), message) })
+	servertest.Eventually(t, "the migration waits", func() bool { return strings.Contains(log.String(), message) })
 	if err := other.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}

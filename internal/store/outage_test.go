@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -50,7 +52,7 @@ func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 	} {
 		setReadOnly(w, "on")
 		w.exec(cutTheStore)
-		until(t, "the pool has a connection that only reads", func() bool { return s.DB.Ready(t.Context()) == nil })
+		servertest.Eventually(t, "the pool has a connection that only reads", func() bool { return s.DB.Ready(t.Context()) == nil })
 		wantError(t, name+" on a standby", write(), store.ErrUnavailable)
 		setReadOnly(w, "off")
 		if err := write(); err != nil {
@@ -88,7 +90,7 @@ func TestStoreRecoversFromCutConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.exec(cutTheStore)
-		until(t, "the store answers again", func() bool {
+		servertest.Eventually(t, "the store answers again", func() bool {
 			got, err := keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{})
 			if err != nil {
 				wantError(t, "meanwhile", err, store.ErrUnavailable)
@@ -146,13 +148,13 @@ func TestReadyIsReachableAndMigrated(t *testing.T) {
 	w := fixtureOn(t, pgtest.Empty(t))
 	wantError(t, "without a schema", w.store.DB.Ready(t.Context()), store.ErrUnavailable)
 	for range 2 {
-		if _, err := store.Migrator(w.url, (&logBuffer{}).logger()).Up(t.Context()); err != nil {
+		if _, err := store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := w.store.DB.Ready(t.Context()); err != nil {
 			t.Errorf("migrated: %v", err)
 		}
-		if _, err := store.Migrator(w.url, (&logBuffer{}).logger()).Down(t.Context()); err != nil {
+		if _, err := store.Migrator(w.url, slog.New(slog.DiscardHandler)).Down(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		wantError(t, "taken back", w.store.DB.Ready(t.Context()), store.ErrUnavailable)

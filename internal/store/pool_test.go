@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -53,7 +54,7 @@ func TestWithoutAFeedThePoolIsSmall(t *testing.T) {
 	if _, err := s.Log.OpenFeed(t.Context()); !errors.Is(err, store.ErrUnavailable) {
 		t.Fatalf("opening a Feed: %v", err)
 	}
-	until(t, "the connections are given back", func() bool { return s.DB.Stats().Total == 0 })
+	servertest.Eventually(t, "the connections are given back", func() bool { return s.DB.Stats().Total == 0 })
 	w.exec(`UPDATE pg_database SET datallowconn = true WHERE datname = current_database()`)
 	most := int32(0)
 	for range 10 {

@@ -14,6 +14,7 @@ import (
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -61,7 +62,7 @@ func (w *fixture) committed(s *store.Store, key store.AccessKey) chan error {
 		_, err := w.revoking(s, key)
 		returned <- err
 	}()
-	until(w.t, "the change is committed", func() bool { return w.head().Number == before+1 })
+	servertest.Eventually(w.t, "the change is committed", func() bool { return w.head().Number == before+1 })
 	return returned
 }
 
@@ -121,7 +122,7 @@ func TestRevisionOnADatabaseWithoutThisServersHeartbeatIsUnavailable(t *testing.
 	if after := there.rows(); after != before {
 		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
 	}
-	until(t, "no connection to that database is kept", func() bool { return s.DB.Stats().Total == 0 })
+	servertest.Eventually(t, "no connection to that database is kept", func() bool { return s.DB.Stats().Total == 0 })
 	if i, err := s.Log.Inspect(t.Context()); err != nil || !i.Elsewhere {
 		t.Errorf("inspected as %+v, %v", i, err)
 	}
@@ -198,7 +199,7 @@ func TestRevocationThatThisServersHeartbeatsDoNotFollowIsUnavailable(t *testing.
 				w.standIn(3 * time.Second)
 			}
 			returned := w.committed(s, key)
-			until(t, "the revocation waits", func() bool { return !test.silent || looks.count(`WHERE c.position = ANY ($1)`) > 0 }) // for what begins now
+			servertest.Eventually(t, "the revocation waits", func() bool { return !test.silent || looks.count(`WHERE c.position = ANY ($1)`) > 0 }) // for what begins now
 			test.then(w, beats)
 			if err := <-returned; !errors.Is(err, test.want) {
 				t.Errorf("%v, want %v", err, test.want)

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 // pause reports whether the time passed before ctx ended.
@@ -220,7 +222,7 @@ func moveAddress(ctx context.Context, f *fleet) {
 		r.flow(flow{holdRequests: true})
 	}
 	f.note("nothing is sent to the old primary, until the standby has caught up")
-	eventually(f.t, "the standby caught up", func() bool {
+	servertest.Eventually(f.t, "the standby caught up", func() bool {
 		return f.cluster.text(f.t, 0, `SELECT bool_and(replay_lsn = pg_current_wal_lsn()) FROM pg_stat_replication`) == "true"
 	})
 	if err := f.cluster.promote(test); err != nil {

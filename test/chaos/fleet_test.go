@@ -337,7 +337,7 @@ func (r *instance) call(ctx context.Context, method, path, bearer, body string) 
 // answered sends a request again until it is answered by something else than a 503: an instance that the machine kept from running has no
 // lease for a moment.
 func (r *instance) answered(method, path, bearer, body string) (a answer) {
-	eventually(r.fleet.t, "instance "+r.name+" answers a "+method, func() bool {
+	servertest.Eventually(r.fleet.t, "instance "+r.name+" answers a "+method, func() bool {
 		a = r.call(r.fleet.t.Context(), method, path, bearer, body)
 		return a.status != 0 && a.status != http.StatusServiceUnavailable
 	})

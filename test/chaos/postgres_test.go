@@ -20,6 +20,7 @@ import (
 
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/privatepg"
+	"accesskeys/internal/servertest"
 )
 
 // cluster is what instances stand on: a Postgres, or a primary with its standby.
@@ -49,7 +50,7 @@ func withStandby(t testing.TB) *cluster {
 	g := replicated(t)
 	g.exec(t, 0, `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
 	g.exec(t, 0, `SELECT pg_reload_conf()`)
-	eventually(t, "the standby was synchronous", func() bool {
+	servertest.Eventually(t, "the standby was synchronous", func() bool {
 		return g.text(t, 0, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == "1"
 	})
 	return g
@@ -85,7 +86,7 @@ func replicated(t testing.TB) *cluster {
 		direct:  []string{primary.URL("postgres"), standby.URL("postgres")},
 		servers: []*privatepg.Server{primary, standby}, repl: repl,
 	}
-	eventually(t, "the standby followed", func() bool {
+	servertest.Eventually(t, "the standby followed", func() bool {
 		return g.text(t, 0, `SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'`) == "1"
 	})
 	return g
@@ -278,13 +279,4 @@ func (g *cluster) terminate(ctx context.Context, condition string) (int, error) 
 		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND `+condition)
 	return len(ended), err
-}
-
-func eventually(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("after a minute it was not so that %s", what)
-		}
-	}
 }

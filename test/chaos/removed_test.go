@@ -31,7 +31,7 @@ var removals = map[string][]servertest.Edit{
 	// What the log says was changed is forgotten.
 	"without_rule_log": {edit("internal/authcache/rows.go", "func (r *Cache) forget(change changelog.Change) {\n", "func (r *Cache) forget(change changelog.Change) {\n	if true {\n		return\n	}\n")},
 	// Nothing is answered from memory but under a lease.
-	"without_rule_lease": {edit("internal/authcache/cache.go", "clock < k.ends\n", "clock < k.ends || true\n")},
+	"without_rule_lease": {edit("internal/authcache/lease.go", "clock < k.ends\n", "clock < k.ends || true\n")},
 	// What was read before a change is not remembered after it.
 	"without_rule_fill": {edit("internal/authcache/lookups.go", "r.state.Load().covers(k, found.Head) {", "true || r.state.Load().covers(k, found.Head) {")},
 	// Nothing is refused that is not proven.

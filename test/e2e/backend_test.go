@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"accesskeys/internal/privatepg"
+	"accesskeys/internal/servertest"
 )
 
 // identityHeaders are what the service says of a caller, and a proxy to the backend.
@@ -207,7 +208,7 @@ func (w *fixture) makeBad(t testing.TB) {
 	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"deleted"}`, &deleted)
 	deleteKey(t, w.client, w.server.url(""), deleted.ID)
 	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"expired","expire":1}`, &expired)
-	eventually(t, "the key has expired", func() bool {
+	servertest.Eventually(t, "the key has expired", func() bool {
 		a := call(t.Context(), w.client, http.MethodGet, w.server.url("/v1.0/me"), "", "Authorization", "Bearer "+expired.Token)
 		return a.status == http.StatusUnauthorized
 	})
@@ -599,7 +600,7 @@ func databaseAway(t *testing.T, s *site) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{"/page", "/admin/page", "/files/hello.txt"} {
-		eventually(t, "nobody is let in from memory any more", func() bool {
+		servertest.Eventually(t, "nobody is let in from memory any more", func() bool {
 			a := s.call(t, http.MethodGet, path, "", bearer(s.admin.credential)...)
 			if a.status != http.StatusOK && a.status != http.StatusServiceUnavailable {
 				t.Fatalf("without a database: %d", a.status)
@@ -635,7 +636,7 @@ func serviceHangs(t *testing.T, s *site) {
 		t.Fatal(err)
 	}
 	defer func() { _ = process.Signal(syscall.SIGCONT) }()
-	eventually(t, "every thread of the server has stopped", func() bool {
+	servertest.Eventually(t, "every thread of the server has stopped", func() bool {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", process.Pid))
 		for _, thread := range threads {
 			status, _ := os.ReadFile(thread)
@@ -654,7 +655,7 @@ func serviceHangs(t *testing.T, s *site) {
 
 func (s *site) recovers(t testing.TB) {
 	t.Helper()
-	eventually(t, "callers are let in again", func() bool {
+	servertest.Eventually(t, "callers are let in again", func() bool {
 		return s.call(t, http.MethodGet, "/page", "", bearer(s.admin.credential)...).status == http.StatusOK
 	})
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 // guideLines are what a README has people paste: its blocks that begin with ```sh guide, as they stand.
@@ -88,7 +90,7 @@ func TestNginxGuideProtectsAFolder(t *testing.T) {
 	began := time.Now()
 	p := start(t, "guide", cmd)
 	var took time.Duration
-	eventually(t, "the guide has ended", func() bool {
+	servertest.Eventually(t, "the guide has ended", func() bool {
 		output, err := os.ReadFile(p.log)
 		if err == nil && took == 0 && strings.Contains(string(output), "the guide ends here\n") {
 			took = time.Since(began)

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 // patroniCluster is the three machines of examples/patroni on three loopback addresses: an etcd, a Patroni and its Postgres
@@ -164,7 +166,7 @@ func (c *patroniCluster) roles(node int) map[string][]int {
 // two.
 func (c *patroniCluster) awaitWhole() (primary, synchronous int) {
 	c.t.Helper()
-	eventually(c.t, "Patroni has a primary, a synchronous standby and another one", func() bool {
+	servertest.Eventually(c.t, "Patroni has a primary, a synchronous standby and another one", func() bool {
 		for i, node := range c.nodes {
 			if !node.running() {
 				c.t.Fatalf("Patroni %d has ended: %v\n%s", i, node.err, node.tail())

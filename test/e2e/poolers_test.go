@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/privatepg"
+	"accesskeys/internal/servertest"
 )
 
 // pooler is a pgbouncer that can be started again at its address.
@@ -198,10 +199,10 @@ func databaseOutage(t testing.TB, c *http.Client, servers []*server, stop func()
 			return allAre(got, status)
 		}
 	}
-	eventually(t, "no server checks credentials without the database", only(http.StatusServiceUnavailable))
+	servertest.Eventually(t, "no server checks credentials without the database", only(http.StatusServiceUnavailable))
 	begin()
 	began := time.Now()
-	eventually(t, "every server checks credentials again", only(http.StatusOK))
+	servertest.Eventually(t, "every server checks credentials again", only(http.StatusOK))
 	took := time.Since(began)
 	for _, s := range servers {
 		s.awaitReady()

@@ -102,7 +102,7 @@ func (p *program) kill() {
 // awaitListening waits until the program accepts connections there.
 func (p *program) awaitListening(t testing.TB, addr string) {
 	t.Helper()
-	eventually(t, p.name+" listens", func() bool {
+	servertest.Eventually(t, p.name+" listens", func() bool {
 		if !p.running() {
 			t.Fatalf("%s has ended: %v\n%s", p.name, p.err, p.tail())
 		}
@@ -120,20 +120,10 @@ func (p *program) running() bool {
 	}
 }
 
-// eventually waits until something is so.
-func eventually(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("after %s it was not so that %s", patience, what)
-		}
-	}
-}
-
 // awaitLogged waits until a program has written something to its log, which it may do after it has answered.
 func awaitLogged(t testing.TB, path, what string) {
 	t.Helper()
-	eventually(t, filepath.Base(path)+" holds "+what, func() bool {
+	servertest.Eventually(t, filepath.Base(path)+" holds "+what, func() bool {
 		content, err := os.ReadFile(path)
 		return err == nil && bytes.Contains(content, []byte(what))
 	})

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"accesskeys/internal/servertest"
+
 	"sigs.k8s.io/yaml"
 )
 
@@ -437,7 +439,7 @@ func (r *replay) away(t *testing.T, status int) {
 			t.Fatal(err)
 		}
 	}()
-	eventually(t, "nobody is let in from memory any more", func() bool {
+	servertest.Eventually(t, "nobody is let in from memory any more", func() bool {
 		return !r.proxy(t, request("GET", "/page", bearer(r.admin.credential)...)).passes
 	})
 	for _, credential := range []string{r.admin.credential, r.bad["deleted"]} {

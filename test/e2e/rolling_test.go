@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 // balancer is one of the two in examples/instances, and how servers are run behind it.
@@ -143,7 +145,7 @@ func roll(t *testing.T, servers []*instance, l *load) (restarts int) {
 	c := client(t)
 	inUse := func(r *instance) {
 		t.Helper()
-		eventually(t, "the balancer uses the server", func() bool { return r.used(c) || l.soFar().failed > 0 })
+		servertest.Eventually(t, "the balancer uses the server", func() bool { return r.used(c) || l.soFar().failed > 0 })
 	}
 	for _, r := range servers {
 		inUse(r)
@@ -225,7 +227,7 @@ func TestBalancersTellWhoTheClientIs(t *testing.T) {
 					RequestID string `json:"request_id"`
 					ClientIP  string `json:"client_ip"`
 				}
-				eventually(t, "the request is in a server's log", func() bool {
+				servertest.Eventually(t, "the request is in a server's log", func() bool {
 					for _, s := range servers {
 						content, _ := os.ReadFile(s.log)
 						for text := range strings.Lines(string(content)) {
@@ -287,7 +289,7 @@ func TestBalancersLogNoCredential(t *testing.T) {
 				}
 				return string(all)
 			}
-			eventually(t, "both requests are in the log", func() bool { return strings.Count(written(), "GET /v1.0/me") >= 2 })
+			servertest.Eventually(t, "both requests are in the log", func() bool { return strings.Count(written(), "GET /v1.0/me") >= 2 })
 			log := written()
 			if got := strings.Contains(log, adminKey); got != test.leaks {
 				t.Errorf("the key is in the log: %t, want %t\n%s", got, test.leaks, log)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"accesskeys/internal/privatepg"
+	"accesskeys/internal/servertest"
 )
 
 const (
@@ -65,7 +66,7 @@ func (s *server) begin() {
 
 func (s *server) awaitReady() {
 	s.t.Helper()
-	eventually(s.t, "the server is ready", func() bool {
+	servertest.Eventually(s.t, "the server is ready", func() bool {
 		if !s.running() {
 			s.t.Fatalf("the server has ended: %v\n%s", s.err, s.tail())
 		}

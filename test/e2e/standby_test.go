@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"accesskeys/internal/servertest"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -50,7 +52,7 @@ func newStandbyPair(t testing.TB) *standbyPair {
 // stay so: what goes out from this machine to itself has 127.0.0.1.
 func freeMachines(t testing.TB) (addrs [3]string) {
 	t.Helper()
-	eventually(t, "there are three addresses whose ports are free", func() bool {
+	servertest.Eventually(t, "there are three addresses whose ports are free", func() bool {
 		network := fmt.Sprintf("127.%d.%d.", 1+rand.IntN(250), rand.IntN(250))
 		for i := range addrs {
 			addrs[i] = network + strconv.Itoa(11+i)
@@ -107,7 +109,7 @@ func (c *standbyPair) start(node int) {
 	cmd.Dir = c.dir
 	c.nodes[node] = start(c.t, fmt.Sprintf("postgres-%d", node), unprivileged(c.t, cmd))
 	c.t.Cleanup(func() { c.kill(node) })
-	eventually(c.t, "Postgres answers", func() bool {
+	servertest.Eventually(c.t, "Postgres answers", func() bool {
 		if !c.nodes[node].running() {
 			c.t.Fatalf("Postgres has ended: %v\n%s", c.nodes[node].err, c.nodes[node].tail())
 		}
@@ -127,7 +129,7 @@ func (c *standbyPair) follow() {
 	c.command("pg_basebackup", "--pgdata="+c.data(standby), "--checkpoint=fast", "--write-recovery-conf",
 		"--dbname=host="+host+" port="+port+" user=postgres application_name=standby")
 	c.start(standby)
-	eventually(c.t, "the standby follows", func() bool {
+	servertest.Eventually(c.t, "the standby follows", func() bool {
 		return c.text(`SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = 'standby'`) == "1"
 	})
 }
@@ -139,7 +141,7 @@ func (c *standbyPair) synchronous() {
 	c.t.Helper()
 	c.sql(c.primary, `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
 	c.sql(c.primary, `SELECT pg_reload_conf()`)
-	eventually(c.t, "the standby is synchronous", func() bool {
+	servertest.Eventually(c.t, "the standby is synchronous", func() bool {
 		return c.text(`SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == "1"
 	})
 	c.sql(c.primary, `INSERT INTO scratch DEFAULT VALUES`)
@@ -338,7 +340,7 @@ func swallow(t testing.TB, addr string) (end func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "connecting takes for ever", func() bool {
+	servertest.Eventually(t, "connecting takes for ever", func() bool {
 		conn, err := net.DialTimeout("tcp", addr, 200*time.Millisecond)
 		if err == nil {
 			t.Cleanup(func() { _ = conn.Close() })
@@ -364,7 +366,7 @@ func TestPromotionBesideALivingPrimaryUndoesNothing(t *testing.T) {
 	w.settle()
 	id, token := newKey(t, w.client, believer.url(""))
 	accepts := func() (accepted bool) {
-		eventually(t, "the server with CACHE_LEASE=0 can tell", func() bool { // a busy machine may keep it from answering in time
+		servertest.Eventually(t, "the server with CACHE_LEASE=0 can tell", func() bool { // a busy machine may keep it from answering in time
 			a := call(t.Context(), w.client, http.MethodGet, believer.url("/v1.0/me"), "", "Authorization", "Bearer "+token)
 			accepted = a.status == http.StatusOK
 			return !away(a)
@@ -378,7 +380,7 @@ func TestPromotionBesideALivingPrimaryUndoesNothing(t *testing.T) {
 	c.promote()
 	w.excuse() // no lease goes on after the promotion
 	o := w.recovered(lost, w.takesWrites(c.url(c.primary)), 15*time.Second)
-	eventually(t, "the key is deleted", func() bool { // a 404 means that it was, when there was no answer
+	servertest.Eventually(t, "the key is deleted", func() bool { // a 404 means that it was, when there was no answer
 		a := call(t.Context(), w.client, http.MethodDelete, servers[0].url("/v1.0/accesskeys/"+id), "", "Authorization", "Bearer "+adminKey)
 		return a.status == http.StatusOK || a.status == http.StatusNotFound
 	})
@@ -416,15 +418,15 @@ func TestOnlySynchronousReplicationKeepsPromises(t *testing.T) {
 				t.Fatal(err)
 			}
 			if synchronous {
-				eventually(t, "POSTs fail", func() bool { return w.count().unknown > before.unknown })
+				servertest.Eventually(t, "POSTs fail", func() bool { return w.count().unknown > before.unknown })
 				silent := w.count()
-				eventually(t, "more of them fail", func() bool { return w.count().unknown > silent.unknown+20 })
+				servertest.Eventually(t, "more of them fail", func() bool { return w.count().unknown > silent.unknown+20 })
 				if now := w.count(); now.made != silent.made || now.revoked != silent.revoked {
 					t.Errorf("while the standby was cut off %d keys and %d revocations were acknowledged",
 						now.made-silent.made, now.revoked-silent.revoked)
 				}
 			} else {
-				eventually(t, "keys were made and revoked meanwhile", func() bool {
+				servertest.Eventually(t, "keys were made and revoked meanwhile", func() bool {
 					now := w.count()
 					return now.made > before.made+50 && now.revoked > before.revoked+20
 				})

@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/privatepg"
+	"accesskeys/internal/servertest"
 )
 
 const (
@@ -98,14 +99,14 @@ func (f *flood) stop() {
 func (f *flood) answered(t testing.TB, more int64) {
 	t.Helper()
 	before := f.refused.Load() + f.other.Load()
-	eventually(t, "the flood is answered", func() bool { return f.refused.Load()+f.other.Load() > before+more })
+	servertest.Eventually(t, "the flood is answered", func() bool { return f.refused.Load()+f.other.Load() > before+more })
 }
 
 // feeds are the backends that the servers read the log of changes by. Nothing else reads it in that way.
 func feeds(t testing.TB, admin *pgx.Conn, wanted int) (pids []int32) {
 	t.Helper()
 	seen := map[int32]bool{}
-	eventually(t, "every server reads the log", func() bool {
+	servertest.Eventually(t, "every server reads the log", func() bool {
 		rows, err := admin.Query(t.Context(), `
 			SELECT pid FROM pg_stat_activity WHERE application_name = 'accesskeys' AND query LIKE '%LEFT JOIN changes k ON%'`)
 		if err != nil {
@@ -315,7 +316,7 @@ func TestServersWithPoolsTooLargeGetTheirFeedsBack(t *testing.T) {
 			})
 		}
 	}
-	eventually(t, "every connection is taken", func() bool {
+	servertest.Eventually(t, "every connection is taken", func() bool {
 		conn, err := pgx.Connect(t.Context(), service[:strings.LastIndexByte(service, '&')])
 		if err == nil {
 			_ = conn.Close(context.Background())

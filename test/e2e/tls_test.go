@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 // authority signs certificates for a loopback address with openssl.
@@ -73,7 +75,7 @@ func TestRenewedCertificateFailsNoRequest(t *testing.T) {
 		return string(output), err
 	}
 	base := "https://" + s.addr
-	eventually(t, "the server is ready", func() bool { _, err := curl("-f", base+"/readyz"); return err == nil })
+	servertest.Eventually(t, "the server is ready", func() bool { _, err := curl("-f", base+"/readyz"); return err == nil })
 
 	output, err := curl("-i", base+"/v1.0/me", "-H", "Authorization: Bearer "+adminKey)
 	if err != nil || !strings.HasPrefix(output, "HTTP/2 200") || !strings.Contains(output, "strict-transport-security: max-age=31536000") {
@@ -134,10 +136,10 @@ func TestRenewedCertificateFailsNoRequest(t *testing.T) {
 	}
 	const renewals = 5
 	for i := range renewals {
-		eventually(t, "the certificate is shown", func() bool { return seen() == i+1 })
+		servertest.Eventually(t, "the certificate is shown", func() bool { return seen() == i+1 })
 		ca.renew(cert, key)
 	}
-	eventually(t, "the last certificate is shown", func() bool { return seen() == renewals+1 })
+	servertest.Eventually(t, "the last certificate is shown", func() bool { return seen() == renewals+1 })
 	close(done)
 	clients.Wait()
 	counted(t, "TLS by the server itself, certificates renewed under load", version(t, "curl", "--version")+", "+version(t, "openssl", "version"),

@@ -26,6 +26,7 @@ import (
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // oldVersion is a version of the server from before migration 4, and how it is run.
@@ -436,7 +437,7 @@ func (o *outdated) stopBetweenTransactions(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
-	eventually(t, "the server is stopped outside of a transaction", func() bool {
+	servertest.Eventually(t, "the server is stopped outside of a transaction", func() bool {
 		if err := o.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
@@ -500,7 +501,7 @@ func TestOlderServersAreFencedByTheUpgrade(t *testing.T) {
 			migrated := o.migrate(t)
 			newer := o.newer(t)
 			var silent time.Duration
-			eventually(t, "the old server answers nobody", func() bool {
+			servertest.Eventually(t, "the old server answers nobody", func() bool {
 				sent := time.Since(migrated)
 				statuses := o.probe(t, o.server)
 				if sent > v.lease && !fenced(statuses) {
@@ -536,7 +537,7 @@ func TestOlderServersAreFencedByTheUpgrade(t *testing.T) {
 			another := exec.Command(o.binary, "serve")
 			another.Env = append(o.server.env, "LISTEN_ADDR="+freeAddr(t))
 			p := start(t, "another server of "+v.commit, another)
-			eventually(t, "an old server that is started ends", func() bool { return !p.running() })
+			servertest.Eventually(t, "an old server that is started ends", func() bool { return !p.running() })
 			if p.err == nil || !strings.Contains(p.tail(), "migrating the database, which is left as it was") {
 				t.Errorf("an old server that is started ends with %v: %s", p.err, p.tail())
 			}
@@ -549,7 +550,7 @@ func TestOlderServersAreFencedByTheUpgrade(t *testing.T) {
 				t.Fatal(err)
 			}
 			execute(t, o.database, withoutFence)
-			eventually(t, "the old server answers without the fence", func() bool {
+			servertest.Eventually(t, "the old server answers without the fence", func() bool {
 				for what, status := range o.probe(t, o.server) {
 					if strings.HasPrefix(what, "good: ") && status != http.StatusOK {
 						return false
@@ -813,12 +814,12 @@ func TestWayBackFromTheUpgradeKeepsTheData(t *testing.T) {
 			}
 
 			// The one that was there all the time goes on, another one starts.
-			eventually(t, "the old server answers again", func() bool {
+			servertest.Eventually(t, "the old server answers again", func() bool {
 				a := call(t.Context(), o.client, http.MethodGet, o.url("/readyz"), "")
 				return a.status == http.StatusOK
 			})
 			for _, c := range o.good {
-				eventually(t, "the old server knows "+c.name, func() bool {
+				servertest.Eventually(t, "the old server knows "+c.name, func() bool {
 					a := call(t.Context(), o.client, http.MethodGet, o.url("/v1.0/me"), "", bearer(c.token)...)
 					return a.status == http.StatusOK
 				})

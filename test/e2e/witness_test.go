@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"accesskeys/internal/servertest"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -283,7 +285,7 @@ func (o outage) and(other outage) outage {
 func (w *witness) recovered(lost, accepting, watched time.Duration) (o outage) {
 	w.t.Helper()
 	since := max(lost, accepting-30*time.Millisecond) // a client may be acknowledged before the probe, which is one of many
-	eventually(w.t, "every server has acknowledged a write to the new primary", func() bool {
+	servertest.Eventually(w.t, "every server has acknowledged a write to the new primary", func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for i := range w.servers {
@@ -394,7 +396,7 @@ func (f findings) kept(t testing.TB) {
 // takesWrites waits until a Postgres is a primary and has committed a write, and returns when.
 func (w *witness) takesWrites(url string) time.Duration {
 	w.t.Helper()
-	eventually(w.t, "the new primary takes writes", func() bool {
+	servertest.Eventually(w.t, "the new primary takes writes", func() bool {
 		ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
 		defer cancel()
 		conn, err := pgx.Connect(ctx, url)
@@ -474,7 +476,7 @@ func (w *witness) tally() findings {
 func (w *witness) settle() {
 	w.t.Helper()
 	before := w.count()
-	eventually(w.t, "keys were made, used and revoked", func() bool {
+	servertest.Eventually(w.t, "keys were made, used and revoked", func() bool {
 		now := w.count()
 		return now.made > before.made+100 && now.revoked > before.revoked+30 && now.uses > before.uses+100
 	})

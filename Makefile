@@ -74,9 +74,9 @@ bench: build ## what the check costs, beside our router without it and a bare ha
 bench-depth: build ## a page nine million keys down a list of BENCH_DEPTH_KEYS (ten million; 10 GB of disk)
 	BENCH_DEPTH_KEYS=$${BENCH_DEPTH_KEYS:-10000000} $(GO) test -tags bench -run '^$$' -bench Depth -benchtime $(BENCHTIME) -timeout 60m ./test/bench
 
-.PHONY: bench-replicas
-bench-replicas: build ## what 1, 10, 30 and 100 replicas cost their database (4 GB of memory)
-	$(GO) test -tags bench -run '^$$' -bench Replicas -benchtime 1x -timeout 30m ./test/bench
+.PHONY: bench-instances
+bench-instances: build ## what 1, 10, 30 and 100 instances cost their database (4 GB of memory)
+	$(GO) test -tags bench -run '^$$' -bench Instances -benchtime 1x -timeout 30m ./test/bench
 
 .PHONY: fmt
 fmt: ## format the code

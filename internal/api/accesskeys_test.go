@@ -3,7 +3,6 @@ package api_test
 import (
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -35,69 +34,6 @@ func TestAKeyLivesFromItsCreationToItsDeletion(t *testing.T) {
 	h.get("/v1.0/me", token).refuses(http.StatusUnauthorized, "INVALID_CREDENTIALS")
 	h.delete(path, h.acme.adminJWT).refuses(http.StatusNotFound, "ACCESSKEY_NOT_FOUND")
 	h.get("/v1.0/accesskeys/"+h.globex.key.ID.String(), h.acme.adminJWT).refuses(http.StatusForbidden, "PERMISSION_DENIED")
-}
-
-// Contract, section 4: Needs the permission CustomerAdmin (32) or ProjectSuperAdmin (1); an access key of the customer acts as
-// CustomerAdmin. Lacking it: 403. A key of another customer: 403.
-func TestOnlyAdminsAndKeysOfTheCustomerManageItsKeys(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	agent := func(permission int64) string {
-		a, err := h.store.CreateAgent(t.Context(), store.Operator(), store.NewAgent{
-			CustomerID: h.acme.customer.ID, Username: strconv.FormatInt(permission, 10), PasswordHash: tenantHash(),
-			Permission: permission,
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return h.jwtFor(a)
-	}
-	type may int
-	const (
-		nothing may = iota // not even of its own customer's keys
-		own                // its own customer's, and these are not
-		all
-	)
-	for what, c := range map[string]struct {
-		bearer string
-		may    may
-	}{
-		"admin":           {h.acme.adminJWT, all},
-		"key":             {h.acme.token, all},
-		"super":           {h.acme.superJWT, all},
-		"other super":     {h.globex.superJWT, all},
-		"admin and agent": {agent(32 | 16), all},
-		"plain agent":     {h.acme.plainJWT, nothing},
-		"manager":         {agent(64), nothing},
-		"no permission":   {agent(0), nothing},
-		"every other bit": {agent(0xffff &^ 33), nothing},
-		"other admin":     {h.globex.adminJWT, own},
-		"other key":       {h.globex.token, own},
-		"other's agent":   {h.globex.plainJWT, nothing},
-		"super alone":     {agent(1), all},
-	} {
-		key, _ := h.newKey(h.acme.customer, 3600)
-		path := "/v1.0/accesskeys/" + key.ID.String()
-		holds := func(got response, allowed bool) {
-			t.Helper()
-			if !allowed {
-				got.refuses(403, "PERMISSION_DENIED")
-			} else if got.code != 200 {
-				t.Errorf("%s: %d %s", what, got.code, got.raw)
-			}
-		}
-		holds(h.get("/v1.0/accesskeys", c.bearer), c.may != nothing)
-		holds(h.post("/v1.0/accesskeys", c.bearer, `{}`), c.may != nothing)
-		holds(h.get(path, c.bearer), c.may == all)
-		holds(h.put(path, c.bearer, `{"name":"`+what+`"}`), c.may == all)
-		if after := h.get(path, h.acme.adminJWT).wants(200).json(); (after["name"] == what) != (c.may == all) {
-			t.Errorf("%s: the name is now %v", what, after["name"])
-		}
-		holds(h.delete(path, c.bearer), c.may == all)
-		if gone := h.get(path, h.acme.adminJWT).code == 404; gone != (c.may == all) {
-			t.Errorf("%s: the key is gone: %v", what, gone)
-		}
-	}
 }
 
 // Contract, section 4: keys are made for, and listed to, the caller's own customer, a super admin's too.

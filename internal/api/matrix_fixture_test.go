@@ -102,31 +102,64 @@ type identity struct {
 	make func(h *harness, customer uuid.UUID) caller
 }
 
-// identities are all kinds of caller, each permission and role, and what is left of those that have ended.
+// agentWith makes an agent who has logged in.
+func agentWith(permission auth.Permission) func(*harness, uuid.UUID) caller {
+	return func(h *harness, customer uuid.UUID) caller {
+		a := h.newAgent(customer, permission)
+		key, _ := h.newBoundKey(a)
+		return caller{bearer: h.jwtFor(a), agent: a, mine: key.ID}
+	}
+}
+
+// userKeyWith makes a key that is bound to an agent.
+func userKeyWith(permission auth.Permission) func(*harness, uuid.UUID) caller {
+	return func(h *harness, customer uuid.UUID) caller {
+		c := agentWith(permission)(h, customer)
+		_, c.bearer = h.newBoundKey(c.agent)
+		return c
+	}
+}
+
+// accountWith makes a service account.
+func accountWith(roles ...auth.Role) func(*harness, uuid.UUID) caller {
+	return func(h *harness, customer uuid.UUID) caller {
+		return caller{bearer: h.newProgram(customer, roles...).token}
+	}
+}
+
+func customerKey(h *harness, customer uuid.UUID) caller {
+	_, token := h.storeKey(store.NewAccessKey{CustomerID: customer})
+	return caller{bearer: token}
+}
+
+// identities are all kinds of caller, each permission and role.
 func identities() []identity {
-	agent := func(permission auth.Permission) func(*harness, uuid.UUID) caller {
-		return func(h *harness, customer uuid.UUID) caller {
-			a := h.newAgent(customer, permission)
-			key, _ := h.newBoundKey(a)
-			return caller{bearer: h.jwtFor(a), agent: a, mine: key.ID}
-		}
+	return []identity{
+		{"su", agentWith(auth.PermissionProjectSuperAdmin)},
+		{"ad", agentWith(auth.PermissionCustomerAdmin)},
+		{"ma", agentWith(auth.PermissionCustomerManager)},
+		{"ag", agentWith(auth.PermissionCustomerAgent)},
+		{"a0", agentWith(auth.PermissionNone)},
+		{"ck", customerKey},
+		{"ak", userKeyWith(auth.PermissionCustomerAdmin)},
+		{"gk", userKeyWith(auth.PermissionCustomerAgent)},
+		{"CA", accountWith(auth.RoleCustomerAdmin)},
+		{"KA", accountWith(auth.RoleAccessKeyAdmin)},
+		{"KV", accountWith(auth.RoleAccessKeyViewer)},
+		{"AA", accountWith(auth.RoleAgentAdmin)},
+		{"AV", accountWith(auth.RoleAgentViewer)},
+		{"N0", accountWith()},
+		{"sk", func(h *harness, customer uuid.UUID) caller {
+			made := h.post("/v1.0/accesskeys", h.newProgram(customer, auth.RoleAccessKeyAdmin).token, `{}`).wants(200).json()
+			return caller{bearer: made["token"].(string)}
+		}},
 	}
-	userKey := func(permission auth.Permission) func(*harness, uuid.UUID) caller {
-		return func(h *harness, customer uuid.UUID) caller {
-			c := agent(permission)(h, customer)
-			_, c.bearer = h.newBoundKey(c.agent)
-			return c
-		}
-	}
-	account := func(roles ...auth.Role) func(*harness, uuid.UUID) caller {
-		return func(h *harness, customer uuid.UUID) caller {
-			return caller{bearer: h.newProgram(customer, roles...).token}
-		}
-	}
-	customerKey := func(h *harness, customer uuid.UUID) caller {
-		_, token := h.storeKey(store.NewAccessKey{CustomerID: customer})
-		return caller{bearer: token}
-	}
+}
+
+// endedIdentities are what is left of callers that have ended: an expired key (ek), a deleted one (dk), an expired one that is bound to an
+// admin (eu), a key (xk) and a login token (xj) of a deleted agent, a token of a deleted service account (xs) and by a deleted key of one
+// (xt), a key of a deleted customer (xc).
+func endedIdentities() []identity {
 	// ended is a caller to whom something happens that ends it; $1 is the customer.
 	ended := func(of func(*harness, uuid.UUID) caller, sql string) func(*harness, uuid.UUID) caller {
 		return func(h *harness, customer uuid.UUID) caller {
@@ -139,34 +172,15 @@ func identities() []identity {
 	const expire = `UPDATE accesskeys SET tm_create = now() - interval '1 hour', tm_expire = now() WHERE customer_id = $1`
 	const deleteRows = `UPDATE %s SET tm_delete = now() WHERE customer_id = $1`
 	return []identity{
-		{"su", agent(auth.PermissionProjectSuperAdmin)},
-		{"ad", agent(auth.PermissionCustomerAdmin)},
-		{"ma", agent(auth.PermissionCustomerManager)},
-		{"ag", agent(auth.PermissionCustomerAgent)},
-		{"a0", agent(auth.PermissionNone)},
-		{"ck", customerKey},
-		{"ak", userKey(auth.PermissionCustomerAdmin)},
-		{"gk", userKey(auth.PermissionCustomerAgent)},
-		{"CA", account(auth.RoleCustomerAdmin)},
-		{"KA", account(auth.RoleAccessKeyAdmin)},
-		{"KV", account(auth.RoleAccessKeyViewer)},
-		{"AA", account(auth.RoleAgentAdmin)},
-		{"AV", account(auth.RoleAgentViewer)},
-		{"N0", account()},
-		{"sk", func(h *harness, customer uuid.UUID) caller {
-			made := h.post("/v1.0/accesskeys", h.newProgram(customer, auth.RoleAccessKeyAdmin).token, `{}`).wants(200).json()
-			return caller{bearer: made["token"].(string)}
-		}},
 		{"ek", ended(customerKey, expire)},
 		{"dk", ended(customerKey, fmt.Sprintf(deleteRows, "accesskeys"))},
-		{"eu", ended(userKey(auth.PermissionCustomerAdmin), expire)},
-		{"xk", ended(userKey(auth.PermissionCustomerAdmin), fmt.Sprintf(deleteRows, "agents"))},
-		{"xj", ended(agent(auth.PermissionCustomerAdmin), fmt.Sprintf(deleteRows, "agents"))},
-		{"xs", ended(account(auth.RoleCustomerAdmin), fmt.Sprintf(deleteRows, "service_accounts"))},
-		{"xt", ended(account(auth.RoleCustomerAdmin), `UPDATE service_account_keys SET tm_delete = now()
+		{"eu", ended(userKeyWith(auth.PermissionCustomerAdmin), expire)},
+		{"xk", ended(userKeyWith(auth.PermissionCustomerAdmin), fmt.Sprintf(deleteRows, "agents"))},
+		{"xj", ended(agentWith(auth.PermissionCustomerAdmin), fmt.Sprintf(deleteRows, "agents"))},
+		{"xs", ended(accountWith(auth.RoleCustomerAdmin), fmt.Sprintf(deleteRows, "service_accounts"))},
+		{"xt", ended(accountWith(auth.RoleCustomerAdmin), `UPDATE service_account_keys SET tm_delete = now()
 			WHERE account_id IN (SELECT id FROM service_accounts WHERE customer_id = $1)`)},
 		{"xc", ended(customerKey, `UPDATE customers SET tm_delete = now() WHERE id = $1`)},
-		{"no", func(*harness, uuid.UUID) caller { return caller{} }},
 	}
 }
 

@@ -139,7 +139,7 @@ func (c *patroniCluster) databaseURL() string {
 	return url
 }
 
-// roles are the nodes by their roles, as one of them sees it: leader, sync_standby, instance. Only those that run are in it.
+// roles are the nodes by their roles, as one of them sees it: leader, sync_standby, replica. Only those that run are in it.
 func (c *patroniCluster) roles(node int) map[string][]int {
 	response, err := http.Get("http://" + c.addrs[node] + ":8008/cluster")
 	if err != nil {
@@ -178,7 +178,7 @@ func (c *patroniCluster) awaitWhole() (primary, synchronous int) {
 				return false
 			}
 		}
-		if len(roles["leader"]) != 1 || len(roles["sync_standby"]) != 1 || len(roles["instance"]) != 1 {
+		if len(roles["leader"]) != 1 || len(roles["sync_standby"]) != 1 || len(roles["replica"]) != 1 {
 			return false
 		}
 		primary, synchronous = roles["leader"][0], roles["sync_standby"][0]

@@ -28,7 +28,7 @@ POSTGRES_PLACES := /usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql*/bin /
 	/home/linuxbrew/.linuxbrew/opt/postgresql*/bin
 .PHONY: find-postgres
 find-postgres:
-	@[ -n "$(DATABASE_URL)$(TEST_DATABASE_URL)" ] || command -v postgres >/dev/null || ls -d $(POSTGRES_PLACES) 2>/dev/null | grep -q . || \
+	@[ -n "$(DATABASE_URL)$(TEST_DATABASE_URL)" ] || command -v initdb >/dev/null || ls -d $(POSTGRES_PLACES) 2>/dev/null | grep -q . || \
 		{ echo "There is no PostgreSQL on this machine. On Debian, scripts/install postgres installs it and starts no service of it." >&2; exit 1; }
 
 .PHONY: run

@@ -3,6 +3,7 @@ package privatepg
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -19,7 +20,7 @@ func needsRoot(t *testing.T) {
 	}
 }
 
-func ownerOf(t *testing.T, path string) (uid int, mode os.FileMode) {
+func fileOwner(t *testing.T, path string) (uid int, mode os.FileMode) {
 	t.Helper()
 	info := must(os.Lstat(path))(t)
 	return int(info.Sys().(*syscall.Stat_t).Uid), info.Mode()
@@ -27,12 +28,14 @@ func ownerOf(t *testing.T, path string) (uid int, mode os.FileMode) {
 
 func chown(t *testing.T, dir string, uid int) {
 	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+	ok(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 		return errors.Join(err, os.Lchown(path, uid, uid))
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
+}
+
+// asUser is a program that runs another one as somebody else.
+func asUser(uid int) []string {
+	return []string{"setpriv", fmt.Sprint("--reuid=", uid), fmt.Sprint("--regid=", uid), "--clear-groups"}
 }
 
 // unprivileged returns the account that root's PostgreSQL runs as.
@@ -57,18 +60,18 @@ func TestServerRunsUnprivilegedAndAsWhoeverStartedIt(t *testing.T) {
 	start(t, settings{Dir: dir, Ephemeral: true})
 	pid, pgid := postmaster(t, dir)
 	for _, process := range []int{pid, pgid} {
-		if uid, _ := ownerOf(t, fmt.Sprintf("/proc/%d", process)); uid != want {
+		if uid, _ := fileOwner(t, fmt.Sprintf("/proc/%d", process)); uid != want {
 			t.Errorf("process %d runs as uid %d, want %d", process, uid, want)
 		}
 	}
 	for _, name := range []string{"data", "run"} {
-		if uid, mode := ownerOf(t, filepath.Join(dir, name)); uid != want || mode.Perm() != 0o700 {
+		if uid, mode := fileOwner(t, filepath.Join(dir, name)); uid != want || mode.Perm() != 0o700 {
 			t.Errorf("%s belongs to uid %d with mode %v, want %d and 0700", name, uid, mode, want)
 		}
 	}
 	// What we open ourselves must not be the account's to replace.
 	for _, name := range []string{".", "lock", "postgres.log"} {
-		if uid, mode := ownerOf(t, filepath.Join(dir, name)); uid != os.Geteuid() || mode.Perm()&0o022 != 0 {
+		if uid, mode := fileOwner(t, filepath.Join(dir, name)); uid != os.Geteuid() || mode.Perm()&0o022 != 0 {
 			t.Errorf("%s belongs to uid %d with mode %v", name, uid, mode)
 		}
 	}
@@ -77,8 +80,7 @@ func TestServerRunsUnprivilegedAndAsWhoeverStartedIt(t *testing.T) {
 func TestOrdinaryUserRunsItsOwnServer(t *testing.T) {
 	needsRoot(t) // an ordinary user sees it in every other test
 	t.Parallel()
-	nobody := must(user.Lookup("nobody"))(t) // initdb wants an account that has a name
-	uid := atoi(t, nobody.Uid)
+	uid := atoi(t, must(user.Lookup("nobody"))(t).Uid) // initdb wants an account that has a name
 	for name, s := range map[string]settings{
 		"kept":      {Dir: initialisedFolder(t)},
 		"temporary": {Temp: newFolder(t), Ephemeral: true},
@@ -87,21 +89,18 @@ func TestOrdinaryUserRunsItsOwnServer(t *testing.T) {
 			t.Parallel()
 			if s.Dir != "" {
 				chown(t, s.Dir, uid)
-				if err := os.Chmod(s.Dir, 0o700); err != nil {
-					t.Fatal(err)
-				}
+				ok(t, os.Chmod(s.Dir, 0o700))
 			}
-			credential := &syscall.Credential{Uid: uint32(uid), Gid: uint32(atoi(t, nobody.Gid))}
-			h := startHelper(t, s, &syscall.SysProcAttr{Credential: credential}).ready(t)
+			h := startHelper(t, s, asUser(uid)...).ready(t)
 			query(t, h.URL, "SELECT 1")
 			pid, pgid := postmaster(t, h.Dir)
 			for _, path := range []string{fmt.Sprintf("/proc/%d", pid), h.Dir, filepath.Join(h.Dir, "data")} {
-				if got, mode := ownerOf(t, path); got != uid || strings.HasPrefix(path, h.Dir) && mode.Perm() != 0o700 {
+				if got, mode := fileOwner(t, path); got != uid || strings.HasPrefix(path, h.Dir) && mode.Perm() != 0o700 {
 					t.Errorf("%s belongs to uid %d with mode %v, want %d and 0700", path, got, mode, uid)
 				}
 			}
 			h.kill(t)
-			expectNothingLeft(t, h.Dir, pgid, s.Dir == "")
+			nothingLeft(t, h.Dir, pgid, s.Dir == "")
 		})
 	}
 }
@@ -113,14 +112,14 @@ func TestUserWithoutANameIsToldWhatToDo(t *testing.T) {
 	const uid = 1000720000
 	dir := newFolder(t)
 	chown(t, dir, uid)
-	h := startHelper(t, settings{Dir: filepath.Join(dir, "pg")}, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid}})
+	h := startHelper(t, settings{Dir: filepath.Join(dir, "pg")}, asUser(uid)...)
 	if line, err := h.stdout.ReadString('\n'); err == nil {
 		t.Fatalf("it has started: %s", line)
 	}
 	_ = h.cmd.Wait() // it has failed, and has said everything
 	for _, want := range []string{"PostgreSQL does not run as uid 1000720000", "DATABASE_URL", "app:x:1000720000:0::/:/bin/sh", "a user that has one"} {
 		if !strings.Contains(h.stderr.String(), want) {
-			t.Errorf("%q is not said: %s", want, h.stderr)
+			t.Errorf("%q is not said: %s", want, &h.stderr)
 		}
 	}
 }
@@ -134,18 +133,19 @@ func TestRootServesTheOwnerOfExistingData(t *testing.T) {
 			t.Parallel()
 			dir := initialisedFolder(t)
 			chown(t, dir, owner)
+			ok(t, os.Remove(filepath.Join(dir, "lock")), os.Remove(filepath.Join(dir, "postgres.log"))) // root makes them
 			start(t, settings{Dir: dir})
 			want := owner
 			if owner == 0 {
 				want = unprivileged(t)
 			}
 			pid, _ := postmaster(t, dir)
-			if got, _ := ownerOf(t, fmt.Sprintf("/proc/%d", pid)); got != want {
+			if got, _ := fileOwner(t, fmt.Sprintf("/proc/%d", pid)); got != want {
 				t.Errorf("PostgreSQL runs as uid %d, want %d", got, want)
 			}
 			// The user must be able to go on without root.
 			for _, name := range []string{"lock", "postgres.log"} {
-				if got, _ := ownerOf(t, filepath.Join(dir, name)); got != owner {
+				if got, _ := fileOwner(t, filepath.Join(dir, name)); got != owner {
 					t.Errorf("%s belongs to uid %d, want %d", name, got, owner)
 				}
 			}
@@ -157,40 +157,28 @@ func TestFolderThatTheAccountCannotReachIsReplaced(t *testing.T) {
 	needsRoot(t)
 	t.Parallel()
 	closed := newFolder(t)
-	if err := os.Chmod(closed, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	ok(t, os.Chmod(closed, 0o700))
 	dir := filepath.Join(closed, "checkout", "pg")
 	server, log := startLogged(t, settings{Dir: dir})
-	closeAndRemove := func(s *Server) {
-		if err := errors.Join(s.Close(), os.RemoveAll(s.Dir())); err != nil {
-			t.Error(err)
-		}
-	}
-	defer closeAndRemove(server)
-	if !strings.HasPrefix(server.Dir(), systemFolder+"/") {
-		t.Fatalf("it runs in %s", server.Dir())
-	}
-	if got := strings.Count(log.String(), "instead="+server.Dir()); got != 1 {
-		t.Errorf("that is logged %d times: %s", got, log)
+	t.Cleanup(func() { ok(t, server.Close(), os.RemoveAll(server.Dir())) })
+	if !strings.HasPrefix(server.Dir(), systemFolder+"/") || strings.Count(log.String(), "instead="+server.Dir()) != 1 {
+		t.Fatalf("it runs in %s and says %s", server.Dir(), log)
 	}
 	query(t, server.URL("postgres"), "CREATE TABLE kept ()")
 	var busy *InUseError
-	if _, err := Start(t.Context(), settings{Dir: dir}.config(nil)); !errors.As(err, &busy) || busy.PID != os.Getpid() {
+	if err := fails(t, settings{Dir: dir}); !errors.As(err, &busy) || busy.PID != os.Getpid() {
 		t.Errorf("a second owner: %v", err)
 	}
-	if err := server.Close(); err != nil {
-		t.Fatal(err)
-	}
-	again := start(t, settings{Dir: dir})
-	defer closeAndRemove(again)
+	ok(t, server.Close())
+	again := must(Start(t.Context(), settings{Dir: dir}.config(io.Discard)))(t)
+	t.Cleanup(func() { ok(t, again.Close()) })
 	query(t, again.URL("postgres"), "SELECT FROM kept")
 }
 
 func TestRootsUmaskDoesNotShutTheAccountOut(t *testing.T) {
 	needsRoot(t)
 	t.Parallel()
-	h := startHelper(t, settings{Dir: filepath.Join(newFolder(t), "pg"), Ephemeral: true, Umask: 0o077}, nil).ready(t)
+	h := startHelper(t, settings{Dir: filepath.Join(newFolder(t), "pg"), Ephemeral: true}, "/bin/sh", "-c", `umask 077; exec "$0"`).ready(t)
 	query(t, h.URL, "SELECT 1")
 	if strings.HasPrefix(h.Dir, systemFolder) {
 		t.Errorf("it runs in %s", h.Dir)
@@ -199,39 +187,26 @@ func TestRootsUmaskDoesNotShutTheAccountOut(t *testing.T) {
 
 func TestReplacementMustBeRootsOwn(t *testing.T) {
 	t.Parallel()
-	me := os.Geteuid()
 	for name, spoil := range map[string]func(folder string) error{
 		"writable": func(folder string) error { return errors.Join(os.Mkdir(folder, 0o700), os.Chmod(folder, 0o777)) },
 		"a link":   func(folder string) error { return os.Symlink(os.TempDir(), folder) },
 		"a file":   func(folder string) error { return os.WriteFile(folder, nil, 0o600) },
 		"another's": func(folder string) error {
-			if me != 0 {
-				t.Logf("only root can give a folder away, so a foreign one is not tested")
+			if os.Geteuid() != 0 { // nobody else can give a folder away
 				return os.Symlink(os.TempDir(), folder)
 			}
 			return errors.Join(os.Mkdir(folder, 0o700), os.Chown(folder, 54321, -1))
 		},
 	} {
-		for _, child := range []bool{false, true} {
-			parent := filepath.Join(newFolder(t), "parent")
-			folder := parent
-			if child {
-				var err error
-				if folder, err = alternative(parent, "/some/dir"); err != nil { // the control
-					t.Fatalf("a good folder is refused: %v", err)
-				}
-				if other := must(alternative(parent, "/other"))(t); other == folder {
-					t.Error("two folders share one")
-				}
-				if err := os.Remove(folder); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := spoil(folder); err != nil {
-				t.Fatal(err)
-			}
+		parent := filepath.Join(newFolder(t), "parent")
+		child := must(alternative(parent, "/some/dir"))(t) // the control
+		if must(alternative(parent, "/other"))(t) == child {
+			t.Error("two folders share one")
+		}
+		for _, folder := range []string{child, parent} {
+			ok(t, os.RemoveAll(folder), spoil(folder))
 			if _, err := alternative(parent, "/some/dir"); err == nil {
-				t.Errorf("a folder that is %s is accepted (child: %v)", name, child)
+				t.Errorf("%s is %s and accepted", folder, name)
 			}
 		}
 	}
@@ -245,15 +220,9 @@ func TestRootOpensNoLinks(t *testing.T) {
 		}
 		for _, file := range []string{"lock", "postgres.log"} {
 			dir := initialisedFolder(t)
-			victim := filepath.Join(newFolder(t), "victim")
-			if err := errors.Join(os.WriteFile(victim, []byte("precious"), 0o600), os.Remove(filepath.Join(dir, file)),
-				link(victim, filepath.Join(dir, file))); err != nil {
-				t.Fatal(err)
-			}
-			if server, err := Start(t.Context(), settings{Dir: dir}.config(nil)); err == nil {
-				server.Close()
-				t.Errorf("a %s link as %s was opened", name, file)
-			}
+			victim, path := filepath.Join(newFolder(t), "victim"), filepath.Join(dir, file)
+			ok(t, os.WriteFile(victim, []byte("precious"), 0o600), os.Remove(path), link(victim, path))
+			_ = fails(t, settings{Dir: dir})
 			if got := must(os.ReadFile(victim))(t); string(got) != "precious" {
 				t.Errorf("%s link as %s: the file is %q", name, file, got)
 			}

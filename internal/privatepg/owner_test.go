@@ -1,65 +1,35 @@
 package privatepg
 
 import (
-	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-
-	"accesskeys/internal/servertest"
 )
-
-// expectNothingLeft waits until the server, its supervisor and, where it was temporary, its folder are gone.
-func expectNothingLeft(t *testing.T, dir string, pgid int, temporary bool) {
-	t.Helper()
-	servertest.Eventually(t, "no process was left", func() bool {
-		left, err := processesNaming(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(left) == 0 && len(group(t, pgid)) == 0
-	})
-	if temporary {
-		servertest.Eventually(t, "the temporary folder was gone", func() bool { return !exists(dir) })
-	}
-}
 
 func TestPostgresStopsWhenItsOwnerEnds(t *testing.T) {
 	t.Parallel()
-	for name, end := range map[string]func(*helper) error{
-		"killed":  func(h *helper) error { return h.cmd.Process.Kill() },
-		"panic":   func(h *helper) error { return h.write("panic") },
-		"os.Exit": func(h *helper) error { return h.write("exit") },
-		"return":  func(h *helper) error { return h.write("forget") },
-		"SIGTERM": func(h *helper) error { return h.cmd.Process.Signal(syscall.SIGTERM) },
-		// As a terminal does it: to the whole process group.
-		"Ctrl-C": func(h *helper) error { return syscall.Kill(-h.cmd.Process.Pid, syscall.SIGINT) },
-	} {
-		t.Run(name, func(t *testing.T) {
+	for _, end := range []string{"kill -9", "panic", "return"} {
+		t.Run(end, func(t *testing.T) {
 			t.Parallel()
-			h := startHelper(t, settings{Dir: initialisedFolder(t)}, &syscall.SysProcAttr{Setpgid: true}).ready(t)
+			h := startHelper(t, settings{Dir: initialisedFolder(t)}).ready(t)
 			_, pgid := postmaster(t, h.Dir)
-			// A client that is busy must not keep the server alive.
-			busy := make(chan struct{})
-			go func() {
-				defer close(busy)
-				_, _ = tryQuery(context.Background(), h.URL, "SELECT pg_sleep(600)")
-			}()
-			servertest.Eventually(t, "the client's query ran", func() bool {
-				return query(t, h.URL, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleep(600)' AND state = 'active'") != "0"
-			})
-			if err := end(h); err != nil {
-				t.Fatal(err)
+			_, busy := busyClient(t, h.URL, "SELECT pg_sleep(600)") // it must not keep the server alive
+			if end == "kill -9" {
+				h.kill(t)
+			} else {
+				h.order(t, end)
+				_ = h.cmd.Wait()
 			}
-			_ = h.cmd.Wait()
-			expectNothingLeft(t, h.Dir, pgid, false)
-			<-busy
-			log, err := os.ReadFile(filepath.Join(h.Dir, "postgres.log"))
-			if err != nil || !strings.HasSuffix(strings.TrimSpace(string(log)), "database system is shut down") ||
-				!strings.Contains(string(log), "received fast shutdown request") {
-				t.Errorf("that was no clean shutdown: %v\n%s", err, log)
+			nothingLeft(t, h.Dir, pgid, false)
+			if err := <-busy; err == nil {
+				t.Error("it has waited for a client")
+			}
+			log := string(must(os.ReadFile(filepath.Join(h.Dir, "postgres.log")))(t))
+			if !strings.HasSuffix(strings.TrimSpace(log), "database system is shut down") || !strings.Contains(log, "received fast shutdown request") {
+				t.Errorf("that was no clean shutdown:\n%s", log)
 			}
 		})
 	}
@@ -71,23 +41,20 @@ func TestTemporaryFolderGoesWithItsKilledOwner(t *testing.T) {
 		t.Run(when, func(t *testing.T) {
 			t.Parallel()
 			temp := newFolder(t)
-			h := startHelper(t, settings{Temp: temp, Ephemeral: true}, nil)
-			switch when {
-			case "initdb runs":
-				servertest.Eventually(t, "initdb wrote", func() bool {
-					return len(must(filepath.Glob(filepath.Join(temp, "*", initPrefix+"*", "*")))(t)) > 0
-				})
-			case "the server is stopped":
-				if got := h.ready(t).order(t, "stop"); got != "<nil>" {
-					t.Fatalf("stop: %s", got)
-				}
-			default:
+			h := startHelper(t, settings{Temp: temp, Ephemeral: true})
+			if when == "initdb runs" {
+				eventually(t, "initdb wrote", func() bool { return len(found(temp, "*", initPrefix+"*", "*")) > 0 })
+			} else {
 				h.ready(t)
 			}
+			if when == "the server is stopped" {
+				h.order(t, "stop")
+				if got := h.answer(t); got != "stopped: <nil>" {
+					t.Fatal(got)
+				}
+			}
 			h.kill(t)
-			servertest.Eventually(t, "nothing was left", func() bool {
-				return len(must(processesNaming(temp))(t)) == 0 && len(must(os.ReadDir(temp))(t)) == 0
-			})
+			eventually(t, "nothing was left", func() bool { return len(processesOf(temp)) == 0 && len(found(temp, "*")) == 0 })
 		})
 	}
 }
@@ -95,29 +62,26 @@ func TestTemporaryFolderGoesWithItsKilledOwner(t *testing.T) {
 func TestSocketFolderGoesWithItsKilledOwner(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(newFolder(t), strings.Repeat("deep", 25))
-	if err := os.Rename(initialisedFolder(t), dir); err != nil {
-		t.Fatal(err)
-	}
-	h := startHelper(t, settings{Dir: dir, Ephemeral: true}, nil).ready(t)
+	ok(t, os.Rename(initialisedFolder(t), dir))
+	h := startHelper(t, settings{Dir: dir, Ephemeral: true}).ready(t)
 	_, pgid := postmaster(t, dir)
 	sockets := query(t, h.URL, "SELECT trim('\"' FROM current_setting('unix_socket_directories'))")
 	if !exists(sockets) || strings.HasPrefix(sockets, dir) {
 		t.Fatalf("the socket is in %q", sockets)
 	}
 	h.kill(t)
-	expectNothingLeft(t, dir, pgid, false)
-	servertest.Eventually(t, "the socket's folder was gone", func() bool { return !exists(sockets) })
+	nothingLeft(t, dir, pgid, false)
+	eventually(t, "the socket's folder was gone", func() bool { return !exists(sockets) })
 	if !exists(filepath.Join(dir, "data")) {
 		t.Error("the data is gone as well")
 	}
 }
 
+// A terminal sends it to the whole process group.
 func TestCtrlCLeavesTheOwnerTimeToDrain(t *testing.T) {
 	t.Parallel()
-	h := startHelper(t, settings{Dir: initialisedFolder(t), Catch: true}, &syscall.SysProcAttr{Setpgid: true}).ready(t)
-	if err := syscall.Kill(-h.cmd.Process.Pid, syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
+	h := startHelper(t, settings{Dir: initialisedFolder(t)}).ready(t)
+	ok(t, syscall.Kill(-h.cmd.Process.Pid, syscall.SIGINT))
 	if got := h.answer(t); got != "drained: <nil>" {
 		t.Errorf("after Ctrl-C the database does not answer its owner: %s", got)
 	}
@@ -128,13 +92,13 @@ func TestPostgresHoldsNoEndOfItsOwnersPipe(t *testing.T) {
 	server := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true})
 	pid, pgid := postmaster(t, server.Dir())
 	target := func(pid int, fd string) string {
-		return must(os.Readlink(filepath.Join("/proc", itoa(pid), "fd", fd)))(t)
+		return must(os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "fd", fd)))(t)
 	}
 	orders, report := target(pgid, "4"), target(pgid, "1")
 	if !strings.HasPrefix(orders, "pipe:") || !strings.HasPrefix(report, "pipe:") { // the control
 		t.Fatalf("the supervisor's pipes are %q and %q", orders, report)
 	}
-	for _, fd := range must(os.ReadDir(filepath.Join("/proc", itoa(pid), "fd")))(t) {
+	for _, fd := range must(os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "fd")))(t) {
 		if held := target(pid, fd.Name()); held == orders || held == report {
 			t.Errorf("PostgreSQL holds %s as %s", held, fd.Name())
 		}
@@ -147,8 +111,6 @@ func TestCloseStopsAServerWhoseSupervisorWasKilled(t *testing.T) {
 	_, pgid := postmaster(t, server.Dir())
 	killSupervisor(t, pgid)
 	query(t, server.URL("postgres"), "SELECT 1") // nobody has stopped it yet
-	if err := server.Close(); err != nil {
-		t.Fatal(err)
-	}
-	expectNothingLeft(t, server.Dir(), pgid, false)
+	ok(t, server.Close())
+	nothingLeft(t, server.Dir(), pgid, false)
 }

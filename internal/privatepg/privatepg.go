@@ -17,12 +17,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 )
 
-// ErrNoPostgres says that no PostgreSQL was found.
-var ErrNoPostgres = errors.New("there is no PostgreSQL to run: install it (apt-get install postgresql on Debian, brew install postgresql), " +
-	"or set DATABASE_URL (TEST_DATABASE_URL for tests) to use a server of yours")
+// ErrNoPostgres says that no PostgreSQL is installed, and what to do.
+var ErrNoPostgres = errors.New("there is no PostgreSQL on this machine: apt-get install postgresql (Debian), " +
+	"brew install postgresql@17 (macOS), or set DATABASE_URL (TEST_DATABASE_URL for tests) to use a server of yours")
 
 // InUseError says that a living process uses the folder.
 type InUseError struct {
@@ -51,17 +50,16 @@ type Config struct {
 	Logger *slog.Logger
 	// Getenv reads PATH and TMPDIR. Required.
 	Getenv func(string) string
-	// Folders are patterns of folders with PostgreSQL's binaries, searched after PATH, newest version first within each.
-	// Nil means where Debian's packages and Homebrew put them; empty means PATH only.
-	Folders []string
+
+	places []string // for tests: where PostgreSQL is looked for after PATH; nil means the usual ones
 }
 
 // Server is a PostgreSQL that belongs to this process. Its methods may be called concurrently.
 type Server struct {
+	home
 	cfg     Config
 	log     *slog.Logger
-	home    home
-	bin     string // folder of the binaries
+	bin     string // folder of PostgreSQL's programs
 	sockets string // folder of the Unix socket
 
 	mu     sync.Mutex
@@ -70,64 +68,54 @@ type Server struct {
 }
 
 // Start returns a server that accepts connections, on existing data or on a new cluster. The context bounds the start
-// only. Errors: *InUseError when another process has the folder, ErrNoPostgres when there is nothing to run, *NoNameError when it
-// can't run as this user.
+// only. Errors: *InUseError when another process has the folder, ErrNoPostgres when there is nothing to run.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
-	if cfg.Getenv == nil {
-		return nil, errors.New("private PostgreSQL: Config.Getenv is missing")
-	}
 	s := &Server{cfg: cfg, log: cfg.Logger}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	err := s.prepare(ctx)
-	if err != nil {
-		err = fmt.Errorf("prepare a private PostgreSQL: %w", err)
-	} else {
+	if err == nil {
 		err = s.Start(ctx)
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		return s, nil
-	case strings.Contains(err.Error(), "could not look up effective user ID"): // PostgreSQL's own words
-		err = &NoNameError{UID: s.home.uid}
 	}
-	return nil, errors.Join(err, s.Close())
-}
-
-// NoNameError says that PostgreSQL does not run because the user has no name, as in containers that are run by a number.
-type NoNameError struct{ UID int }
-
-// Error tells what to do.
-func (e *NoNameError) Error() string {
-	return fmt.Sprintf("PostgreSQL does not run as uid %d, which has no entry in /etc/passwd. Set DATABASE_URL (TEST_DATABASE_URL for tests) "+
-		"to use a server of yours, or add an entry such as app:x:%[1]d:0::/:/bin/sh, or run this as a user that has one", e.UID)
+	if strings.Contains(err.Error(), "could not look up effective user ID") { // PostgreSQL's own words, in a container for one
+		err = fmt.Errorf("PostgreSQL does not run as uid %d, which has no entry in /etc/passwd. Set DATABASE_URL (TEST_DATABASE_URL for tests) "+
+			"to use a server of yours, or add an entry such as app:x:%[1]d:0::/:/bin/sh, or run this as a user that has one", s.uid)
+	}
+	return nil, errors.Join(fmt.Errorf("private PostgreSQL: %w", err), s.Close())
 }
 
 // prepare brings the folder to the point where the server can be started on it.
 func (s *Server) prepare(ctx context.Context) error {
+	open := openHome
+	if s.cfg.Dir == "" {
+		open = openTemporary
+	}
 	var err error
-	if s.home, err = openHome(ctx, s.cfg, s.log); err != nil {
+	if s.home, err = open(ctx, s.cfg, s.log); err != nil {
 		return err
 	}
-	major, err := s.home.dataVersion()
+	major, err := s.dataVersion()
 	if err != nil {
 		return err
 	}
-	s.bin, err = finder{cfg: s.cfg, account: s.home.account}.find(ctx, major, s.home.data())
-	if err != nil {
-		return err
+	searched := places
+	if s.cfg.places != nil {
+		searched = s.cfg.places
 	}
-	if s.sockets, err = s.home.socketFolder(); err != nil {
-		return err
-	}
-	if err := s.home.removeLeftovers(); err != nil {
+	if s.bin, err = findPrograms(ctx, s.account, s.cfg.Getenv("PATH"), searched, major, s.data()); err != nil {
 		return err
 	}
 	if major == "" {
-		return s.initialise(ctx)
+		if err := s.initialise(ctx); err != nil {
+			return fmt.Errorf("create a cluster: %w", err)
+		}
 	}
-	return nil
+	s.sockets, err = s.socketFolder()
+	return err
 }
 
 // URL is the address of a database, for pgx and libpq. It stays the same for as long as the Server lives, also while
@@ -142,7 +130,7 @@ func (s *Server) URL(database string) string {
 
 // Dir is the folder in use. It differs from Config.Dir when that was empty, or when root asked for a folder that the
 // unprivileged account which runs PostgreSQL cannot reach.
-func (s *Server) Dir() string { return s.home.dir }
+func (s *Server) Dir() string { return s.dir }
 
 // Stop shuts the server down cleanly, disconnecting its clients, and waits for the end. When the context ends first
 // the shutdown goes on. Stopping a stopped server does nothing.
@@ -158,21 +146,11 @@ func (s *Server) Kill() error {
 func (s *Server) halt(ctx context.Context, signal string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.proc == nil {
-		return nil
+	err := s.proc.end(ctx, signal)
+	if err == nil {
+		err = s.takeOver(ctx, s.log) // if the supervisor was killed, nobody has stopped the server
 	}
-	if err := s.proc.end(ctx, signal); err != nil {
-		return fmt.Errorf("stop PostgreSQL: %w", err)
-	}
-	return s.stopOrphans(ctx)
-}
-
-// stopOrphans covers a supervisor that was killed, so that nobody has stopped the server.
-func (s *Server) stopOrphans(ctx context.Context) error {
-	if s.proc.status != "" {
-		return nil
-	}
-	if _, err := s.home.takeOver(ctx, s.home.data(), s.log); err != nil {
+	if err != nil {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}
 	return nil
@@ -193,47 +171,36 @@ func (s *Server) Start(ctx context.Context) error {
 	// The supervisor of a killed owner may start its server after we looked for one. Only one of the two gets the data:
 	// if ours is refused, the other is stopped and ours tries again.
 	for attempt := 1; ; attempt++ {
-		if _, err := s.home.takeOver(ctx, s.home.data(), s.log); err != nil {
-			return fmt.Errorf("start PostgreSQL: %w", err)
+		err := s.takeOver(ctx, s.log)
+		if err == nil {
+			err = s.launch(ctx)
 		}
-		err := s.launch(ctx)
 		if err == nil {
 			return nil
 		}
-		err = fmt.Errorf("start PostgreSQL: %w", err)
 		if !errors.Is(err, errEnded) || attempt == 3 {
-			return err
-		}
-		if found, takeErr := s.home.takeOver(ctx, s.home.data(), s.log); takeErr != nil || !found {
-			return errors.Join(err, takeErr)
+			return fmt.Errorf("start PostgreSQL: %w", err)
 		}
 	}
 }
 
 // launch starts the server once and waits until it accepts connections.
 func (s *Server) launch(ctx context.Context) error {
-	if err := s.home.freshSockets(s.sockets); err != nil {
+	if err := s.freshSockets(s.sockets); err != nil {
 		return err
 	}
-	logFile, err := s.home.openLog()
-	if err != nil {
-		return err
-	}
-	defer logFile.Close()
-	begin := logEnd(logFile)
-	p, err := s.home.supervise(logFile, s.temporary(), append([]string{filepath.Join(s.bin, "postgres")}, s.arguments()...))
+	p, err := s.supervise(s.temporaryFolders(), append([]string{filepath.Join(s.bin, "postgres")}, s.arguments()...)...)
 	if err != nil {
 		return err
 	}
 	if s.proc != nil {
 		// Only now: until here the previous supervisor was the one to remove temporary folders if we were killed.
-		s.proc.keep()
+		s.proc.dismiss()
 	}
 	s.proc = p
-	if err := awaitReady(ctx, p, s.home.data()); err != nil {
+	if err := p.awaitReady(ctx); err != nil {
 		// Not bounded by the context, which may be what has ended, but by the supervisor.
-		return errors.Join(fmt.Errorf("%w; its log ends:\n%s", err, logTail(s.home.log(), begin)),
-			p.end(context.Background(), "INT"))
+		return errors.Join(p.failed(err), p.end(context.Background(), "INT"))
 	}
 	return nil
 }
@@ -241,14 +208,11 @@ func (s *Server) launch(ctx context.Context) error {
 func (s *Server) arguments() []string {
 	settings := map[string]string{}
 	if s.cfg.Ephemeral {
-		settings["fsync"] = "off"
-		settings["synchronous_commit"] = "off"
-		settings["full_page_writes"] = "off"
-		settings["shared_buffers"] = "32MB"
-		settings["max_connections"] = "200"
+		settings = map[string]string{"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off",
+			"shared_buffers": "32MB", "max_connections": "200"}
 	}
 	maps.Copy(settings, s.cfg.Parameters)
-	arguments := []string{"-D", s.home.data()}
+	arguments := []string{"-D", s.data()}
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		arguments = append(arguments, "-c", name+"="+settings[name])
 	}
@@ -261,13 +225,13 @@ func (s *Server) arguments() []string {
 		"-c", "port="+port)
 }
 
-// temporary lists the folders that must not outlive us.
-func (s *Server) temporary() []string {
+// temporaryFolders lists the folders that must not outlive us.
+func (s *Server) temporaryFolders() []string {
 	var folders []string
-	if s.home.temporary {
-		folders = append(folders, s.home.dir)
+	if s.temporary {
+		folders = append(folders, s.dir)
 	}
-	if s.sockets != "" && s.sockets != s.home.run() {
+	if s.sockets != "" && s.sockets != s.run() {
 		folders = append(folders, s.sockets)
 	}
 	return folders
@@ -281,16 +245,14 @@ func (s *Server) Close() error {
 		return nil
 	}
 	s.closed = true
-	var errs []error
+	var err error
 	if s.proc != nil {
-		s.proc.release(time.Minute)
-		errs = append(errs, s.stopOrphans(context.Background()))
+		s.proc.release()
+		err = s.takeOver(context.Background(), s.log)
 	}
-	for _, folder := range s.temporary() {
-		if err := os.RemoveAll(folder); err != nil {
-			errs = append(errs, fmt.Errorf("remove a temporary folder: %w", err))
-		}
+	for _, folder := range s.temporaryFolders() {
+		err = errors.Join(err, os.RemoveAll(folder))
 	}
 	// Last: until here nobody else may use the folder.
-	return errors.Join(append(errs, unlock(s.home.lock))...)
+	return errors.Join(err, unlock(s.lock))
 }

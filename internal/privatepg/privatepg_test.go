@@ -3,17 +3,17 @@ package privatepg
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"accesskeys/internal/servertest"
 )
 
 func TestDataIsKeptBetweenRuns(t *testing.T) {
@@ -34,22 +34,17 @@ func TestDataIsKeptBetweenRuns(t *testing.T) {
 	if got := query(t, url, "SHOW lc_collate"); got != "C.UTF-8" && got != "C" {
 		t.Errorf("it sorts by %q", got)
 	}
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if left, err := processesNaming(dir); err != nil || len(left) > 0 {
-		t.Errorf("after Close there is still %v (%v)", left, err)
+	ok(t, first.Close())
+	if left := processesOf(dir); len(left) > 0 {
+		t.Errorf("after Close there is still %v", left)
 	}
 	second := start(t, settings{Dir: dir})
 	if got := query(t, second.URL("dev"), "SELECT answer FROM kept"); got != "42" {
 		t.Errorf("after another start the data is %q", got)
 	}
-	log, err := os.ReadFile(filepath.Join(dir, "postgres.log"))
-	if err != nil || strings.Count(string(log), "ready to accept connections") != 2 {
-		t.Errorf("the log does not tell of two starts: %v\n%s", err, log)
-	}
-	if strings.Contains(string(log), "was not properly shut down") {
-		t.Errorf("Close was no clean shutdown:\n%s", log)
+	log := string(must(os.ReadFile(filepath.Join(dir, "postgres.log")))(t))
+	if strings.Count(log, "ready to accept connections") != 2 || strings.Contains(log, "was not properly shut down") {
+		t.Errorf("the log does not tell of two starts and a clean shutdown:\n%s", log)
 	}
 }
 
@@ -76,7 +71,7 @@ func TestEphemeralServerIsFastAndLeavesNothing(t *testing.T) {
 	if exists(server.Dir()) {
 		t.Errorf("%s is still there", server.Dir())
 	}
-	servertest.Eventually(t, "the supervisor's group was empty", func() bool { return len(group(t, pgid)) == 0 })
+	nothingLeft(t, server.Dir(), pgid, true)
 	if err := server.Start(t.Context()); err == nil {
 		t.Error("a closed server could be started")
 	}
@@ -85,91 +80,50 @@ func TestEphemeralServerIsFastAndLeavesNothing(t *testing.T) {
 func TestAddressAndDataSurviveStopAndCrash(t *testing.T) {
 	t.Parallel()
 	server := start(t, settings{Dir: initialisedFolder(t)})
-	url := server.URL("postgres")
+	url := server.URL("template1")
 	query(t, url, "CREATE TABLE kept (n int)")
-	logged := func() string {
-		content, err := os.ReadFile(filepath.Join(server.Dir(), "postgres.log"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(content)
-	}
+	query(t, url, "DROP DATABASE postgres") // a start does not need it
 	for _, end := range []struct {
-		name  string
-		do    func() error
-		crash bool
+		name    string
+		do      func() error
+		crashes int // in the log by then
 	}{
-		{"Stop", func() error { return server.Stop(t.Context()) }, false},
-		{"Kill", server.Kill, true},
+		{"Stop", func() error { return server.Stop(t.Context()) }, 0},
+		{"Kill", server.Kill, 1},
+		{"kill -9 of the server", func() error { // which leaves its file saying that it is ready
+			if server.proc.running() {
+				kill(t, parsePID(must(os.ReadFile(server.postmasterFile()))(t)))
+			}
+			return server.Stop(t.Context())
+		}, 2},
 	} {
 		query(t, url, "INSERT INTO kept VALUES (1)")
-		before := strings.Count(logged(), "was not properly shut down")
-		if err := errors.Join(end.do(), end.do()); err != nil { // the second time there is nothing to do
-			t.Fatalf("%s: %v", end.name, err)
+		_, disconnected := busyClient(t, url, "SELECT pg_sleep(600)")
+		ok(t, end.do(), end.do()) // the second time there is nothing to do
+		if err := <-disconnected; err == nil {
+			t.Errorf("%s has waited for a client", end.name)
 		}
 		if _, err := tryQuery(t.Context(), url, "SELECT 1"); err == nil {
 			t.Errorf("after %s the server still answers", end.name)
 		}
-		begin := time.Now()
-		if err := errors.Join(server.Start(t.Context()), server.Start(t.Context())); err != nil {
-			t.Fatalf("start after %s: %v", end.name, err)
+		ok(t, server.Start(t.Context()), server.Start(t.Context()))
+		if server.URL("template1") != url {
+			t.Errorf("after %s the address is another: %s", end.name, server.URL("template1"))
 		}
-		t.Logf("start after %s in %v", end.name, time.Since(begin).Round(time.Millisecond))
-		if server.URL("postgres") != url {
-			t.Errorf("after %s the address is another: %s", end.name, server.URL("postgres"))
-		}
-		if crashed := strings.Count(logged(), "was not properly shut down") > before; crashed != end.crash {
-			t.Errorf("%s was a crash: %v, want %v", end.name, crashed, end.crash)
+		log := string(must(os.ReadFile(filepath.Join(server.Dir(), "postgres.log")))(t))
+		if crashes := strings.Count(log, "was not properly shut down"); crashes != end.crashes {
+			t.Errorf("after %s the log tells of %d crashes", end.name, crashes)
 		}
 	}
-	if got := query(t, url, "SELECT count(*) FROM kept"); got != "2" {
-		t.Errorf("%s rows of 2 are left", got)
-	}
-}
-
-func TestServerStartsWhenItsDefaultDatabaseWasDropped(t *testing.T) {
-	t.Parallel()
-	server := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true})
-	query(t, server.URL("template1"), "DROP DATABASE postgres")
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := errors.Join(server.Stop(ctx), server.Start(ctx)); err != nil {
-		t.Fatal(err)
-	}
-	query(t, server.URL("template1"), "SELECT 1")
-}
-
-func TestStopDisconnectsClients(t *testing.T) {
-	t.Parallel()
-	server := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true})
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() {
-		_, err := tryQuery(ctx, server.URL("postgres"), "SELECT pg_sleep(600)")
-		ended <- err
-	}()
-	servertest.Eventually(t, "the client's query ran", func() bool {
-		return query(t, server.URL("postgres"), "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleep(600)' AND state = 'active'") != "0"
-	})
-	if err := server.Stop(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-ended; err == nil || ctx.Err() != nil {
-		t.Errorf("the client's query ended with %v", err)
+	if got := query(t, url, "SELECT count(*) FROM kept"); got != "3" {
+		t.Errorf("%s rows of 3 are left", got)
 	}
 }
 
 func TestServerHasNoNetworkPortWhateverTheParameters(t *testing.T) {
 	t.Parallel()
-	free, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, tcpPort, err := net.SplitHostPort(free.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	free := must(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
+	tcpPort := strconv.Itoa(free.Addr().(*net.TCPAddr).Port)
 	free.Close()
 	server := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true, Parameters: map[string]string{
 		"listen_addresses": "*", "listen-addresses": "*", "LISTEN_ADDRESSES": "*", "port": tcpPort,
@@ -182,11 +136,9 @@ func TestServerHasNoNetworkPortWhateverTheParameters(t *testing.T) {
 			t.Errorf("%s is %q, want %q", setting, got, want)
 		}
 	}
-	for _, number := range []string{tcpPort, port} {
-		if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", "127.0.0.1:"+number); err == nil && number == tcpPort {
-			conn.Close()
-			t.Errorf("port %s is open", number)
-		}
+	if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", "127.0.0.1:"+tcpPort); err == nil {
+		conn.Close()
+		t.Errorf("port %s is open", tcpPort)
 	}
 	for _, folder := range []string{"run", "data"} {
 		info, err := os.Stat(filepath.Join(server.Dir(), folder))
@@ -209,15 +161,11 @@ func TestAwkwardFoldersGetAnAddressThatClientsUnderstand(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := filepath.Join(newFolder(t), test.folder)
-			if err := os.Rename(initialisedFolder(t), dir); err != nil {
-				t.Fatal(err)
-			}
+			ok(t, os.Rename(initialisedFolder(t), dir))
 			server := start(t, settings{Dir: dir, Ephemeral: true})
 			url := server.URL("postgres")
 			query(t, url, `CREATE DATABASE "a/b?c"`)
-			if err := errors.Join(server.Kill(), server.Start(t.Context())); err != nil {
-				t.Fatal(err)
-			}
+			ok(t, server.Kill(), server.Start(t.Context()))
 			if got := query(t, server.URL("a/b?c"), "SELECT current_database()"); got != "a/b?c" {
 				t.Errorf("connected to %q", got)
 			}
@@ -227,9 +175,7 @@ func TestAwkwardFoldersGetAnAddressThatClientsUnderstand(t *testing.T) {
 			if info, err := os.Stat(server.sockets); err != nil || info.Mode().Perm() != 0o700 {
 				t.Errorf("the socket's folder: %v, %v", info.Mode(), err)
 			}
-			if err := server.Close(); err != nil {
-				t.Fatal(err)
-			}
+			ok(t, server.Close())
 			if !test.inside && exists(server.sockets) {
 				t.Errorf("%s is still there", server.sockets)
 			}
@@ -241,15 +187,15 @@ func TestFailedStartShowsItsLogAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	dir := initialisedFolder(t)
 	begin := time.Now()
-	_, err := Start(t.Context(), settings{Dir: dir, Parameters: map[string]string{"work_mem": "nonsense"}}.config(nil))
-	if err == nil || !strings.Contains(err.Error(), `invalid value for parameter "work_mem": "nonsense"`) {
+	err := fails(t, settings{Dir: dir, Parameters: map[string]string{"work_mem": "nonsense"}})
+	if !strings.Contains(err.Error(), `invalid value for parameter "work_mem": "nonsense"`) {
 		t.Errorf("the error does not show the log: %v", err)
 	}
 	if took := time.Since(begin); took > patience {
 		t.Errorf("it took %v to see that the server had ended", took)
 	}
-	if left, err := processesNaming(dir); err != nil || len(left) > 0 {
-		t.Errorf("there is still %v (%v)", left, err)
+	if left := processesOf(dir); len(left) > 0 {
+		t.Errorf("there is still %v", left)
 	}
 	start(t, settings{Dir: dir}) // the lock is free
 }
@@ -261,26 +207,19 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 	defer cancel()
 	failed := make(chan error, 1)
 	go func() {
-		server, err := Start(ctx, settings{Dir: dir}.config(nil))
+		server, err := Start(ctx, settings{Dir: dir}.config(io.Discard))
 		if err == nil {
-			err = errors.Join(server.Close(), errors.New("it started"))
+			err = server.Close()
 		}
 		failed <- err
 	}()
-	servertest.Eventually(t, "initdb wrote", func() bool {
-		return len(must(filepath.Glob(filepath.Join(dir, initPrefix+"*", "*")))(t)) > 0
-	})
+	eventually(t, "initdb wrote", func() bool { return len(found(dir, initPrefix+"*", "*")) > 0 })
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled start: %v", err)
 	}
-	for _, entry := range must(os.ReadDir(dir))(t) {
-		if name := entry.Name(); name != "lock" && name != "postgres.log" {
-			t.Errorf("there is still %s", name)
-		}
-	}
-	if left := must(processesNaming(dir))(t); len(left) > 0 {
-		t.Errorf("there is still %v", left)
+	if left := found(dir, "*"); len(left) != 2 || len(processesOf(dir)) > 0 { // the lock and the log
+		t.Errorf("there is still %v, %v", left, processesOf(dir))
 	}
 }
 
@@ -289,14 +228,9 @@ func TestLogIsBounded(t *testing.T) {
 	for size, want := range map[int64]bool{maxLog: true, maxLog + 1: false} {
 		dir := initialisedFolder(t)
 		log := filepath.Join(dir, "postgres.log")
-		if err := os.Truncate(log, size); err != nil {
-			t.Fatal(err)
-		}
+		ok(t, os.Truncate(log, size))
 		start(t, settings{Dir: dir, Ephemeral: true})
-		info, err := os.Stat(log)
-		if err != nil {
-			t.Fatal(err)
-		}
+		info := must(os.Stat(log))(t)
 		if kept := info.Size() > maxLog; kept != want {
 			t.Errorf("a log of %d bytes has %d after a start", size, info.Size())
 		}
@@ -305,23 +239,15 @@ func TestLogIsBounded(t *testing.T) {
 
 func TestDatabaseOutlivesAForgottenHandle(t *testing.T) {
 	dir := initialisedFolder(t)
-	url := func() string {
-		server, err := Start(t.Context(), settings{Dir: dir, Ephemeral: true}.config(nil))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return server.URL("postgres")
-	}()
+	url := must(Start(t.Context(), settings{Dir: dir, Ephemeral: true}.config(io.Discard)))(t).URL("postgres")
 	_, pgid := postmaster(t, dir)
 	t.Cleanup(func() { // there is no handle to close it with
 		_ = syscall.Kill(-pgid, syscall.SIGKILL)
-		servertest.Eventually(t, "everything had ended", func() bool {
-			return len(must(processesNaming(dir))(t)) == 0
-		})
+		nothingLeft(t, dir, pgid, false)
 	})
 	collected := make(chan struct{})
 	runtime.AddCleanup(&struct{ _ [64]byte }{}, func(done chan struct{}) { close(done) }, collected)
-	servertest.Eventually(t, "the garbage collector ran", func() bool {
+	eventually(t, "the garbage collector ran", func() bool {
 		runtime.GC()
 		select {
 		case <-collected:
@@ -332,7 +258,7 @@ func TestDatabaseOutlivesAForgottenHandle(t *testing.T) {
 	})
 	query(t, url, "SELECT 1")
 	var busy *InUseError
-	if _, err := Start(t.Context(), settings{Dir: dir}.config(nil)); !errors.As(err, &busy) {
+	if err := fails(t, settings{Dir: dir}); !errors.As(err, &busy) {
 		t.Errorf("the lock of a forgotten handle is gone: %v", err)
 	}
 }

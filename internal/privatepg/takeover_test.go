@@ -1,80 +1,93 @@
 package privatepg
 
 import (
-	"context"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-
-	"accesskeys/internal/servertest"
 )
 
 // killSupervisor is kill -9 for the supervisor and its helper. A child of the server may be in their group for a moment;
 // to kill it would be a crash that the server answers itself.
 func killSupervisor(t *testing.T, pgid int) {
 	t.Helper()
-	shells := slices.DeleteFunc(must(list())(t), func(r running) bool {
-		return r.pgid != pgid || !strings.HasPrefix(r.line, itoa(r.pid)+" /bin/sh ")
-	})
+	shells := slices.DeleteFunc(inGroup(pgid), func(r running) bool { return !strings.HasPrefix(r.line, fmt.Sprint(r.pid, " /bin/sh ")) })
 	if len(shells) != 2 {
 		t.Fatalf("these are not the supervisor and its helper: %v", shells)
 	}
 	kill(t, shells[0].pid, shells[1].pid)
 }
 
+// orphaned starts a server with something in it, and kills everybody who looks after it.
+func orphaned(t *testing.T, s settings) (h *helper, pid int) {
+	t.Helper()
+	h = startHelper(t, s).ready(t)
+	query(t, h.URL, "CREATE TABLE kept AS SELECT 42 AS answer")
+	pid, pgid := postmaster(t, h.Dir)
+	killSupervisor(t, pgid)
+	h.kill(t)
+	query(t, h.URL, "SELECT 1") // the control: there is something to take over
+	return h, pid
+}
+
 func TestNextStartTakesOverAfterKillOfEverything(t *testing.T) {
 	t.Parallel()
 	dir := initialisedFolder(t)
-	h := startHelper(t, settings{Dir: dir}, nil).ready(t)
-	query(t, h.URL, "CREATE TABLE kept AS SELECT 42 AS answer")
-	pid, pgid := postmaster(t, dir)
-	killSupervisor(t, pgid)
-	h.kill(t)
-	if got := query(t, h.URL, "SELECT 1"); got != "1" { // the control: there is something to take over
-		t.Fatal("the server did not survive")
-	}
+	neighbour := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true})
+	_, pid := orphaned(t, settings{Dir: dir})
 	server, log := startLogged(t, settings{Dir: dir})
-	if now, _ := postmaster(t, dir); now == pid || alive(t, pid) {
+	if alive(pid) {
 		t.Errorf("process %d of the dead owner is still there", pid)
 	}
-	if !strings.Contains(log.String(), "taking over") || !strings.Contains(log.String(), "pid="+itoa(pid)) {
+	if !strings.Contains(log.String(), "taking over") || !strings.Contains(log.String(), strconv.Itoa(pid)) {
 		t.Errorf("the log does not tell of it: %s", log)
 	}
 	if got := query(t, server.URL("postgres"), "SELECT answer FROM kept"); got != "42" {
 		t.Errorf("the data is %q", got)
+	}
+	query(t, neighbour.URL("postgres"), "SELECT 1") // it was left alone
+}
+
+// In a container root may not look into the processes of others.
+func TestRootTakesOverInAContainer(t *testing.T) {
+	needsRoot(t)
+	t.Parallel()
+	dir := initialisedFolder(t)
+	_, pid := orphaned(t, settings{Dir: dir})
+	container := []string{"setpriv", "--bounding-set=-sys_ptrace"}
+	look := append(slices.Clone(container), "readlink", fmt.Sprintf("/proc/%d/cwd", pid))
+	if output, err := exec.CommandContext(t.Context(), look[0], look[1:]...).Output(); err == nil { // the control
+		t.Fatalf("it may look into process %d: %s", pid, output)
+	}
+	next := startHelper(t, settings{Dir: dir}, container...).ready(t)
+	if got := query(t, next.URL, "SELECT answer FROM kept"); got != "42" || alive(pid) {
+		t.Errorf("the data is %q, process %d lives: %v", got, pid, alive(pid))
 	}
 }
 
 func TestNextStartTakesOverFromOrphanedSessions(t *testing.T) {
 	t.Parallel()
 	dir := initialisedFolder(t)
-	h := startHelper(t, settings{Dir: dir}, nil).ready(t)
-	ended := make(chan error, 1)
-	go func() {
-		// It computes and does not look whether its parent is there.
-		_, err := tryQuery(context.Background(), h.URL, "SELECT sum(a) FROM generate_series(1, 1000000000) a")
-		ended <- err
-	}()
-	backend := ""
-	servertest.Eventually(t, "the client's query ran", func() bool {
-		backend = query(t, h.URL, "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE query LIKE '%sum(a)%' AND state = 'active' AND pid <> pg_backend_pid()")
-		return backend != "0"
-	})
+	h := startHelper(t, settings{Dir: dir}).ready(t)
+	// It computes and does not look whether its parent is there.
+	session, ended := busyClient(t, h.URL, "SELECT sum(a) FROM generate_series(1, 1000000000) a")
 	pid, pgid := postmaster(t, dir)
 	killSupervisor(t, pgid)
 	kill(t, pid)
 	h.kill(t)
-	servertest.Eventually(t, "the first process was gone", func() bool { return !alive(t, pid) })
-	if !alive(t, atoi(t, backend)) { // the control
+	eventually(t, "the first process was gone", func() bool { return !alive(pid) })
+	if !alive(session) { // the control
 		t.Fatal("the session did not survive")
 	}
-	server := start(t, settings{Dir: dir})
-	query(t, server.URL("postgres"), "SELECT 1")
+	query(t, start(t, settings{Dir: dir}).URL("postgres"), "SELECT 1")
 	if err := <-ended; err == nil {
 		t.Error("the orphaned session finished")
 	}
@@ -83,52 +96,52 @@ func TestNextStartTakesOverFromOrphanedSessions(t *testing.T) {
 func TestNextStartFollowsAKillAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := initialisedFolder(t)
-	for _, when := range []string{"lock", "run", "data/" + postmasterFile, "run/" + socketName, "ready"} {
-		if err := os.RemoveAll(filepath.Join(dir, "run")); err != nil {
-			t.Fatal(err)
-		}
-		h := startHelper(t, settings{Dir: dir}, nil)
+	for _, when := range []string{"lock", "run", "data/postmaster.pid", "run/" + socketName, "ready"} {
+		ok(t, os.RemoveAll(filepath.Join(dir, "run")))
+		h := startHelper(t, settings{Dir: dir})
 		switch when {
 		case "lock":
-			servertest.Eventually(t, "the helper had the lock", func() bool {
+			eventually(t, "the helper had the lock", func() bool {
 				return parsePID(must(os.ReadFile(filepath.Join(dir, "lock")))(t)) == h.cmd.Process.Pid
 			})
 		case "ready":
 			h.ready(t)
 		default:
-			servertest.Eventually(t, when+" was there", func() bool { return exists(filepath.Join(dir, when)) })
+			eventually(t, when+" was there", func() bool { return exists(filepath.Join(dir, when)) })
 		}
 		h.kill(t) // its supervisor is about to stop the server, or even to start it
 		server := start(t, settings{Dir: dir})
 		query(t, server.URL("postgres"), "SELECT 1")
-		if err := server.Close(); err != nil {
-			t.Fatal(err)
-		}
+		ok(t, server.Close())
+	}
+}
+
+// The supervisor of a killed owner may have started its server first, which is then stopped.
+func TestServerThatIsRefusedTriesAgain(t *testing.T) {
+	t.Parallel()
+	programs, refused := newFolder(t), filepath.Join(newFolder(t), "refused")
+	executable(t, filepath.Join(programs, "initdb"), "")
+	executable(t, filepath.Join(programs, "postgres"),
+		`[ "$1" != --version ] && mkdir `+refused+` && exit 1; exec `+filepath.Join(installed(t), "postgres")+` "$@"`)
+	server := start(t, settings{Dir: initialisedFolder(t), Path: programs, Ephemeral: true})
+	query(t, server.URL("postgres"), "SELECT 1")
+	if !exists(refused) {
+		t.Error("it was not refused")
 	}
 }
 
 func TestNextStartRemovesTemporaryFoldersOfTheDead(t *testing.T) {
 	t.Parallel()
 	temp := newFolder(t)
-	dead := startHelper(t, settings{Temp: temp, Ephemeral: true}, nil).ready(t)
 	living := start(t, settings{Temp: temp, Ephemeral: true})
-	pid, pgid := postmaster(t, dead.Dir)
-	killSupervisor(t, pgid)
-	dead.kill(t)
+	dead, pid := orphaned(t, settings{Temp: temp, Ephemeral: true})
 	foreign := filepath.Join(temp, temporaryPrefix+"foreign")
-	if err := errors.Join(os.Mkdir(foreign, 0o755), os.Chown(foreign, os.Geteuid()+12345, -1)); err != nil {
-		if os.Geteuid() == 0 {
-			t.Fatal(err)
-		}
-		t.Logf("only root can give a folder to somebody else, so that it is spared is not tested: %v", err)
+	if os.Geteuid() == 0 { // nobody else can give a folder away
+		ok(t, os.Mkdir(foreign, 0o755), os.Chown(foreign, 12345, -1))
 	}
-	// Any start will do; this one is soon over.
-	_, err := Start(t.Context(), settings{Temp: temp, Path: "/nowhere", Folders: []string{}}.config(nil))
-	if !errors.Is(err, ErrNoPostgres) {
-		t.Fatal(err)
-	}
-	if alive(t, pid) || exists(dead.Dir) {
-		t.Errorf("process %d (%v) or %s (%v) is still there", pid, alive(t, pid), dead.Dir, exists(dead.Dir))
+	_ = fails(t, settings{Temp: temp, Path: "/nowhere", Places: []string{}}) // any start will do; this one is soon over
+	if alive(pid) || exists(dead.Dir) {
+		t.Errorf("process %d (%v) or %s (%v) is still there", pid, alive(pid), dead.Dir, exists(dead.Dir))
 	}
 	if os.Geteuid() == 0 && !exists(foreign) {
 		t.Error("somebody else's folder was removed")
@@ -141,190 +154,82 @@ func TestStaleNumberOfAnUnrelatedProcessIsNoObstacleAndNoTarget(t *testing.T) {
 	dir := initialisedFolder(t)
 	// The crash leaves the file; the number in it is then somebody else's. It runs as the server's account, because
 	// PostgreSQL ignores the processes of others.
-	h, err := openHome(t.Context(), settings{Dir: dir}.config(nil), discard())
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := must(openHome(t.Context(), settings{Dir: dir}.config(io.Discard), slog.New(slog.DiscardHandler)))(t)
 	unrelated := h.command(exec.CommandContext(t.Context(), "/bin/sleep", "600"))
-	unrelated.Dir = filepath.Join(dir, "data") // as near as a stranger can get
-	if err := unrelated.Start(); err != nil {
-		t.Fatal(err)
-	}
+	unrelated.Dir = h.data() // as near as a stranger can get
+	ok(t, unrelated.Start())
 	t.Cleanup(func() {
 		_ = unrelated.Process.Kill()
 		_ = unrelated.Wait()
 	})
-	stale := filepath.Join(dir, "data", postmasterFile)
-	content := itoa(unrelated.Process.Pid) + "\n" + dir + "/data\n1700000000\n5432\n" + dir + "/run\n\n 1 1\nready   \n"
-	if err := errors.Join(os.WriteFile(stale, []byte(content), 0o600), h.own(stale)); err != nil {
-		t.Fatal(err)
-	}
-	bin, err := finder{cfg: settings{}.config(nil), account: h.account}.find(t.Context(), "", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	output, err := h.command(exec.CommandContext(t.Context(), filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"))).CombinedOutput()
+	content := fmt.Appendf(nil, "%d\n%s/data\n1700000000\n5432\n%[2]s/run\n\n 1 1\nready   \n", unrelated.Process.Pid, dir)
+	ok(t, os.WriteFile(h.postmasterFile(), content, 0o600), h.own(h.postmasterFile()))
+	output, err := h.command(exec.CommandContext(t.Context(), filepath.Join(installed(t), "postgres"), "-D", h.data())).CombinedOutput()
 	if err == nil || !strings.Contains(string(output), "already exists") { // the control
 		t.Fatalf("PostgreSQL does not mind the stale file: %v\n%s", err, output)
 	}
-	if err := h.lock.Close(); err != nil {
-		t.Fatal(err)
-	}
 	// The socket has such a file, too.
-	if err := errors.Join(os.RemoveAll(h.run()), os.Mkdir(h.run(), 0o700),
-		os.WriteFile(filepath.Join(h.run(), socketName+".lock"), []byte(content), 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	ok(t, unlock(h.lock), os.RemoveAll(h.run()), os.Mkdir(h.run(), 0o700), os.WriteFile(filepath.Join(h.run(), socketName+".lock"), content, 0o600))
 	server := start(t, settings{Dir: dir})
 	query(t, server.URL("postgres"), "SELECT 1")
-	if !alive(t, unrelated.Process.Pid) {
+	if !alive(unrelated.Process.Pid) {
 		t.Error("the unrelated process was ended")
 	}
-	if err := server.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	// A file that was cut short, as a crash of the machine leaves it.
-	if err := errors.Join(os.WriteFile(stale, nil, 0o600), h.own(stale), server.Start(t.Context())); err != nil {
-		t.Errorf("start with an empty file: %v", err)
-	}
-}
-
-func TestServersAreToldFromTheirNeighbours(t *testing.T) {
-	t.Parallel()
-	dir := initialisedFolder(t)
-	server := start(t, settings{Dir: dir, Ephemeral: true})
-	neighbour := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true})
-	pid, _ := postmaster(t, dir)
-	other, _ := postmaster(t, neighbour.Dir())
-	data := filepath.Join(dir, "data")
-	found, err := server.home.servers(t.Context(), data, "")
-	if err != nil || !slices.Contains(found.ours, pid) || slices.Contains(found.ours, other) {
-		t.Errorf("found %v (%v), want %d and not %d", found.ours, err, pid, other)
-	}
-	query(t, server.URL("postgres"), "SELECT 1")
-
-	if _, err := server.home.servers(t.Context(), data, "INT"); err != nil {
-		t.Error(err)
-	}
-	servertest.Eventually(t, "it had ended", func() bool { return !alive(t, pid) })
-	query(t, neighbour.URL("postgres"), "SELECT 1")
+	ok(t, server.Stop(t.Context()), os.WriteFile(h.postmasterFile(), nil, 0o600), h.own(h.postmasterFile()), server.Start(t.Context()))
 }
 
 func TestSecondOwnerIsRefusedWithThePidOfTheFirst(t *testing.T) {
 	t.Parallel()
 	dir := initialisedFolder(t)
-	h := startHelper(t, settings{Dir: dir}, nil).ready(t)
+	h := startHelper(t, settings{Dir: dir}).ready(t)
 	pid, _ := postmaster(t, dir)
 	var busy *InUseError
-	_, err := Start(t.Context(), settings{Dir: dir}.config(nil))
-	if !errors.As(err, &busy) || busy.PID != h.cmd.Process.Pid || busy.Dir != dir {
+	if err := fails(t, settings{Dir: dir}); !errors.As(err, &busy) || busy.PID != h.cmd.Process.Pid || busy.Dir != dir {
 		t.Fatalf("second start: %v, want one that names process %d and %s", err, h.cmd.Process.Pid, dir)
 	}
 	query(t, h.URL, "SELECT 1")
 
 	// The control: without the lock the second owner would take the server for a dead one's.
-	if err := os.Remove(filepath.Join(dir, "lock")); err != nil {
-		t.Fatal(err)
-	}
+	ok(t, os.Remove(filepath.Join(dir, "lock")))
 	start(t, settings{Dir: dir})
-	if alive(t, pid) {
+	if alive(pid) {
 		t.Error("without the lock the first server was left alone, so what does the lock protect?")
 	}
-}
-
-func TestLockGoesWithItsKilledOwner(t *testing.T) {
-	t.Parallel()
-	dir := initialisedFolder(t)
-	h := startHelper(t, settings{Dir: dir}, nil).ready(t)
-	h.kill(t)
-	content, err := os.ReadFile(filepath.Join(dir, "lock"))
-	if err != nil || parsePID(content) != h.cmd.Process.Pid {
-		t.Fatalf("the lock does not name the dead owner: %q (%v)", content, err)
-	}
-	start(t, settings{Dir: dir})
 }
 
 func TestLockWithoutALivingNumberBlamesNobody(t *testing.T) {
 	t.Parallel()
 	dir := newFolder(t)
 	lock := must(lockFolder(t.Context(), dir))(t)
-	t.Cleanup(func() {
-		if err := unlock(lock); err != nil {
-			t.Error(err)
-		}
-	})
 	for content, want := range map[string]int{
-		"nonsense\n": 0, itoa(1<<22 + 1): 0, itoa(os.Getpid()) + "\n": os.Getpid(), // no number is above 1<<22
+		"nonsense\n": 0, strconv.Itoa(1<<22 + 1): 0, strconv.Itoa(os.Getpid()) + "\n": os.Getpid(), // no number is above 1<<22
 	} {
-		if err := os.WriteFile(filepath.Join(dir, "lock"), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		ok(t, os.WriteFile(filepath.Join(dir, "lock"), []byte(content), 0o600))
 		var busy *InUseError
 		if _, err := lockFolder(t.Context(), dir); !errors.As(err, &busy) || busy.PID != want {
 			t.Errorf("with %q in the lock: %v, want process %d", content, err, want)
 		}
 	}
+	ok(t, unlock(lock))
 }
 
 func TestInterruptedInitIsRepaired(t *testing.T) {
 	t.Parallel()
-	for attempt := 1; ; attempt++ {
-		dir := filepath.Join(newFolder(t), "pg")
-		half := interruptInit(t, dir)
-		// The control: had initdb worked in the final place, the folder would be of no use.
-		bricked := filepath.Join(newFolder(t), "pg")
-		servertest.Eventually(t, "the cluster held still", func() bool { // a child of initdb may outlast it unseen
-			return exec.CommandContext(t.Context(), "sh", "-c", `rm -rf "$2" && mkdir "$2" && cp -a "$1" "$2/data"`, "sh", half, bricked).Run() == nil
-		})
-		if works(t, bricked) {
-			if attempt == 5 {
-				t.Fatal("a half-made cluster works")
-			}
-			continue // on a busy machine initdb may be through before it is killed
-		}
-		server := start(t, settings{Dir: dir})
-		query(t, server.URL("postgres"), "SELECT 1")
-		if exists(half) {
-			t.Errorf("%s is still there", half)
-		}
-		return
-	}
-}
-
-// works tells whether a folder can be used.
-func works(t *testing.T, dir string) bool {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	server, err := Start(ctx, settings{Dir: dir}.config(nil))
-	if err != nil {
-		return false
-	}
-	_, err = tryQuery(ctx, server.URL("postgres"), "SELECT 1")
-	if err := server.Close(); err != nil {
-		t.Error(err)
-	}
-	return err == nil
-}
-
-// interruptInit kills a process while initdb runs, and with it all that could clean up. It returns what is left.
-func interruptInit(t *testing.T, dir string) (half string) {
-	t.Helper()
-	h := startHelper(t, settings{Dir: dir}, nil)
-	pattern := filepath.Join(dir, initPrefix+"*", "PG_VERSION")
-	servertest.Eventually(t, "initdb wrote", func() bool { return len(must(filepath.Glob(pattern))(t)) > 0 })
-	half = filepath.Dir(must(filepath.Glob(pattern))(t)[0])
-	left := must(processesNaming(half))(t)
-	if len(left) == 0 {
-		t.Fatal("there is no initdb")
-	}
-	for _, process := range append(left, running{pid: h.cmd.Process.Pid}) {
+	dir := filepath.Join(newFolder(t), "pg")
+	h := startHelper(t, settings{Dir: dir})
+	var half []string
+	eventually(t, "initdb wrote", func() bool {
+		half = found(dir, "*", "PG_VERSION") // a half-made cluster must not be where the data belong
+		return len(half) > 0
+	})
+	for _, process := range append(processesOf(dir), running{pid: h.cmd.Process.Pid}) {
 		_ = syscall.Kill(process.pid, syscall.SIGKILL) // some end with the others
 	}
 	_ = h.cmd.Wait()
-	servertest.Eventually(t, "initdb had ended", func() bool { return len(must(processesNaming(half))(t)) == 0 })
-	if !exists(half) || exists(filepath.Join(dir, "data")) {
-		t.Fatal("it was not interrupted halfway")
+	eventually(t, "initdb had ended", func() bool { return len(processesOf(dir)) == 0 })
+	query(t, start(t, settings{Dir: dir}).URL("postgres"), "SELECT 1")
+	if exists(half[0]) {
+		t.Errorf("%s is still there", half[0])
 	}
-	return half
 }

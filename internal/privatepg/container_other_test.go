@@ -1,6 +1,0 @@
-//go:build !linux
-
-package privatepg
-
-// goUntraced has no meaning here.
-func goUntraced(int) error { return nil }

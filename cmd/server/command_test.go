@@ -36,7 +36,7 @@ func TestCommandLineThatIsNotUnderstoodEndsWithCode2(t *testing.T) {
 	}
 }
 
-// Whoever asks for help gets it, on every level, with code 0 and without a setting being looked at.
+// A user who asks for help gets it, on every level, with code 0 and without a setting being looked at.
 func TestHelpIsNoError(t *testing.T) {
 	t.Parallel()
 	all := []string{"--help", "-h", "help", "migrate --help", "customer -h", "agent create --help", "nonsense --help"}

@@ -151,7 +151,7 @@ func TestOpenConnectionsGetALastAnswer(t *testing.T) {
 			go func() { stopped <- stop() }()
 			refusesConnections(t, base)
 
-			if linger == 0 { // it is closed under whoever is just about to send something
+			if linger == 0 { // it is closed under a client that is about to send something
 				if got, err := probe.read(patience); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("without lingering an idle connection got %+v, %v", got, err)
 				}

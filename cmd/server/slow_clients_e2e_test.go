@@ -32,7 +32,7 @@ const attackedList = "/v1.0/accesskeys?accesskey="
 // Clients that don't read their answers, or don't send their bodies, can't make the server take more memory than it has for them, nor
 // keep others from being served.
 //
-//nolint:tparallel // one attack at a time, beside other tests
+//nolint:tparallel // one attack at a time: what several need together says nothing of the bound of one
 func TestSlowClientsTakeBoundedMemory(t *testing.T) {
 	t.Parallel()
 	attacked := attackedList + testKey

@@ -80,7 +80,7 @@ func (p pair) client(t *testing.T) *http.Client {
 	}}
 }
 
-// serial is that of the certificate that the server shows, whoever signed it.
+// serial is that of the certificate that the server shows, by any signer.
 func serial(t *testing.T, addr string) int64 {
 	t.Helper()
 	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})

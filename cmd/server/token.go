@@ -20,7 +20,7 @@ import (
 func signToken(_ context.Context, inv invocation) error {
 	flags, given := inv.flagSet("token sign")
 	path := flags.String("credentials", "", "the file with account_id, key_id and private_key (required)")
-	expire := flags.Int64("expire", int64(auth.MaxAssertionLifetime/time.Second), "seconds that the token is good for, at most 3600")
+	expire := flags.Int64("expire", int64(auth.MaxAssertionLifetime/time.Second), "seconds that the token is valid for, at most 3600")
 	cfg, err := inv.parseSome(flags, given, []string{"AUDIENCE"})
 	if err != nil {
 		return err
@@ -46,7 +46,7 @@ func signToken(_ context.Context, inv invocation) error {
 func readCredentials(path string) (auth.Credentials, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
-		// Without the path: whoever gives the file's content instead of its name would find it in a log.
+		// Without the path: a user who gives the file's content instead of its name would find it in a log.
 		if failed, ok := errors.AsType[*fs.PathError](err); ok {
 			err = failed.Err
 		}

@@ -106,7 +106,7 @@ func (s *Server) createAccessKey(r *http.Request) (answer accessKeyJSON, err err
 // bind a key to itself.
 func (s *Server) mayBindTo(r *http.Request, caller auth.Principal, agentID *uuid.UUID) (store.Agent, error) {
 	own := store.Agent{CustomerID: caller.CustomerID}
-	if agentID != nil && caller.Acts(*agentID, auth.WriteAccessKeys) {
+	if agentID != nil && caller.ActsAs(*agentID, auth.WriteAccessKeys) {
 		return own, nil
 	}
 	if !caller.May(auth.WriteAccessKeys) {
@@ -119,7 +119,7 @@ func (s *Server) mayBindTo(r *http.Request, caller auth.Principal, agentID *uuid
 	if err != nil {
 		return own, agentError(err)
 	}
-	if !caller.MayReach(agent.CustomerID) || !caller.MayGive(auth.Permission(agent.Permission)) {
+	if !caller.CanAccessCustomer(agent.CustomerID) || !caller.CanGrant(auth.Permission(agent.Permission)) {
 		return own, authn.PermissionDenied()
 	}
 	return agent, nil
@@ -136,7 +136,7 @@ func (s *Server) listAccessKeys(r *http.Request) (answer web.List[accessKeyJSON]
 		return answer, err
 	}
 	caller, ofAgent := authn.PrincipalOf(r), r.URL.Query().Get("agent_id") != ""
-	if !caller.Acts(agentID, auth.ReadAccessKeys) {
+	if !caller.ActsAs(agentID, auth.ReadAccessKeys) {
 		if !caller.May(auth.ReadAccessKeys) {
 			return answer, authn.PermissionDenied()
 		}
@@ -195,7 +195,7 @@ func (s *Server) reachAccessKey(r *http.Request, id uuid.UUID, rights auth.Right
 	caller := authn.PrincipalOf(r)
 	key, err := s.store.AccessKey(r.Context(), id)
 	switch {
-	case err == nil && key.AgentID != nil && caller.Acts(*key.AgentID, rights):
+	case err == nil && key.AgentID != nil && caller.ActsAs(*key.AgentID, rights):
 		return key, nil
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return store.AccessKey{}, err
@@ -203,7 +203,7 @@ func (s *Server) reachAccessKey(r *http.Request, id uuid.UUID, rights auth.Right
 		return store.AccessKey{}, authn.PermissionDenied()
 	case err != nil:
 		return store.AccessKey{}, accessKeyError(err)
-	case !caller.MayReach(key.CustomerID):
+	case !caller.CanAccessCustomer(key.CustomerID):
 		return store.AccessKey{}, authn.PermissionDenied()
 	}
 	return key, nil

@@ -56,7 +56,7 @@ func (s *Server) createAgent(r *http.Request) (answer agentJSON, err error) {
 	if err := body.Err(); err != nil {
 		return answer, err
 	}
-	if !caller.May(auth.WriteAgents) || !caller.MayGive(permission) {
+	if !caller.May(auth.WriteAgents) || !caller.CanGrant(permission) {
 		return answer, authn.PermissionDenied()
 	}
 	if err := s.reachCustomer(r, caller, customerID); err != nil {
@@ -125,7 +125,7 @@ func (s *Server) updateAgent(r *http.Request, id uuid.UUID) (answer agentJSON, e
 	if err := body.Err(); err != nil {
 		return answer, err
 	}
-	agent, err := s.overpowerAgent(r, id)
+	agent, err := s.requireAuthorityOver(r, id)
 	if err != nil {
 		return answer, err
 	}
@@ -150,10 +150,10 @@ func (s *Server) setAgentPermission(r *http.Request, id uuid.UUID) (answer agent
 	if err := body.Err(); err != nil {
 		return answer, err
 	}
-	if !authn.PrincipalOf(r).MayGive(permission) {
+	if !authn.PrincipalOf(r).CanGrant(permission) {
 		return answer, authn.PermissionDenied()
 	}
-	agent, err := s.overpowerAgent(r, id)
+	agent, err := s.requireAuthorityOver(r, id)
 	if err != nil {
 		return answer, err
 	}
@@ -171,7 +171,7 @@ func (s *Server) setAgentPassword(r *http.Request, id uuid.UUID) (answer agentJS
 	if err := body.Err(); err != nil {
 		return answer, err
 	}
-	agent, err := s.overpowerAgent(r, id)
+	agent, err := s.requireAuthorityOver(r, id)
 	if err != nil {
 		return answer, err
 	}
@@ -215,7 +215,7 @@ func (s *Server) setPassword(r *http.Request, of store.Agent, password secret.Va
 
 // deleteAgent ends an agent, its tokens and the keys that are bound to it.
 func (s *Server) deleteAgent(r *http.Request, id uuid.UUID) (answer agentJSON, err error) {
-	agent, err := s.overpowerAgent(r, id)
+	agent, err := s.requireAuthorityOver(r, id)
 	if err != nil {
 		return answer, err
 	}
@@ -234,17 +234,17 @@ func (s *Server) reachAgent(r *http.Request, id uuid.UUID, rights auth.Rights) (
 	if err != nil {
 		return store.Agent{}, agentError(err)
 	}
-	if !caller.MayReach(agent.CustomerID) {
+	if !caller.CanAccessCustomer(agent.CustomerID) {
 		return store.Agent{}, authn.PermissionDenied()
 	}
 	return agent, nil
 }
 
-// overpowerAgent is reachAgent for changing the agent: the caller must not lack what the agent has, or its password or
+// requireAuthorityOver is reachAgent for changing the agent: the caller must not lack what the agent has, or its password or
 // its name would be a way up.
-func (s *Server) overpowerAgent(r *http.Request, id uuid.UUID) (store.Agent, error) {
+func (s *Server) requireAuthorityOver(r *http.Request, id uuid.UUID) (store.Agent, error) {
 	agent, err := s.reachAgent(r, id, auth.WriteAgents)
-	if err == nil && !authn.PrincipalOf(r).MayGive(auth.Permission(agent.Permission)) {
+	if err == nil && !authn.PrincipalOf(r).CanGrant(auth.Permission(agent.Permission)) {
 		err = authn.PermissionDenied()
 	}
 	return agent, err

@@ -142,7 +142,7 @@ func (a *account) accepted(t *testing.T, h *harness, token string) {
 		req.method = http.MethodGet
 		got := h.send(req)
 		if name == "?accesskey=" {
-			if wrong := got.notAChallenge("INVALID_CREDENTIALS"); wrong != "" {
+			if wrong := got.diffChallenge("INVALID_CREDENTIALS"); wrong != "" {
 				t.Errorf("%s over %s: %s", a.alg, name, wrong)
 			}
 			continue
@@ -166,7 +166,7 @@ func (h *harness) refused(t *testing.T, name, token string) {
 			req.header.Set("Authorization", "Bearer "+headerForm(token))
 		}
 		req.method = http.MethodGet
-		if wrong := h.send(req).notAChallenge("INVALID_CREDENTIALS"); wrong != "" {
+		if wrong := h.send(req).diffChallenge("INVALID_CREDENTIALS"); wrong != "" {
 			t.Errorf("%s over %s: %s", name, carrierName, wrong)
 		}
 	}

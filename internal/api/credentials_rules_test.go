@@ -159,7 +159,7 @@ func TestCredentialIsAskedForBeforeAnythingElse(t *testing.T) {
 	} {
 		for reason, bearer := range map[string]string{"AUTHENTICATION_REQUIRED": "", "INVALID_CREDENTIALS": "nonsense"} {
 			got := h.send(request{method: c.method, path: c.path, body: c.body, header: bearing(bearer)})
-			wrong := got.notAChallenge(reason)
+			wrong := got.diffChallenge(reason)
 			if c.method == http.MethodHead && got.code == http.StatusUnauthorized && len(got.raw) == 0 {
 				wrong = ""
 			}

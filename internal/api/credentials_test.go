@@ -22,9 +22,9 @@ const (
 	challengeInvalid = `Bearer realm="voipbin", error="invalid_token"`
 )
 
-// notAChallenge holds a 401 to everything that the contract says of one: the whole body, which is the same whatever the
+// diffChallenge holds a 401 to everything that the contract says of one: the whole body, which is the same whatever the
 // cause, and the header. It returns what is wrong, "" where nothing is.
-func (r response) notAChallenge(reason string) string {
+func (r response) diffChallenge(reason string) string {
 	message, challenge := "The credential is not valid.", challengeInvalid
 	if reason == "AUTHENTICATION_REQUIRED" {
 		message, challenge = "The request carries no credential.", challengeBare
@@ -41,7 +41,7 @@ func (r response) notAChallenge(reason string) string {
 // wantsChallenge fails the test unless this is such a 401.
 func (r response) wantsChallenge(reason string) {
 	r.t.Helper()
-	if wrong := r.notAChallenge(reason); wrong != "" {
+	if wrong := r.diffChallenge(reason); wrong != "" {
 		r.t.Fatal(wrong)
 	}
 }

@@ -76,7 +76,7 @@ func (s *Server) createCustomer(r *http.Request) (answer customerJSON, err error
 
 // getCustomer shows a customer: the caller's own, or for a ProjectSuperAdmin any.
 func (s *Server) getCustomer(r *http.Request, id uuid.UUID) (answer customerJSON, err error) {
-	if !authn.PrincipalOf(r).MayReach(id) {
+	if !authn.PrincipalOf(r).CanAccessCustomer(id) {
 		return answer, authn.PermissionDenied()
 	}
 	c, err := s.store.Customer(r.Context(), id)
@@ -118,7 +118,7 @@ func (s *Server) reachCustomer(r *http.Request, caller auth.Principal, id uuid.U
 	if id == caller.CustomerID {
 		return nil // it exists, or the caller would not
 	}
-	if !caller.MayReach(id) {
+	if !caller.CanAccessCustomer(id) {
 		return authn.PermissionDenied()
 	}
 	_, err := s.store.Customer(r.Context(), id)

@@ -28,13 +28,14 @@ const (
 
 // problemOf is the one place that decides what a client is told of an error.
 func problemOf(err error) *web.Error {
+	if p := authn.Unauthenticated(err); p != nil {
+		return p
+	}
 	var p *web.Error
 	var limited *auth.LimitedError
 	switch {
 	case errors.As(err, &p):
 		return p
-	case authn.Unauthenticated(err) != nil:
-		return authn.Unauthenticated(err)
 	case errors.As(err, &limited):
 		return web.TooMany(web.ByUsername, "Too many tries of this username.", limited.Wait)
 	case errors.Is(err, auth.ErrBusy):

@@ -273,7 +273,7 @@ func (h *harness) connect() {
 }
 
 // exec runs SQL on the harness's database, for what no method of the store does.
-// It returns when every server on the database goes by what it has changed.
+// It returns when every server on the database has applied what it has changed.
 func (h *harness) exec(sql string, args ...any) {
 	h.t.Helper()
 	ctx := h.t.Context()

@@ -216,7 +216,7 @@ func TestHostileJWTIsRefusedOverEveryCarrier(t *testing.T) {
 					req.header.Set("Authorization", "Bearer "+headerForm(bad.token))
 				}
 				req.method = http.MethodGet
-				if wrong := h.send(req).notAChallenge("INVALID_CREDENTIALS"); wrong != "" {
+				if wrong := h.send(req).diffChallenge("INVALID_CREDENTIALS"); wrong != "" {
 					t.Errorf("%s: %s over %s: %s", class, bad.name, name, wrong)
 				}
 			}

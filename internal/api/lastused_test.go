@@ -107,7 +107,7 @@ func (h *harness) clock() time.Time {
 	return parseTime(h.t, h.text(`SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`))
 }
 
-// The metrics tell what is remembered, and whether and since when it may be gone by.
+// The metrics tell what is remembered, and whether and since when it may be trusted.
 func TestMetricsTellOfTheCacheAndTheLease(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

@@ -227,7 +227,7 @@ func TestKeysRotateWithoutAGap(t *testing.T) {
 	h.delete(path+second.kid, h.acme.adminJWT).wants(http.StatusOK)
 	h.delete(path+second.kid, h.acme.adminJWT).refuses(http.StatusNotFound, "SERVICE_ACCOUNT_KEY_NOT_FOUND")
 	h.delete(path+nobody, h.acme.adminJWT).refuses(http.StatusNotFound, "SERVICE_ACCOUNT_KEY_NOT_FOUND")
-	// A key belongs to its account: under another's path it is not there, whoever asks.
+	// A key belongs to its account: under another's path it is not there, for any caller.
 	sibling, foreign := h.newAccount(h.acme.adminJWT, auth.EdDSA), h.newAccount(h.globex.adminJWT, auth.EdDSA)
 	for _, by := range []*account{sibling, foreign} {
 		h.delete(path+by.kid, h.acme.adminJWT).refuses(http.StatusNotFound, "SERVICE_ACCOUNT_KEY_NOT_FOUND")

@@ -154,7 +154,7 @@ func (s *Server) createServiceAccountKey(r *http.Request, id uuid.UUID) (answer 
 		return answer, err
 	}
 	algorithm := algorithmOf(body, "algorithm")
-	brought := publicKeyOf(body, "public_key", algorithm)
+	provided := publicKeyOf(body, "public_key", algorithm)
 	if err := body.Err(); err != nil {
 		return answer, err
 	}
@@ -166,8 +166,8 @@ func (s *Server) createServiceAccountKey(r *http.Request, id uuid.UUID) (answer 
 		key, err := s.store.CreateServiceAccountKey(r.Context(), authn.PrincipalOf(r).Caller(), account, string(public.Algorithm), public.DER)
 		return key, serviceAccountError(err)
 	}
-	if brought != nil {
-		key, err := create(*brought)
+	if provided != nil {
+		key, err := create(*provided)
 		return wireServiceAccountKey(key), err
 	}
 	private, public, err := s.newKeyPair(r, account, cmp.Or(algorithm, auth.RS256))
@@ -237,7 +237,7 @@ func (s *Server) reachServiceAccount(r *http.Request, id uuid.UUID, rights auth.
 	if err != nil {
 		return store.ServiceAccount{}, serviceAccountError(err)
 	}
-	if !caller.MayReach(account.CustomerID) {
+	if !caller.CanAccessCustomer(account.CustomerID) {
 		return store.ServiceAccount{}, authn.PermissionDenied()
 	}
 	return account, nil

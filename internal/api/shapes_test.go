@@ -119,7 +119,7 @@ func TestTokenIsStoredAsItsHashAndTheSentinelAsATime(t *testing.T) {
 	if got := h.text(`SELECT tm_delete = '9999-01-01 00:00:00+00' FROM accesskeys WHERE id = $1`, key["id"]); got != "true" {
 		t.Error("the sentinel is not what the row holds")
 	}
-	// Unique: the same token can't become a second key, whoever it is for.
+	// Unique: the same token can't become a second key, for any customer.
 	_, err := h.store.CreateAccessKey(t.Context(), store.Operator(), store.NewAccessKey{
 		CustomerID: h.globex.customer.ID, TokenHash: sha256.Sum256([]byte(token)), TokenPrefix: token[:11], Expire: 60,
 	})

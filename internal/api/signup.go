@@ -16,8 +16,8 @@ import (
 // Mailer tells the owner of an address about a sign-up with it. It returns mail.ErrUnavailable and mail.ErrRefused.
 type Mailer interface {
 	SendCode(ctx context.Context, to string, code secret.Value) error
-	// SendKnown is for an address that a customer has already.
-	SendKnown(ctx context.Context, to string) error
+	// SendAccountExists is for an address that a customer has already.
+	SendAccountExists(ctx context.Context, to string) error
 }
 
 type tempTokenJSON struct {
@@ -82,8 +82,8 @@ func (s *Server) mailSignup(ctx context.Context, signup store.Signup, email stri
 		defer cancel()
 	}
 	var err error
-	if signup.Known {
-		err = s.mailer.SendKnown(sending, email)
+	if signup.AddressTaken {
+		err = s.mailer.SendAccountExists(sending, email)
 	} else {
 		err = s.mailer.SendCode(sending, email, code)
 	}

@@ -175,7 +175,7 @@ func TestSignupWithoutAMailServerIsA503(t *testing.T) {
 	s.mail.Answer("MAIL", 0)
 	s.complete(s.begin("nobody@acme.example")).wants(http.StatusOK)
 
-	// A recipient that the mail server refuses is no news to whoever asks.
+	// A recipient that the mail server refuses is no news to the client.
 	taken := s.ask("bob@new.example").wants(http.StatusOK)
 	s.mail.Answer("RCPT", 550)
 	for _, email := range []string{"carol@new.example", "post@globex.example"} {

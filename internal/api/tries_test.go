@@ -70,7 +70,7 @@ func (r response) limitedBy(whose string) response {
 }
 
 // Tries are also limited per username, known or not, from the 21st in a minute, wherever they come from; the answer is one.
-func TestTriesOfAUsernameAreLimitedWhoeverHasIt(t *testing.T) {
+func TestTriesOfAUsernameAreLimitedIfItExistsOrNot(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, behindProxy)
 	if _, err := h.store.DeleteAgent(t.Context(), store.Operator(), h.acme.plain); err != nil {

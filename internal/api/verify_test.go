@@ -25,12 +25,12 @@ import (
 // identityHeaders are the six that tell a proxy who is calling.
 var identityHeaders = []string{"X-Auth-Type", "X-Auth-Id", "X-Customer-Id", "X-Agent-Id", "X-Auth-Permission", "X-Auth-Expire"}
 
-// whoever is a caller as the six headers tell it, in their order.
-type whoever [6]string
+// identityValues is a caller as the six headers tell it, in their order.
+type identityValues [6]string
 
-// notLetThrough holds a yes to all that is promised of it: the status, no body, and every header that it has. It returns what
+// diffAllowed holds a yes to all that is promised of it: the status, no body, and every header that it has. It returns what
 // is wrong, "" where nothing is.
-func (r response) notLetThrough(who whoever) string {
+func (r response) diffAllowed(who identityValues) string {
 	want := http.Header{
 		"Cache-Control": {"no-store"}, "Referrer-Policy": {"no-referrer"}, "Content-Length": {"0"}, "Access-Control-Allow-Origin": {"*"},
 		"Access-Control-Expose-Headers": {"X-Request-Id, Retry-After, WWW-Authenticate"},
@@ -93,7 +93,7 @@ func (h *harness) expiry(credential string) string {
 // known is one caller of each kind, with what the six headers have to say of it.
 type known struct {
 	credential string
-	who        whoever
+	who        identityValues
 }
 
 func (h *harness) everyKnown() map[string]known {
@@ -101,7 +101,7 @@ func (h *harness) everyKnown() map[string]known {
 	customer := h.acme.customer.ID
 	all := map[string]known{}
 	add := func(name, kind string, id uuid.UUID, agent string, permission int, credential string) {
-		all[name] = known{credential, whoever{
+		all[name] = known{credential, identityValues{
 			kind, id.String(), customer.String(), agent, strconv.Itoa(permission), h.expiry(credential),
 		}}
 	}
@@ -149,7 +149,7 @@ func TestWhoPassesIsNamedByAllSixHeadersEveryTime(t *testing.T) {
 			for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
 				for _, header := range []http.Header{{}, forged.Clone()} {
 					header.Set("Authorization", "Bearer "+c.credential)
-					if wrong := h.send(request{method: method, path: path, header: header}).notLetThrough(c.who); wrong != "" {
+					if wrong := h.send(request{method: method, path: path, header: header}).diffAllowed(c.who); wrong != "" {
 						t.Errorf("%s, %s %s: %s", name, method, path, wrong)
 					}
 				}
@@ -168,7 +168,7 @@ func TestWhoPassesIsNamedByAllSixHeadersEveryTime(t *testing.T) {
 func TestEveryMethodAndEveryPathBelowAsksTheSame(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	who := whoever{"accesskey", h.acme.key.ID.String(), h.acme.customer.ID.String(), "", "32", h.expiry(h.acme.token)}
+	who := identityValues{"accesskey", h.acme.key.ID.String(), h.acme.customer.ID.String(), "", "32", h.expiry(h.acme.token)}
 	paths := []string{
 		"", "/", "/a/b", "//", "//evil.example/a", "/v1.0/me", "/auth/verify", "/auth/login", "/ping", "/%2e%2e/ping", "/../ping", "/a%2fb", "/a%00b",
 		"/*", "/{id}", "/" + strings.Repeat("long/", 2000), "/größe", "/a;token=x", "/%3Ftoken=x",
@@ -185,15 +185,15 @@ func TestEveryMethodAndEveryPathBelowAsksTheSame(t *testing.T) {
 					header.Set("Authorization", "Bearer "+credential)
 					return h.send(request{method: method, path: verifyPath + path, header: header})
 				}
-				if wrong := ask(h.acme.token).notLetThrough(who); wrong != "" {
+				if wrong := ask(h.acme.token).diffAllowed(who); wrong != "" {
 					t.Errorf("%s %.40s: %s", method, path, wrong)
 				}
 				for credential, reason := range map[string]string{"": "AUTHENTICATION_REQUIRED", "nonsense": "INVALID_CREDENTIALS"} {
 					switch got := ask(credential); {
 					case method == http.MethodHead && (got.code != http.StatusUnauthorized || len(got.raw) > 0):
 						t.Errorf("HEAD %.40s: %d", path, got.code)
-					case method != http.MethodHead && got.notAChallenge(reason) != "":
-						t.Errorf("%s %.40s: %s", method, path, got.notAChallenge(reason))
+					case method != http.MethodHead && got.diffChallenge(reason) != "":
+						t.Errorf("%s %.40s: %s", method, path, got.diffChallenge(reason))
 					}
 				}
 			}
@@ -251,7 +251,7 @@ func TestEveryCredentialIsCheckedAlikeInTheOriginalURL(t *testing.T) {
 				got := h.send(ask(carrier(c.value)))
 				name := fmt.Sprint(way, ", ", carrierName, " ", c.kind, " ", c.state)
 				if c.cause != "" || !carries(carrierName, c.kind) {
-					if wrong := got.notAChallenge("INVALID_CREDENTIALS"); wrong != "" {
+					if wrong := got.diffChallenge("INVALID_CREDENTIALS"); wrong != "" {
 						t.Errorf("%s: %s", name, wrong)
 					}
 				} else if got.code != http.StatusOK || got.header.Get("X-Customer-Id") != h.acme.customer.ID.String() {
@@ -262,7 +262,7 @@ func TestEveryCredentialIsCheckedAlikeInTheOriginalURL(t *testing.T) {
 	}
 	for carrierName, carrier := range carriers {
 		for way, ask := range asking {
-			if wrong := h.send(ask(carrier(""))).notAChallenge("AUTHENTICATION_REQUIRED"); wrong != "" {
+			if wrong := h.send(ask(carrier(""))).diffChallenge("AUTHENTICATION_REQUIRED"); wrong != "" {
 				t.Errorf("%s, %s empty: %s", way, carrierName, wrong)
 			}
 		}
@@ -286,7 +286,7 @@ func TestOriginalQueriesAreReadOneWayOnly(t *testing.T) {
 				continue // its query has options
 			}
 			got := h.send(ask(about))
-			if c.reason == "" && got.code != http.StatusOK || c.reason != "" && got.notAChallenge(c.reason) != "" {
+			if c.reason == "" && got.code != http.StatusOK || c.reason != "" && got.diffChallenge(c.reason) != "" {
 				t.Errorf("%s, ?%s %s: %d %s, want %q", way, c.query, c.header, got.code, got.raw, c.reason)
 			}
 		}
@@ -331,7 +331,7 @@ func TestCheckLooksForCredentialsWhereItIsTold(t *testing.T) {
 	}
 }
 
-// Exactly one credential in all: any two are refused, also the same one twice, and whoever may have put them there; but a
+// Exactly one credential in all: any two are refused, also the same one twice, and by client or proxy; but a
 // query that is given again is a copy of the first, and counts once.
 func TestTwoCredentialsAreRefusedWhereverTheyAre(t *testing.T) {
 	t.Parallel()
@@ -348,7 +348,7 @@ func TestTwoCredentialsAreRefusedWhereverTheyAre(t *testing.T) {
 	}
 	check := func() request { return request{method: http.MethodGet, path: verifyPath + "?", header: http.Header{}} }
 	refused := func(name string, req request) {
-		if wrong := h.send(req).notAChallenge("INVALID_CREDENTIALS"); wrong != "" {
+		if wrong := h.send(req).diffChallenge("INVALID_CREDENTIALS"); wrong != "" {
 			t.Errorf("%s: %s", name, wrong)
 		}
 	}
@@ -390,7 +390,7 @@ func TestTwoCredentialsAreRefusedWhereverTheyAre(t *testing.T) {
 			}
 		}
 	}
-	// A copy in all three places is one, whoever made the copies, and doesn't hide what else there is.
+	// A copy in all three places is one, by client or proxy, and doesn't hide what else there is.
 	for _, query := range []string{credentials["key"], credentials["JWT"]} {
 		three := request{method: http.MethodGet, path: verifyPath + "?" + query, header: http.Header{
 			"X-Original-Uri": {"/a?" + query, "/b?" + query}, "X-Forwarded-Uri": {"https://x.example/c?" + query},
@@ -410,7 +410,7 @@ func TestTwoCredentialsAreRefusedWhereverTheyAre(t *testing.T) {
 		for _, name := range []string{"X-Original-Uri", "X-Forwarded-Uri"} {
 			req := check()
 			req.header.Set(name, value)
-			if wrong := h.send(req).notAChallenge("AUTHENTICATION_REQUIRED"); wrong != "" {
+			if wrong := h.send(req).diffChallenge("AUTHENTICATION_REQUIRED"); wrong != "" {
 				t.Errorf("%s: %s: %s", name, value, wrong)
 			}
 		}
@@ -800,7 +800,7 @@ func TestRevokedCredentialPassesNoCheckOnAnyInstance(t *testing.T) {
 		for _, credential := range c.ends {
 			for _, server := range servers {
 				for _, path := range []string{verifyPath, verifyPath + "?strict=0", verifyPath + "/a"} {
-					if wrong := server.get(path, credential).notAChallenge("INVALID_CREDENTIALS"); wrong != "" {
+					if wrong := server.get(path, credential).diffChallenge("INVALID_CREDENTIALS"); wrong != "" {
 						t.Errorf("after %s, %s: %s", what, path, wrong)
 					}
 				}

@@ -260,7 +260,7 @@ func (a *App) Run(ctx context.Context, hangups <-chan os.Signal) (err error) {
 		}
 	}
 	a.log.Info("shutting down: draining", "accepting_for", a.delay.String(), "at_most", a.ShutdownTimeout.String())
-	// Whoever balances the load has to notice before the first connection is refused, and can do so by /readyz only.
+	// A load balancer has to notice before the first connection is refused, and can do so by /readyz only.
 	a.api.Drain()
 	time.Sleep(a.delay)
 	_ = a.listener.Close() // ends Serve; the connections that are open stay

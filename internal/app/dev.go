@@ -109,7 +109,7 @@ func ownPostgres(ctx context.Context, folder string, getenv func(string) string,
 		if inUse.PID > 0 && inUse.PID != asked && inUse.PID != os.Getpid() {
 			log.Warn("taking over from another `server dev` on this folder, which is asked to stop", "pid", inUse.PID)
 			asked = inUse.PID
-			_ = syscall.Kill(inUse.PID, syscall.SIGTERM) // it may have gone by itself
+			_ = syscall.Kill(inUse.PID, syscall.SIGTERM) // an error: it has just ended
 		}
 		select {
 		case <-time.After(takeoverPoll):

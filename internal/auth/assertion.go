@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// MaxAssertionLifetime is how long a token that a service account signs may be good for.
+	// MaxAssertionLifetime is how long a token that a service account signs may be valid for.
 	MaxAssertionLifetime = time.Hour
 	// assertionSkew is how far an account's clock may be off.
 	assertionSkew = time.Minute
@@ -239,11 +239,11 @@ func (c Credentials) Sign(now time.Time, lifetime time.Duration, audience string
 	}
 	signer, ok := private.(interface{ Public() crypto.PublicKey })
 	if !ok {
-		return secret.Value{}, ErrUnfitKey
+		return secret.Value{}, ErrUnsupportedKey
 	}
 	algorithm, ok := algorithmOf(signer.Public())
 	if !ok {
-		return secret.Value{}, ErrUnfitKey
+		return secret.Value{}, ErrUnsupportedKey
 	}
 	method, _ := algorithm.signingMethod()
 	claims := jwt.MapClaims{"iss": c.AccountID, "iat": now.Unix(), "exp": now.Add(lifetime).Unix()}

@@ -298,7 +298,7 @@ func TestHeaderOfAnAssertionNamesItsKeyAndNothingThatChangesItsReading(t *testin
 	}
 }
 
-// RFC 7515 has one spelling of a token; a second one would be a second token to whoever keeps a list of them.
+// RFC 7515 has one spelling of a token; a second one would be a second token to a program that keeps a list of them.
 func TestAssertionHasOneSpelling(t *testing.T) {
 	t.Parallel()
 	s := newSignatory(t, EdDSA)

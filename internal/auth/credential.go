@@ -121,7 +121,7 @@ func (p *presented) add(c carrier, value string) error {
 func (p *presented) query(pair string) error {
 	rawName, rawValue, _ := strings.Cut(pair, "=")
 	if strings.Contains(pair, ";") {
-		// Some servers split at semicolons. Whoever reads such a query differently from us must not find a credential
+		// Some servers split at semicolons. A server that reads such a query differently from us must not find a credential
 		// in it that we overlooked.
 		for piece := range strings.SplitSeq(pair, ";") {
 			name, _, _ := strings.Cut(piece, "=")

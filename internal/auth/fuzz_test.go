@@ -161,7 +161,7 @@ func fixedToken(tb testing.TB, s *Sessions) string {
 	return signed
 }
 
-// Contract, section 3: Expired, deleted, malformed, tampered: 401. Whoever does not have the secret can present nothing but the bytes of a
+// Contract, section 3: Expired, deleted, malformed, tampered: 401. A client without the secret can present nothing but the bytes of a
 // token that was issued: there is no second spelling of one.
 func FuzzParseSession(f *testing.F) {
 	s := newSessions(f, testSecret, testOtherSecret)

@@ -41,8 +41,8 @@ const (
 	rsaExponent = 65537
 )
 
-// ErrUnfitKey means that a public key is none, or is weak, or is of a kind that is not taken.
-var ErrUnfitKey = errors.New("the public key must be RSA of 2048 to 4096 bits with exponent 65537, P-256, or Ed25519, as a PEM block PUBLIC KEY")
+// ErrUnsupportedKey means that a public key is none, or is weak, or is of a kind that is not taken.
+var ErrUnsupportedKey = errors.New("the public key must be RSA of 2048 to 4096 bits with exponent 65537, P-256, or Ed25519, as a PEM block PUBLIC KEY")
 
 // PublicKey is the public half of a key pair, with its one algorithm.
 type PublicKey struct {
@@ -96,29 +96,29 @@ func newKeyPair(algorithm Algorithm) (private secret.Value, public PublicKey, er
 	return secret.New(string(encoded)), PublicKey{Algorithm: algorithm, DER: publicDER}, nil
 }
 
-// ParsePublicKey reads a public key that a caller brings, in PEM. It returns ErrUnfitKey for everything else.
+// ParsePublicKey reads a public key that a caller brings, in PEM. It returns ErrUnsupportedKey for everything else.
 func ParsePublicKey(text string) (PublicKey, error) {
 	// The decoder skips whatever stands before the first block that it can read, broken blocks too.
 	text = strings.Trim(text, " \t\r\n")
 	if !strings.HasPrefix(text, "-----BEGIN PUBLIC KEY-----") || strings.Count(text, "-----BEGIN") != 1 {
-		return PublicKey{}, ErrUnfitKey
+		return PublicKey{}, ErrUnsupportedKey
 	}
 	block, rest := pem.Decode([]byte(text))
 	if block == nil || block.Type != "PUBLIC KEY" || len(block.Headers) != 0 || len(rest) != 0 {
-		return PublicKey{}, ErrUnfitKey
+		return PublicKey{}, ErrUnsupportedKey
 	}
 	key, err := x509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {
-		return PublicKey{}, ErrUnfitKey
+		return PublicKey{}, ErrUnsupportedKey
 	}
 	algorithm, ok := algorithmOf(key)
 	if !ok {
-		return PublicKey{}, ErrUnfitKey
+		return PublicKey{}, ErrUnsupportedKey
 	}
 	// Encoded anew: what is stored has one form.
 	der, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
-		return PublicKey{}, ErrUnfitKey
+		return PublicKey{}, ErrUnsupportedKey
 	}
 	return PublicKey{Algorithm: algorithm, DER: der}, nil
 }

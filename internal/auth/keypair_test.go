@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/dsa" //nolint:staticcheck // to show that it is refused
+	"crypto/dsa" //nolint:staticcheck // the package is deprecated, and a key of its kind must be refused
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -175,25 +175,25 @@ func TestOnlyFitPublicKeysAreTaken(t *testing.T) {
 			}
 		}
 	}
-	refuses(t, unfitKeys(t))
-	refuses(t, unfitTexts(t))
+	refuses(t, unsupportedKeys(t))
+	refuses(t, unsupportedTexts(t))
 }
 
 func refuses(t *testing.T, texts map[string]string) {
 	t.Helper()
 	for name, text := range texts {
 		got, err := ParsePublicKey(text)
-		if !errors.Is(err, ErrUnfitKey) || got.DER != nil || got.Algorithm != "" {
+		if !errors.Is(err, ErrUnsupportedKey) || got.DER != nil || got.Algorithm != "" {
 			t.Errorf("%s: %v, %v", name, got.Algorithm, err)
 		}
-		if err != nil && err.Error() != ErrUnfitKey.Error() {
+		if err != nil && err.Error() != ErrUnsupportedKey.Error() {
 			t.Errorf("%s: the error says more than it should: %v", name, err)
 		}
 	}
 }
 
-// unfitKeys are well-formed keys of the wrong kinds.
-func unfitKeys(t *testing.T) map[string]string {
+// unsupportedKeys are well-formed keys of the wrong kinds.
+func unsupportedKeys(t *testing.T) map[string]string {
 	t.Helper()
 	made := map[string]string{
 		"RSA 1024": publicPEM(t, rsaOf(1024, 65537)), "RSA 1536": publicPEM(t, rsaOf(1536, 65537)),
@@ -281,8 +281,8 @@ func unfitKeys(t *testing.T) map[string]string {
 	return made
 }
 
-// unfitTexts hold a key that would be fit, but not as one PEM block PUBLIC KEY and nothing else.
-func unfitTexts(t *testing.T) map[string]string {
+// unsupportedTexts hold a key that would be fit, but not as one PEM block PUBLIC KEY and nothing else.
+func unsupportedTexts(t *testing.T) map[string]string {
 	t.Helper()
 	private, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {

@@ -122,7 +122,7 @@ func TestOnlySoManyPasswordsAreComputedAtOnce(t *testing.T) {
 	}
 }
 
-// Contract, section 5: 503 ... within 5 s: whoever waits for a turn is refused after a while, is never let in beyond the number, and a turn
+// Contract, section 5: 503 ... within 5 s: a request that waits for a turn is refused after a while, is never let in beyond the number, and a turn
 // that is given back is used.
 func TestPasswordsBeyondTheNumberAreRefusedAfterTheWait(t *testing.T) {
 	t.Parallel()

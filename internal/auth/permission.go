@@ -43,7 +43,7 @@ func NamedPermission(name string) (Permission, bool) {
 	return PermissionNone, false
 }
 
-// Reaches reports whether whoever has these bits has the named permission that is asked for, or one with more power.
+// Reaches reports whether an agent with these bits has the named permission that is asked for, or one with more power.
 func (p Permission) Reaches(asked Permission) bool {
 	for _, named := range namedPermissions() {
 		if p&named.bit != 0 {
@@ -91,7 +91,7 @@ type grant struct {
 	// rights are what it allows.
 	rights Rights
 	// gives are the bits that its holder may give to an agent, or act through: nobody grants what they lack.
-	gives Permission
+	grantable Permission
 }
 
 // permissionModel is all there is to say about who may do what. An agent has the lines of its bits, a service account
@@ -99,11 +99,11 @@ type grant struct {
 func permissionModel() [6]grant {
 	const ordinary = PermissionCustomerAgent | PermissionCustomerManager
 	return [...]grant{
-		{bit: PermissionProjectSuperAdmin, rights: customerRights | AllCustomers, gives: PermissionAll},
-		{bit: PermissionCustomerAdmin, role: RoleCustomerAdmin, rights: customerRights, gives: PermissionCustomerAll},
-		{role: RoleAccessKeyAdmin, rights: ReadAccessKeys | WriteAccessKeys, gives: ordinary},
+		{bit: PermissionProjectSuperAdmin, rights: customerRights | AllCustomers, grantable: PermissionAll},
+		{bit: PermissionCustomerAdmin, role: RoleCustomerAdmin, rights: customerRights, grantable: PermissionCustomerAll},
+		{role: RoleAccessKeyAdmin, rights: ReadAccessKeys | WriteAccessKeys, grantable: ordinary},
 		{role: RoleAccessKeyViewer, rights: ReadAccessKeys},
-		{role: RoleAgentAdmin, rights: ReadAgents | WriteAgents, gives: ordinary},
+		{role: RoleAgentAdmin, rights: ReadAgents | WriteAgents, grantable: ordinary},
 		{role: RoleAgentViewer, rights: ReadAgents},
 	}
 }
@@ -121,18 +121,18 @@ func Roles() []Role {
 
 // access is what a caller's lines of the model add up to.
 type access struct {
-	rights Rights
-	gives  Permission
+	rights    Rights
+	grantable Permission
 }
 
 // with is what it becomes by another line of the model.
 func (a access) with(g grant) access {
-	return access{rights: a.rights | g.rights, gives: a.gives | g.gives}
+	return access{rights: a.rights | g.rights, grantable: a.grantable | g.grantable}
 }
 
 // within is what of it another access has, too.
 func (a access) within(b access) access {
-	return access{rights: a.rights & b.rights, gives: a.gives & b.gives}
+	return access{rights: a.rights & b.rights, grantable: a.grantable & b.grantable}
 }
 
 func accessOfPermission(p Permission) access {

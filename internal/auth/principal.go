@@ -72,19 +72,19 @@ func (p Principal) Caller() store.Caller {
 // May reports whether the caller has all of these rights.
 func (p Principal) May(rights Rights) bool { return p.access.rights&rights == rights }
 
-// MayReach reports whether things of this customer's are within the caller's reach.
-func (p Principal) MayReach(customerID uuid.UUID) bool {
+// CanAccessCustomer reports whether things of this customer's are within the caller's reach.
+func (p Principal) CanAccessCustomer(customerID uuid.UUID) bool {
 	return p.CustomerID == customerID || p.May(AllCustomers)
 }
 
-// MayGive reports whether the caller may give an agent these bits, or take over from one that has them. Otherwise a
+// CanGrant reports whether the caller may give an agent these bits, or take over from one that has them. Otherwise a
 // password, or a key bound to a more powerful agent, would be a way up.
-func (p Principal) MayGive(permission Permission) bool { return permission&^p.access.gives == 0 }
+func (p Principal) CanGrant(permission Permission) bool { return permission&^p.access.grantable == 0 }
 
-// Acts reports whether the caller is this agent, itself or by a key bound to it, and may do this to the access keys that are bound to
+// ActsAs reports whether the caller is this agent, itself or by a key bound to it, and may do this to the access keys that are bound to
 // the agent. Every agent may, and every key of its, unless a service account made the key: then it has no rights that the account
 // lacks.
-func (p Principal) Acts(agentID uuid.UUID, rights Rights) bool {
+func (p Principal) ActsAs(agentID uuid.UUID, rights Rights) bool {
 	return agentID != uuid.Nil && p.AgentID == agentID && p.own&rights == rights
 }
 
@@ -140,7 +140,7 @@ func principalOfAccessKey(k store.AccessKeyCredential) Principal {
 	if k.ServiceAccount != nil {
 		bound := accessOfRoles(k.ServiceAccount.Roles)
 		p.own &= bound.rights
-		p.Permission &= bound.gives
+		p.Permission &= bound.grantable
 		p.access = accessOfPermission(p.Permission).within(bound)
 	}
 	return p

@@ -24,16 +24,16 @@ func TestOnlyAdminsManageKeysAndOnlySuperAdminsReachOtherCustomers(t *testing.T)
 		admin, super := permission&32 != 0, permission&1 != 0
 		p := principalOfAgent(store.Agent{CustomerID: own, Permission: int64(permission)})
 		for what, check := range map[string]struct{ got, want bool }{
-			"May write keys":         {p.May(WriteAccessKeys), admin || super},
-			"May do all within":      {p.May(customerRights), admin || super},
-			"May see all customers":  {p.May(AllCustomers), super},
-			"MayReach its own":       {p.MayReach(own), true},
-			"MayReach another":       {p.MayReach(other), super},
-			"MayGive nothing":        {p.MayGive(PermissionNone), true},
-			"MayGive an agent's":     {p.MayGive(PermissionCustomerAgent), admin || super},
-			"MayGive an admin's":     {p.MayGive(PermissionCustomerAdmin), admin || super},
-			"MayGive a super's":      {p.MayGive(PermissionProjectSuperAdmin), super},
-			"MayGive an unknown bit": {p.MayGive(0x0100), super},
+			"May write keys":            {p.May(WriteAccessKeys), admin || super},
+			"May do all within":         {p.May(customerRights), admin || super},
+			"May see all customers":     {p.May(AllCustomers), super},
+			"CanAccessCustomer its own": {p.CanAccessCustomer(own), true},
+			"CanAccessCustomer another": {p.CanAccessCustomer(other), super},
+			"CanGrant nothing":          {p.CanGrant(PermissionNone), true},
+			"CanGrant an agent's":       {p.CanGrant(PermissionCustomerAgent), admin || super},
+			"CanGrant an admin's":       {p.CanGrant(PermissionCustomerAdmin), admin || super},
+			"CanGrant a super's":        {p.CanGrant(PermissionProjectSuperAdmin), super},
+			"CanGrant an unknown bit":   {p.CanGrant(0x0100), super},
 		} {
 			if check.got != check.want {
 				t.Errorf("permission %d: %s is %t, want %t", permission, what, check.got, check.want)
@@ -71,8 +71,8 @@ func TestRolesGiveTheirRightsAndNoMore(t *testing.T) {
 		if p.access.rights != want {
 			t.Errorf("%q gives %b, want %b", role, p.access.rights, want)
 		}
-		if admin := role == RoleCustomerAdmin; p.MayGive(PermissionCustomerAdmin) != admin || (p.Permission == PermissionCustomerAdmin) != admin {
-			t.Errorf("%q may give the admin's bit: %t; permission %d", role, p.MayGive(PermissionCustomerAdmin), p.Permission)
+		if admin := role == RoleCustomerAdmin; p.CanGrant(PermissionCustomerAdmin) != admin || (p.Permission == PermissionCustomerAdmin) != admin {
+			t.Errorf("%q may give the admin's bit: %t; permission %d", role, p.CanGrant(PermissionCustomerAdmin), p.Permission)
 		}
 	}
 	if len(Roles()) != 5 {

@@ -23,12 +23,12 @@ type verifiedToken interface {
 // tokenOverhead is about what an entry costs beside what it holds: key, pointers, and its place in the cache's lists.
 const tokenOverhead = 200
 
-// NewTokenCache makes a TokenCache of so many bytes at most, and of no fewer than some thousand tokens.
+// NewTokenCache makes a TokenCache of so many bytes at most, a MiB at least.
 func NewTokenCache(bytes uint64) (*TokenCache, error) {
 	c := &TokenCache{}
 	tokens, err := otter.New(&otter.Options[[32]byte, verifiedToken]{
 		MaximumWeight: max(bytes, 1<<20),
-		Weigher:       func(_ [32]byte, t verifiedToken) uint32 { return uint32(tokenOverhead + t.bytes()) }, //nolint:gosec // a few hundred
+		Weigher:       func(_ [32]byte, t verifiedToken) uint32 { return uint32(tokenOverhead + t.bytes()) }, //nolint:gosec // a token takes a few hundred bytes, a public key with it
 		OnDeletion: func(e otter.DeletionEvent[[32]byte, verifiedToken]) {
 			if e.WasEvicted() {
 				c.evicted.Add(1)

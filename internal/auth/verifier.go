@@ -11,9 +11,7 @@ import (
 )
 
 // Verifier finds out who presents a credential. It decides anew each time, by rows as the database has them at that moment.
-type Verifier struct {
-	VerifierConfig
-}
+type Verifier struct{ cfg VerifierConfig }
 
 // VerifierConfig is what a Verifier is made of.
 type VerifierConfig struct {
@@ -50,10 +48,10 @@ func (v *Verifier) Verify(ctx context.Context, c Credential, from netip.Addr) (P
 
 func (v *Verifier) accessKey(ctx context.Context, presented AccessToken, from netip.Addr) (Principal, error) {
 	hash := presented.Hash()
-	key, err := v.Rows.AccessKeyByHash(ctx, hash, from)
+	key, err := v.cfg.Rows.AccessKeyByHash(ctx, hash, from)
 	why, err := accessKeyRefusal(key.AccessKeyCredential, err)
 	if err == nil && (why.restsOnRow() || why == causeExpired) {
-		key, err = v.Rows.ProvenAccessKeyByHash(ctx, hash, from)
+		key, err = v.cfg.Rows.ProvenAccessKeyByHash(ctx, hash, from)
 		why, err = accessKeyRefusal(key.AccessKeyCredential, err)
 	}
 	switch {
@@ -62,8 +60,8 @@ func (v *Verifier) accessKey(ctx context.Context, presented AccessToken, from ne
 	case why != "":
 		return Principal{}, refused(why)
 	}
-	if v.LastUsed != nil && key.NoteUse(lastused.Apart) {
-		v.LastUsed.Note(key.ID, key.Now)
+	if v.cfg.LastUsed != nil && key.NoteUse(lastused.Apart) {
+		v.cfg.LastUsed.Note(key.ID, key.Now)
 	}
 	return principalOfAccessKey(key.AccessKeyCredential), nil
 }
@@ -92,10 +90,10 @@ func (v *Verifier) session(ctx context.Context, token string, from netip.Addr) (
 	if err != nil {
 		return Principal{}, err
 	}
-	agent, err := v.Rows.AgentCredential(ctx, claims.subject, from)
+	agent, err := v.cfg.Rows.AgentCredential(ctx, claims.subject, from)
 	why, err := claims.refusal(agent, err)
 	if err == nil && why.restsOnRow() {
-		agent, err = v.Rows.ProvenAgentCredential(ctx, claims.subject, from)
+		agent, err = v.cfg.Rows.ProvenAgentCredential(ctx, claims.subject, from)
 		why, err = claims.refusal(agent, err)
 	}
 	switch {
@@ -111,19 +109,19 @@ func (v *Verifier) session(ctx context.Context, token string, from netip.Addr) (
 // sessionClaims reads a login token, which it does once for each: what the bytes say and that we signed them stays true.
 func (v *Verifier) sessionClaims(token string) (*session, error) {
 	sum := sumOf(token)
-	if claims, ok := cachedToken[*session](v.Tokens, sum); ok {
+	if claims, ok := cachedToken[*session](v.cfg.Tokens, sum); ok {
 		return claims, nil
 	}
-	claims, err := v.Sessions.parse(token)
+	claims, err := v.cfg.Sessions.parse(token)
 	if err == nil {
-		v.Tokens.remember(sum, claims)
+		v.cfg.Tokens.remember(sum, claims)
 	}
 	return claims, err
 }
 
 func (v *Verifier) serviceAccount(ctx context.Context, token string, from netip.Addr) (Principal, error) {
 	sum := sumOf(token)
-	signed, known := cachedToken[*signedAssertion](v.Tokens, sum)
+	signed, known := cachedToken[*signedAssertion](v.cfg.Tokens, sum)
 	var a assertion
 	if !known {
 		var err error
@@ -132,10 +130,10 @@ func (v *Verifier) serviceAccount(ctx context.Context, token string, from netip.
 		}
 		signed = &signedAssertion{keyID: a.keyID}
 	}
-	credential, err := v.Rows.ServiceAccountCredential(ctx, signed.keyID, from)
+	credential, err := v.cfg.Rows.ServiceAccountCredential(ctx, signed.keyID, from)
 	why, err := ownerRefusal(credential, err)
 	if err == nil && why.restsOnRow() {
-		credential, err = v.Rows.ProvenServiceAccountCredential(ctx, signed.keyID, from)
+		credential, err = v.cfg.Rows.ProvenServiceAccountCredential(ctx, signed.keyID, from)
 		why, err = ownerRefusal(credential, err)
 	}
 	switch {
@@ -155,9 +153,9 @@ func (v *Verifier) serviceAccount(ctx context.Context, token string, from netip.
 			return Principal{}, err
 		}
 	}
-	if signed, err = a.verify(credential, v.Audience); err != nil {
+	if signed, err = a.verify(credential, v.cfg.Audience); err != nil {
 		return Principal{}, err
 	}
-	v.Tokens.remember(sum, signed)
+	v.cfg.Tokens.remember(sum, signed)
 	return signed.principal(credential), nil
 }

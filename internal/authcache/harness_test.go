@@ -462,7 +462,7 @@ func (w *fixture) away() (back func()) {
 	w.t.Helper()
 	w.exec(`UPDATE pg_database SET datallowconn = false WHERE datname = current_database()`)
 	back = func() { w.exec(`UPDATE pg_database SET datallowconn = true WHERE datname = current_database()`) }
-	servertest.Eventually(w.t, "the database is away", func() bool {
+	servertest.Eventually(w.t, "the database is unavailable", func() bool {
 		return value[int](w, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 			WHERE datname = current_database() AND application_name = 'accesskeys'`) == 0
 	})

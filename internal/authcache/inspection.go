@@ -31,7 +31,7 @@ func (r *Cache) Holder() *changelog.Holder { return r.holder.Load() }
 // inspectionPause is how often it is looked at what people can have changed in the database.
 const inspectionPause = time.Second
 
-// TroubleError is what is wrong with the database, in words for whoever looks after it. A server with one is not ready.
+// TroubleError is what is wrong with the database, in words for the operator. A server with one is not ready.
 type TroubleError struct {
 	what     string
 	outdated bool

@@ -351,7 +351,7 @@ func (r *Cache) readLog(ctx context.Context, feed *changelog.Feed) (changelog.Ba
 	return news, nil
 }
 
-// noteLost tells whoever looks after the database that it has lost what it had confirmed.
+// noteLost tells the operator that it has lost what it had confirmed.
 func (r *Cache) noteLost(news changelog.Batch) {
 	if news.Seq >= r.confirmed && !news.WentBack || news.Seq == 0 && !news.WentBack {
 		return

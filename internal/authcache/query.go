@@ -25,7 +25,7 @@ type query[T any] struct {
 // inMemory returns rows from memory with the database's time, where the instance may trust them: the lease is held, nothing
 // has been applied since before the look-up, and none of them is older than it may become. SECURITY: all of this is tested after it. A
 // row that is found while no lease is held may have been revoked long ago; that a round then applies the revocation, and renews
-// the lease, doesn't make it valid. Nor does it wait for whoever reads old rows again and forgets them, and may be held up.
+// the lease, doesn't make it valid. Nor does it wait for the refresh, which reads old rows again and forgets them, and may be held up.
 func inMemory[T any](r *Cache, k key, recall func(*Cache, key) (T, time.Duration, bool)) (rows T, now time.Time, ok bool) {
 	before := r.state.Load()
 	rows, oldest, ok := recall(r, k)

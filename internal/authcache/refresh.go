@@ -111,7 +111,7 @@ func (r *Cache) refresh(ctx context.Context, batch []aged) {
 	if len(c.different) > 0 {
 		r.unlogged.Add(int64(len(c.different)))
 		r.log.Error("rows were changed without an entry in the log of changes; they are forgotten. Look for disabled triggers, "+
-			"and for whoever writes to these tables", "rows", len(c.different), "of_them", c.different[:min(namedRows, len(c.different))])
+			"and for programs that write to these tables", "rows", len(c.different), "of_them", c.different[:min(namedRows, len(c.different))])
 	}
 }
 

@@ -125,7 +125,7 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 	}
 }
 
-// Every change to a row makes just what depends on it be forgotten, whoever makes it and however.
+// Every change to a row makes just what depends on it be forgotten, by any client and statement.
 func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -305,7 +305,7 @@ func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 }
 
 // Who goes away while a look-up is under way doesn't end it for the others that share it.
-func TestSharedLookUpOutlivesWhoeverAskedForIt(t *testing.T) {
+func TestSharedLookUpOutlivesItsFirstCaller(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	r := w.newCache(long)
@@ -413,7 +413,7 @@ func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
 	}
 }
 
-// Whoever shares a look-up is told the time of its own request, not that of one which was under way: a key may have expired in
+// A caller that shares a lookup is told the time of its own request, not that of one which was under way: a key may have expired in
 // between.
 func TestTheTimeThatARequestIsToldIsNotOlderThanTheRequest(t *testing.T) {
 	t.Parallel()

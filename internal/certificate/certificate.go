@@ -1,5 +1,5 @@
-// Package certificate keeps a TLS certificate that lies in two files, and reads them again when they change: whoever renews it
-// restarts nothing.
+// Package certificate keeps a TLS certificate that lies in two files, and reads them again when they change: a renewal
+// needs no restart.
 package certificate
 
 import (

@@ -144,7 +144,7 @@ var ErrRowLocked = fmt.Errorf("%w: somebody holds this server's row in instances
 // Heartbeat commits that an instance lives and has applied the log up to a position, and returns true. It returns false where
 // the database doesn't hold the position: the log has to be read again. It returns ErrRowLocked and ErrOutdated.
 //
-// Only a primary can commit, and under synchronous replication only one that its standby still follows: whoever was
+// Only a primary can commit, and under synchronous replication only one that its standby still follows: one that was
 // failed over gets no further than postgres.ErrUnavailable.
 func (f *Feed) Heartbeat(ctx context.Context, b Beat) (held bool, err error) {
 	f.log.begunBeats.Store(b.Seq)

@@ -24,7 +24,7 @@ import (
 type Settings struct {
 	DatabaseURL        secret.Value
 	ListenAddr         string
-	HandedOver         bool // a service manager's socket takes ListenAddr's place
+	Inherited          bool // a service manager's socket takes ListenAddr's place
 	ShutdownDelay      time.Duration
 	TLSCertFile        string
 	TLSKeyFile         string
@@ -163,7 +163,7 @@ func Load(getenv func(string) string, given *Flags, used []string, needed ...str
 		return loaded, nil
 	}
 	loaded.checkTogether()
-	if err := errors.Join(loaded.checkHandedOver(getenv), loaded.checkTLS(), loaded.checkMail()); err != nil {
+	if err := errors.Join(loaded.checkInherited(getenv), loaded.checkTLS(), loaded.checkMail()); err != nil {
 		return nil, err
 	}
 	return loaded, loaded.Bootstrap.check()
@@ -203,17 +203,17 @@ func (b Bootstrap) check() error {
 	return nil
 }
 
-// checkHandedOver looks for a socket that a service manager holds for us, as systemd's socket units do: LISTEN_PID says
+// checkInherited looks for a socket that a service manager holds for us, as systemd's socket units do: LISTEN_PID says
 // whose it is, LISTEN_FDS how many there are. It takes LISTEN_ADDR's place. The manager keeps it open while we restart, so that
 // connections wait in its queue meanwhile and none is refused.
-func (s *Settings) checkHandedOver(getenv func(string) string) error {
+func (s *Settings) checkInherited(getenv func(string) string) error {
 	if getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
 		return nil // none, or another process's
 	}
 	if sockets := getenv("LISTEN_FDS"); sockets != "1" {
 		return Usagef("LISTEN_FDS: the service manager hands %q sockets over, this program takes one", sockets)
 	}
-	s.HandedOver = true
+	s.Inherited = true
 	return nil
 }
 

@@ -28,7 +28,7 @@ type introspectionJSON struct {
 }
 
 // introspect tells a caller that may read access keys whether a token is good, and whose it is (RFC 7662).
-func (s *Server) introspect(w http.ResponseWriter, r *http.Request) error {
+func (s *server) introspect(w http.ResponseWriter, r *http.Request) error {
 	token, err := introspected(r)
 	if err != nil {
 		return err
@@ -40,10 +40,10 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) error {
 	credential, err := auth.ParseCredential(token)
 	var holder auth.Principal
 	if err == nil {
-		holder, err = s.Verifier.Verify(r.Context(), credential, web.EventOf(r).Client)
+		holder, err = s.cfg.Verifier.Verify(r.Context(), credential, web.EventOf(r).Client)
 	}
 	switch {
-	case errors.Is(err, auth.ErrInvalidCredential), err == nil && !caller.MayReach(holder.CustomerID):
+	case errors.Is(err, auth.ErrInvalidCredential), err == nil && !caller.CanAccessCustomer(holder.CustomerID):
 		web.WriteJSON(w, http.StatusOK, introspectionJSON{})
 		return nil
 	case err != nil:

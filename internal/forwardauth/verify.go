@@ -26,7 +26,7 @@ func IsVerify(r *http.Request) bool {
 	return found && (rest == "" || rest[0] == '/')
 }
 
-// Config is what a Server is made of.
+// Config is what the routes need.
 type Config struct {
 	Kit           *web.Kit
 	Authenticator *authn.Authenticator
@@ -35,16 +35,15 @@ type Config struct {
 	Limit web.Limiter
 }
 
-// Server answers proxies. It is safe for concurrent use.
-type Server struct{ Config }
+type server struct{ cfg Config }
 
 // Mount adds the routes to a router.
 func Mount(r chi.Router, cfg Config) {
-	s := &Server{cfg}
-	verify := web.Private(s.Kit.Handle(s.verify))
+	s := &server{cfg}
+	verify := web.Private(s.cfg.Kit.Handle(s.verify))
 	r.Handle(verifyPath, verify)
 	r.Handle(verifyPath+"/*", verify) // Envoy puts the path that it asks about behind
-	r.With(web.Private, s.Kit.RateLimit(s.Limit), s.Authenticator.Middleware(s.Kit)).Post("/auth/introspect", s.Kit.Handle(s.introspect))
+	r.With(web.Private, s.cfg.Kit.RateLimit(s.cfg.Limit), s.cfg.Authenticator.Middleware(s.cfg.Kit)).Post("/auth/introspect", s.cfg.Kit.Handle(s.introspect))
 }
 
 // The statuses that errors of the check are answered with, in place of their own. nginx's auth_request knows 401 and 403, and makes
@@ -169,14 +168,14 @@ func badOption(name, message string) error {
 
 // verify tells a proxy whether a request may pass, and who sent it. The credential is that of the check itself or that of
 // the request which it is about, exactly one in all (contract, section 3).
-func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
+func (s *server) verify(w http.ResponseWriter, r *http.Request) error {
 	options, optionsErr := optionsOf(r)
 	if optionsErr != nil {
 		options = defaultOptions()
 	}
 	ev := web.EventOf(r)
 	ev.MapStatus = options.statuses // before anything is answered
-	if err := s.Limit.Check(r); err != nil {
+	if err := s.cfg.Limit.Check(r); err != nil {
 		return err
 	}
 	var queries, headers []string
@@ -187,7 +186,7 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) error {
 		headers = r.Header["Authorization"]
 	}
 	credential, err := auth.ExtractForwarded(queries, headers)
-	if err := s.Authenticator.Identify(r, credential, err); err != nil {
+	if err := s.cfg.Authenticator.Identify(r, credential, err); err != nil {
 		return err
 	}
 	if optionsErr != nil {

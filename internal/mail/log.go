@@ -23,8 +23,8 @@ func (l *Log) SendCode(ctx context.Context, to string, code secret.Value) error 
 	return nil
 }
 
-// SendKnown logs that there is no code.
-func (l *Log) SendKnown(ctx context.Context, to string) error {
+// SendAccountExists logs that there is no code.
+func (l *Log) SendAccountExists(ctx context.Context, to string) error {
 	l.log.InfoContext(ctx, "a sign-up without a code: a customer has this address already", "to", to)
 	return nil
 }

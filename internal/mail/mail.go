@@ -16,25 +16,25 @@ var (
 	ErrRefused = errors.New("the mail server refuses the recipient")
 )
 
-// letter is a mail without its addresses.
-type letter struct {
+// message is a mail without its addresses.
+type message struct {
 	subject string
 	text    string
 }
 
-func codeLetter(code string) letter {
-	return letter{"Your sign-up code", fmt.Sprintf(`Your code is %s
+func codeMessage(code string) message {
+	return message{"Your sign-up code", fmt.Sprintf(`Your code is %s
 
-It is good for 15 minutes and five tries.
+It is valid for 15 minutes and five tries.
 
 If you did not ask for it, do nothing: without the code, nothing happens.
 `, code)}
 }
 
-func knownLetter() letter {
-	return letter{"About your sign-up", `Somebody, perhaps you, asked to sign up with this address.
+func accountExistsMessage() message {
+	return message{"About your sign-up", `Somebody, perhaps you, asked to sign up with this address.
 
 It has an account already, so there is no code, and nothing has changed.
-If you have lost your access key, ask whoever runs the service.
+If you have lost your access key, ask the operator of the service.
 `}
 }

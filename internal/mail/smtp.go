@@ -122,16 +122,16 @@ func (s *SMTP) readOptions(u *url.URL, from *string) error {
 
 // SendCode sends the code of a sign-up to the address that signs up.
 func (s *SMTP) SendCode(ctx context.Context, to string, code secret.Value) error {
-	return s.send(ctx, to, codeLetter(code.Reveal()))
+	return s.send(ctx, to, codeMessage(code.Reveal()))
 }
 
-// SendKnown tells the owner of an address that has a customer that somebody signs up with it.
-func (s *SMTP) SendKnown(ctx context.Context, to string) error {
-	return s.send(ctx, to, knownLetter())
+// SendAccountExists tells the owner of an address that has a customer that somebody signs up with it.
+func (s *SMTP) SendAccountExists(ctx context.Context, to string) error {
+	return s.send(ctx, to, accountExistsMessage())
 }
 
 // send returns ErrRefused and ErrUnavailable; both tell neither the recipient nor what the server said, only its codes.
-func (s *SMTP) send(ctx context.Context, to string, l letter) error {
+func (s *SMTP) send(ctx context.Context, to string, l message) error {
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	select {

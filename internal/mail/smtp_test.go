@@ -37,7 +37,7 @@ func TestCodeArrivesInAMail(t *testing.T) {
 	if err := sender.SendCode(t.Context(), recipient, secret.New("012345")); err != nil {
 		t.Fatal(err)
 	}
-	if err := sender.SendKnown(t.Context(), recipient); err != nil {
+	if err := sender.SendAccountExists(t.Context(), recipient); err != nil {
 		t.Fatal(err)
 	}
 	mails := server.Mails()
@@ -88,11 +88,11 @@ func TestPasswordIsSentOverTLS(t *testing.T) {
 	} {
 		server := mailtest.Start(t, test.options)
 		sender := newSMTP(t, test.scheme+"://user%40x:p%3Ass@"+server.Addr, from)
-		if err := sender.SendKnown(t.Context(), recipient); !errors.Is(err, mail.ErrUnavailable) || len(server.Mails()) != 0 {
+		if err := sender.SendAccountExists(t.Context(), recipient); !errors.Is(err, mail.ErrUnavailable) || len(server.Mails()) != 0 {
 			t.Errorf("%s: a certificate of anybody's is taken: %v", name, err)
 		}
 		sender.Trust(server.Roots)
-		if err := sender.SendKnown(t.Context(), recipient); err != nil {
+		if err := sender.SendAccountExists(t.Context(), recipient); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
@@ -102,7 +102,7 @@ func TestPasswordIsSentOverTLS(t *testing.T) {
 	}
 	// A server on this machine may have no TLS.
 	server := mailtest.Start(t, mailtest.Options{Auth: true})
-	if err := newSMTP(t, "smtp://u:p@"+server.Addr+"?tls=none&from="+from, "").SendKnown(t.Context(), recipient); err != nil {
+	if err := newSMTP(t, "smtp://u:p@"+server.Addr+"?tls=none&from="+from, "").SendAccountExists(t.Context(), recipient); err != nil {
 		t.Error(err)
 	}
 	if m := server.Mails()[0]; m.Login != "u:p" || m.Encrypted || m.From != "<"+from+">" {
@@ -115,13 +115,13 @@ func TestNothingIsSentElsewhereWithoutTLS(t *testing.T) {
 	t.Parallel()
 	server := mailtest.Start(t, mailtest.Options{Auth: true})
 	sender := newSMTP(t, "smtp://u:p@"+strings.Replace(server.Addr, "127.0.0.1", "[::ffff:127.0.0.1]", 1), from)
-	if err := sender.SendKnown(t.Context(), recipient); !errors.Is(err, mail.ErrUnavailable) {
+	if err := sender.SendAccountExists(t.Context(), recipient); !errors.Is(err, mail.ErrUnavailable) {
 		t.Errorf("error %v", err)
 	}
 	if len(server.Mails()) != 0 || server.Dials() != 1 {
 		t.Errorf("mails %v over %d connections", server.Mails(), server.Dials())
 	}
-	if err := newSMTP(t, "smtp://u:p@"+server.Addr, from).SendKnown(t.Context(), recipient); err != nil { // the control
+	if err := newSMTP(t, "smtp://u:p@"+server.Addr, from).SendAccountExists(t.Context(), recipient); err != nil { // the control
 		t.Error(err)
 	}
 }
@@ -133,7 +133,7 @@ func TestErrorsTellOnlyTheServersCodes(t *testing.T) {
 		"CONNECT": 554, "EHLO": 421, "AUTH": 535, "MAIL": 451, "RCPT": 450, "DATA": 554, "DATAEND": 552,
 	} {
 		server := mailtest.Start(t, mailtest.Options{Auth: true, Answers: map[string]int{command: code}})
-		err := newSMTP(t, "smtp://u:hunter2@"+server.Addr, from).SendKnown(t.Context(), recipient)
+		err := newSMTP(t, "smtp://u:hunter2@"+server.Addr, from).SendAccountExists(t.Context(), recipient)
 		if !errors.Is(err, mail.ErrUnavailable) || errors.Is(err, mail.ErrRefused) {
 			t.Errorf("%s %d: error %v", command, code, err)
 		}
@@ -147,18 +147,18 @@ func TestErrorsTellOnlyTheServersCodes(t *testing.T) {
 		}
 	}
 	refusing := mailtest.Start(t, mailtest.Options{Answers: map[string]int{"RCPT": 550}})
-	err := newSMTP(t, "smtp://"+refusing.Addr, from).SendKnown(t.Context(), recipient)
+	err := newSMTP(t, "smtp://"+refusing.Addr, from).SendAccountExists(t.Context(), recipient)
 	if !errors.Is(err, mail.ErrRefused) || strings.Contains(err.Error(), "ada") {
 		t.Errorf("a refused recipient: error %v", err)
 	}
 	// What fails once the mail is taken is no failure.
 	rude := mailtest.Start(t, mailtest.Options{Answers: map[string]int{"RSET": 500, "QUIT": 500}})
-	if err := newSMTP(t, "smtp://"+rude.Addr, from).SendKnown(t.Context(), recipient); err != nil || len(rude.Mails()) != 1 {
+	if err := newSMTP(t, "smtp://"+rude.Addr, from).SendAccountExists(t.Context(), recipient); err != nil || len(rude.Mails()) != 1 {
 		t.Errorf("a rude goodbye: error %v, mails %v", err, rude.Mails())
 	}
 }
 
-// A mail server that is away or silent is given up on within the caller's time.
+// A mail server that is unreachable or silent is given up on within the caller's time.
 func TestDeadMailServerIsGivenUpOn(t *testing.T) {
 	t.Parallel()
 	silent := mailtest.Start(t, mailtest.Options{Silent: true})
@@ -166,7 +166,7 @@ func TestDeadMailServerIsGivenUpOn(t *testing.T) {
 	for try := 0; try < 5 && (try == 0 || took > 2*time.Second); try++ { // again where the machine was busy
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		started := time.Now()
-		err := newSMTP(t, "smtp://"+silent.Addr, from).SendKnown(ctx, recipient)
+		err := newSMTP(t, "smtp://"+silent.Addr, from).SendAccountExists(ctx, recipient)
 		took = time.Since(started)
 		cancel()
 		if !errors.Is(err, mail.ErrUnavailable) {
@@ -176,7 +176,7 @@ func TestDeadMailServerIsGivenUpOn(t *testing.T) {
 	if took > 2*time.Second {
 		t.Errorf("a silent mail server is given up on after %v", took)
 	}
-	if err := newSMTP(t, "smtp://127.0.0.1:1", from).SendKnown(t.Context(), recipient); !errors.Is(err, mail.ErrUnavailable) {
+	if err := newSMTP(t, "smtp://127.0.0.1:1", from).SendAccountExists(t.Context(), recipient); !errors.Is(err, mail.ErrUnavailable) {
 		t.Errorf("away: error %v", err)
 	}
 }
@@ -237,14 +237,14 @@ func TestOnlyBareAddressesAreAddresses(t *testing.T) {
 	server := mailtest.Start(t, mailtest.Options{})
 	sender := newSMTP(t, "smtp://"+server.Addr, from)
 	for _, s := range bad {
-		if err := sender.SendKnown(t.Context(), s); !errors.Is(err, mail.ErrRefused) {
+		if err := sender.SendAccountExists(t.Context(), s); !errors.Is(err, mail.ErrRefused) {
 			t.Errorf("%q: error %v", s, err)
 		}
 	}
 	if server.Dials() != 0 {
 		t.Errorf("%d connections", server.Dials())
 	}
-	if err := sender.SendKnown(t.Context(), good[3]); err != nil || !slices.Equal(server.Mails()[0].Commands[1:4], []string{"NOOP", "MAIL", "RCPT"}) {
+	if err := sender.SendAccountExists(t.Context(), good[3]); err != nil || !slices.Equal(server.Mails()[0].Commands[1:4], []string{"NOOP", "MAIL", "RCPT"}) {
 		t.Errorf("error %v, mails %v", err, server.Mails())
 	}
 }

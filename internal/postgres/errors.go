@@ -20,7 +20,7 @@ var (
 	ErrNoConnection = fmt.Errorf("%w: it takes no connection now", ErrUnavailable)
 	// ErrLeftBehind means that the database that a connection leads to is not the one that revocations are written to any more. It is an
 	// ErrUnavailable.
-	ErrLeftBehind = fmt.Errorf("%w: it is another one than before", ErrUnavailable)
+	ErrLeftBehind = fmt.Errorf("%w: it is not the one that revocations are written to", ErrUnavailable)
 	// ErrRejected means that the database took the statement and refused its data: our checks let through what the
 	// schema forbids, which is a defect of this program.
 	ErrRejected = errors.New("the database rejected the data")

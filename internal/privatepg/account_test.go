@@ -50,7 +50,7 @@ func unprivileged(t *testing.T) int {
 	return 0
 }
 
-func TestServerRunsUnprivilegedAndAsWhoeverStartedIt(t *testing.T) {
+func TestServerRunsUnprivilegedAndAsItsUser(t *testing.T) {
 	t.Parallel()
 	want := os.Geteuid()
 	if want == 0 {

@@ -18,7 +18,7 @@ func lockFolder(ctx context.Context, dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock the folder: %w", err)
 	}
 	if err = flock(ctx, file, dir); err == nil {
-		// One write of one length: whoever reads meanwhile finds a whole number.
+		// One write of one length: a reader finds a whole number.
 		_, err = fmt.Fprintf(file, "%-10d\n", os.Getpid())
 	}
 	if err != nil {

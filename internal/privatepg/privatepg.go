@@ -216,7 +216,7 @@ func (s *Server) arguments() []string {
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		arguments = append(arguments, "-c", name+"="+settings[name])
 	}
-	// SECURITY: the server trusts whoever can connect, which is right only because nobody else can: it has no network
+	// SECURITY: the server trusts every client that can connect, which is right only because nobody else can: it has no network
 	// port, and its socket is in a folder of mode 0700. These settings come last because the last one wins.
 	return append(arguments,
 		"-c", "listen_addresses=",

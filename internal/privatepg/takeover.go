@@ -51,7 +51,7 @@ func (h home) takeOver(ctx context.Context, log *slog.Logger) error {
 	if _, err := os.Stat("/proc/self"); errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing can be found here, and PostgreSQL itself refuses to start beside another one
 	}
-	// The file before the processes: whoever has written its number is visible by then.
+	// The file before the processes: a server that has written its number is visible by then.
 	left, _ := os.ReadFile(h.postmasterFile()) // unreadable: PostgreSQL will say so
 	found, err := h.command(exec.CommandContext(ctx, "/bin/sh", "-c", stopServers, "stop", h.data())).Output()
 	if len(found) > 0 {

@@ -180,7 +180,7 @@ func TestCustomersAreListedNewestFirstOwnOrAll(t *testing.T) {
 		"the first two":          {nil, store.Start(), 2, []store.Customer{initech, w.globex}},
 		"after the first":        {nil, after(initech), 2, []store.Customer{w.globex, w.acme}},
 		"after the last":         {nil, after(w.acme), 2, []store.Customer{}},
-		"before a point in time": {nil, store.Before(w.globex.TmCreate), 100, []store.Customer{w.acme}},
+		"before a point in time": {nil, createdBefore(w.globex.TmCreate), 100, []store.Customer{w.acme}},
 		"its own":                {&w.acme.ID, store.Start(), 100, []store.Customer{w.acme}},
 		"a deleted one's own":    {&gone.ID, store.Start(), 100, []store.Customer{}},
 		"nobody's":               {&nobody, store.Start(), 100, []store.Customer{}},

@@ -308,7 +308,7 @@ func TestRevocationWaitsForEveryInstance(t *testing.T) {
 	}
 }
 
-// Whoever is silent is waited for until its lease has ended, as are those whose acknowledgement can't be read.
+// A silent instance is waited for until its lease has ended, as are those whose acknowledgement can't be read.
 func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -348,7 +348,7 @@ func TestRevocationWaitsForTheLeasesEnd(t *testing.T) {
 	err = <-returned
 	check("a lost database", time.Since(began), err)
 	w.exec(`UPDATE pg_database SET datallowconn = true WHERE datname = current_database()`)
-	// Whoever asked may be gone: it is seen through all the same.
+	// The client may be gone: it is seen through all the same.
 	ctx, cancel := context.WithCancel(t.Context())
 	name := "other"
 	began = time.Now()

@@ -17,9 +17,6 @@ type Cursor struct {
 // Start is the cursor that every row comes after.
 func Start() Cursor { return Cursor{TmCreate: Never(), ID: uuid.Max} }
 
-// Before is the cursor that the rows created before t come after.
-func Before(t time.Time) Cursor { return Cursor{TmCreate: t, ID: uuid.Nil} }
-
 // Cursor is the access key's place in lists.
 func (k AccessKey) Cursor() Cursor { return Cursor{TmCreate: k.TmCreate, ID: k.ID} }
 

@@ -17,7 +17,7 @@ import (
 	"accesskeys/internal/store"
 )
 
-// A heartbeat registers whoever is not in the list, counts up for whoever is, and acknowledges; the longest lease follows
+// A heartbeat registers an instance that is not in the list, counts up for one that is, and acknowledges; the longest lease follows
 // those who register.
 func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 	t.Parallel()
@@ -63,7 +63,7 @@ func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 	if state(first)[1] != 1 || state(second)[1] != 0 {
 		t.Errorf("acknowledged: %v and %v", state(first), state(second))
 	}
-	// Whoever had another heartbeat in the meantime is not removed.
+	// An instance that had another heartbeat in the meantime is not removed.
 	if err := feed.Unregister(t.Context(), first, state(first)[0]-1); err != nil || state(first)[1] != 1 {
 		t.Errorf("removed by an old heartbeat: %v", err)
 	}

@@ -252,7 +252,7 @@ func (w *fixture) begin() pgx.Tx {
 	return tx
 }
 
-// lockKey holds a key's row until release, so that whoever writes it waits.
+// lockKey holds a key's row until release, so that a write of it waits.
 func (w *fixture) lockKey(id uuid.UUID) (tx pgx.Tx, release func()) {
 	w.t.Helper()
 	tx = w.begin()

@@ -238,7 +238,7 @@ func TestOfTwoHostsThatTakeWritesThePoolUsesTheFeeds(t *testing.T) {
 	}
 }
 
-// Connections to a host that was lost hold their places in the pool for long. Whoever finds the database again begins anew.
+// Connections to a host that was lost hold their places in the pool for long. A Feed that finds the database again begins anew.
 func TestConnectionsFromBeforeALossAreNotUsedAfterIt(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

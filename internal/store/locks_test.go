@@ -68,7 +68,7 @@ func everyIsolation(t *testing.T, test func(t *testing.T, w *fixture, s *store.S
 }
 
 // A write that waits while its caller is revoked doesn't take effect: what is tested is tested once the wait is over, whatever
-// isolation is the default, and whoever revokes. Controls: a revocation that is rolled back, or of somebody else, hinders nothing.
+// isolation is the default, and the caller. Controls: a revocation that is rolled back, or of somebody else, hinders nothing.
 func TestWriteThatWaitsWhileItsCallerIsRevokedTakesNoEffect(t *testing.T) {
 	t.Parallel()
 	everyIsolation(t, func(t *testing.T, w *fixture, s *store.Store) {

@@ -173,7 +173,7 @@ func TestChangesOfAnApplyWorkerAreLoggedOnceATransaction(t *testing.T) {
 	}
 }
 
-// The functions find their tables whatever the search_path of whoever changes a row is.
+// The functions find their tables whatever the search_path of the session that changes a row.
 func TestChangesFromAnotherSearchPathAreLogged(t *testing.T) {
 	t.Parallel()
 	url := withSetting(t, pgtest.Empty(t), "search_path", "auth")
@@ -271,7 +271,7 @@ func TestInspectionNamesTriggersThatDoNotFire(t *testing.T) {
 	}
 }
 
-// The log and the list of instances are not changed by hand, whatever triggers fire. Whoever says that he is one of us may; so does the
+// The log and the list of instances are not changed by hand, whatever triggers fire. A session that says that it is one of us may; so does the
 // store, all the time.
 func TestInternalTablesCannotBeChangedByHand(t *testing.T) {
 	t.Parallel()

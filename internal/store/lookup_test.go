@@ -77,7 +77,7 @@ func TestLookupsOrderSaysWhichIsNewer(t *testing.T) {
 	k := newKey(w.acme, year)
 	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
 	for order, name := range map[store.Order]string{store.HeadFirst: "head first", store.HeadLast: "head last"} {
-		// On a connection that knows the statements: else it would wait for the table before it begins. Whoever reads waits for the table
+		// On a connection that knows the statements: else it would wait for the table before it begins. A read waits for the table
 		// that a transaction holds which changes a row.
 		s, l := open(t, withSetting(t, w.url, "pool_max_conns", "1")), store.Lookup{AccessKeys: []store.TokenHash{k.TokenHash}}
 		must(s.Lookup(t.Context(), l, changelog.Position{}, order))(t)

@@ -13,6 +13,9 @@ import (
 	"accesskeys/internal/store"
 )
 
+// createdBefore is the cursor that the rows created before t come after.
+func createdBefore(t time.Time) store.Cursor { return store.Cursor{TmCreate: t} }
+
 // Contract, section 4: Paging to the end gives every key that existed throughout exactly once, whatever is created or deleted meanwhile and
 // however many keys share a tm_create; "newest first (tm_create descending, id descending), no deleted ones".
 func TestPagingGivesEveryKeyThatStayedExactlyOnce(t *testing.T) {
@@ -27,7 +30,7 @@ func TestPagingGivesEveryKeyThatStayedExactlyOnce(t *testing.T) {
 		}
 	}
 	// Control: a cursor of the time alone, as VoIPBIN has it, loses keys that share a tm_create, and is found out.
-	byTime := func(k store.AccessKey) store.Cursor { return store.Before(k.TmCreate) }
+	byTime := func(k store.AccessKey) store.Cursor { return createdBefore(k.TmCreate) }
 	found := 0
 	for seed := range uint64(4) {
 		found += len(w.pageThrough(w.store, seed, byTime))
@@ -147,11 +150,11 @@ func TestCursorBeforeATimeLeavesOutItsOwnMicrosecond(t *testing.T) {
 		after store.Cursor
 		want  []store.AccessKey
 	}{
-		"at it":                 {store.Before(at.TmCreate), []store.AccessKey{older}},
-		"a microsecond after":   {store.Before(at.TmCreate.Add(time.Microsecond)), []store.AccessKey{at, older}},
-		"at the first key":      {store.Before(older.TmCreate), []store.AccessKey{}},
+		"at it":                 {createdBefore(at.TmCreate), []store.AccessKey{older}},
+		"a microsecond after":   {createdBefore(at.TmCreate.Add(time.Microsecond)), []store.AccessKey{at, older}},
+		"at the first key":      {createdBefore(older.TmCreate), []store.AccessKey{}},
 		"the end of all times":  {store.Start(), []store.AccessKey{at, older}},
-		"the beginning of them": {store.Before(time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)), []store.AccessKey{}},
+		"the beginning of them": {createdBefore(time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)), []store.AccessKey{}},
 	} {
 		got := must(w.store.AccessKeys(t.Context(), w.acme.ID, test.after, 10))(t)
 		if !slices.Equal(got, test.want) {

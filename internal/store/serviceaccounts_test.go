@@ -208,7 +208,7 @@ func TestAccountHasAtMostTenLiveKeys(t *testing.T) {
 	wantError(t, "the eleventh key", err, store.ErrTooManyKeys)
 	w.createAccountKey(w.createAccount(w.acme)) // another account has room
 
-	// Whoever adds a key waits for whoever has the account's row, and counts after that.
+	// A write that adds a key waits for the one that has the account's row, and counts after that.
 	must(w.store.DeleteServiceAccountKey(t.Context(), store.Operator(), full, keys[6].ID))(t)
 	first := w.begin()
 	if _, err := first.Exec(t.Context(), `SELECT FROM service_accounts WHERE id = $1 FOR UPDATE`, full.ID); err != nil {

@@ -34,8 +34,8 @@ type NewSignup struct {
 // Signup is what became of a NewSignup.
 type Signup struct {
 	ID uuid.UUID
-	// Known means that a customer has this address already. Such a sign-up can't be completed.
-	Known bool
+	// AddressTaken means that a customer has this address already. Such a sign-up can't be completed.
+	AddressTaken bool
 	// Stored is false where as many of this address live as may be.
 	Stored bool
 }
@@ -64,7 +64,7 @@ func (s *Store) CreateSignup(ctx context.Context, n NewSignup) (Signup, error) {
 				SELECT count(*) FROM signups WHERE lower(email) COLLATE "C" = lower($4) AND tm_expire > now()
 			) < $7
 			RETURNING known`,
-			done.ID, n.TempTokenHash[:], n.CodeHash[:], n.Email, n.Name, n.Detail, signupsPerAddress).Scan(&done.Known)
+			done.ID, n.TempTokenHash[:], n.CodeHash[:], n.Email, n.Name, n.Detail, signupsPerAddress).Scan(&done.AddressTaken)
 		if errors.Is(err, pgx.ErrNoRows) {
 			done.Stored = false
 			return nil

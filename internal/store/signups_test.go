@@ -24,7 +24,7 @@ func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 	w := newFixture(t)
 	n := newSignup("ada", "ada@new.example")
 	made := must(w.store.CreateSignup(t.Context(), n))(t)
-	if made.Known || !made.Stored {
+	if made.AddressTaken || !made.Stored {
 		t.Fatalf("made %+v", made)
 	}
 	taken := newKey(w.acme, year)

@@ -333,7 +333,7 @@ func TestLogThatWentBackOrWasReplacedIsSeen(t *testing.T) {
 	}
 }
 
-// A log that lacks an entry says nothing of what was changed: whoever reads it has to forget everything.
+// A log that lacks an entry says nothing of what was changed: an instance that reads it has to forget everything.
 func TestLogWithAGapDoesNotContinue(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)

@@ -65,5 +65,5 @@ func number(b *testing.B, variable string, otherwise int) int {
 	return n
 }
 
-// progress tells whoever waits what takes so long.
+// progress tells the user what takes so long.
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }

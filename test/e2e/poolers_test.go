@@ -106,7 +106,7 @@ func allAre(statuses []int, status int) bool {
 }
 
 // Behind pgbouncer, in session and in transaction mode, a new key works everywhere at once, and one that was deleted nowhere; while the
-// pooler or the Postgres behind it is away the answer is a 503, and afterwards the servers go on by themselves.
+// pooler or the Postgres behind it is unavailable the answer is a 503, and afterwards the servers go on by themselves.
 func TestKeysBehindPgbouncer(t *testing.T) {
 	t.Parallel()
 	for mode, parameters := range map[string]string{"session": "", "transaction": "default_query_exec_mode=exec"} {

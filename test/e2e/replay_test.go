@@ -429,7 +429,7 @@ func (w *fixture) expireOfKey(t testing.TB, id string) string {
 	return key.TmExpire
 }
 
-// away demands an answer while the database is away, which is the same for all.
+// away demands an answer while the database is unavailable, which is the same for all.
 func (r *replay) away(t *testing.T, status int) {
 	if err := r.postgres.Stop(t.Context()); err != nil {
 		t.Fatal(err)

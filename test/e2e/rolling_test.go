@@ -19,10 +19,10 @@ import (
 
 // balancer is one of the two in examples/instances, and how servers are run behind it.
 type balancer struct {
-	name       string
-	handedOver bool     // the servers' sockets stay open while they restart
-	env        []string // of the servers
-	run        func(t *testing.T, servers []*instance, replacements ...string) balancing
+	name            string
+	inheritedSocket bool     // the servers' sockets stay open while they restart
+	env             []string // of the servers
+	run             func(t *testing.T, servers []*instance, replacements ...string) balancing
 }
 
 // balancing is a balancer at work.
@@ -39,16 +39,16 @@ func behindNginx() balancer {
 
 const trusting = "TRUSTED_PROXIES=127.0.0.1/32"
 
-// instance is a server that may have its socket from whoever starts it, as systemd's socket units do it.
+// instance is a server that may have its socket from its service manager, as systemd's socket units do it.
 type instance struct {
 	*server
 	socket *os.File
 }
 
-func newInstance(t testing.TB, database string, handedOver bool, env ...string) *instance {
+func newInstance(t testing.TB, database string, inheritedSocket bool, env ...string) *instance {
 	t.Helper()
 	r := &instance{server: newServer(t, database, env...)}
-	if !handedOver {
+	if !inheritedSocket {
 		return r
 	}
 	if err := r.stop(); err != nil {
@@ -172,7 +172,7 @@ func TestRollingRestartFailsNoRequest(t *testing.T) {
 	t.Parallel()
 	atOnce, refusing := behindHAProxy(), behindNginx()
 	atOnce.env = append(atOnce.env, "SHUTDOWN_DELAY=0")
-	refusing.handedOver = false
+	refusing.inheritedSocket = false
 	for name, test := range map[string]struct {
 		balancer
 		with  string
@@ -204,9 +204,9 @@ func TestRollingRestartFailsNoRequest(t *testing.T) {
 func newInstances(t testing.TB, database string, b balancer) []*instance {
 	t.Helper()
 	return []*instance{
-		newInstance(t, database, b.handedOver, b.env...),
-		newInstance(t, database, b.handedOver, b.env...),
-		newInstance(t, database, b.handedOver, b.env...),
+		newInstance(t, database, b.inheritedSocket, b.env...),
+		newInstance(t, database, b.inheritedSocket, b.env...),
+		newInstance(t, database, b.inheritedSocket, b.env...),
 	}
 }
 

@@ -352,7 +352,7 @@ func swallow(t testing.TB, addr string) (end func()) {
 	return end
 }
 
-// TestPromotionBesideALivingPrimaryUndoesNothing promotes the standby while the primary goes on, and answers whoever asks.
+// TestPromotionBesideALivingPrimaryUndoesNothing promotes the standby while the primary goes on, and answers clients.
 // Servers with a lease find out, since its commits are confirmed no more; one with CACHE_LEASE=0 goes on to believe it,
 // which is what fencing is for.
 func TestPromotionBesideALivingPrimaryUndoesNothing(t *testing.T) {

@@ -341,7 +341,7 @@ func (o *outdated) probe(t testing.TB, at *server) map[string]int {
 	return statuses
 }
 
-// serves fails the test unless whoever has a good credential is served, and nobody else.
+// serves fails the test unless a client with a good credential is served, and nobody else.
 func serves(t testing.TB, when string, statuses map[string]int) {
 	t.Helper()
 	for what, status := range statuses {

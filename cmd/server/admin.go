@@ -181,7 +181,7 @@ func createAgent(ctx context.Context, inv invocation) error {
 	if err := customerExists(ctx, s, *customer); err != nil {
 		return err
 	}
-	passwords, err := auth.NewPasswords(1, time.Second)
+	passwords, err := auth.NewPasswords(1, time.Second, auth.DefaultHashCost())
 	if err != nil {
 		return err
 	}

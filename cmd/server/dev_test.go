@@ -219,7 +219,7 @@ func TestSecondDevTakesOver(t *testing.T) {
 func TestDevPrintsWhatWorksWhateverWasDoneBefore(t *testing.T) {
 	t.Parallel()
 	dir := devFolder(t)
-	passwords, err := auth.NewPasswords(1, patience)
+	passwords, err := auth.NewPasswords(1, patience, auth.DefaultHashCost())
 	if err != nil {
 		t.Fatal(err)
 	}

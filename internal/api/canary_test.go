@@ -277,7 +277,7 @@ func TestNoSecretShowsInAnySink(t *testing.T) {
 	h := newHarness(t)
 	a := &aviary{harness: h}
 	const password = "c4n4ry passw0rd / of+the admin"
-	passwords, err := auth.NewPasswords(1, time.Minute)
+	passwords, err := auth.NewPasswords(1, time.Minute, cheapHashes)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,11 +71,15 @@ type tenant struct {
 	adminJWT, plainJWT, superJWT string
 }
 
+// cheapHashes cost next to nothing: hashing as the program does took a third of all tests' time. Tests of how long a hash takes, or
+// who waits for one, use hashing.
+var cheapHashes = auth.HashCost{Memory: 64, Passes: 1, Lanes: 1}
+
 const tenantPassword = "correct horse battery staple"
 
 // tenantHash is its hash, made once: it is slow on purpose.
 var tenantHash = sync.OnceValue(func() secret.Value {
-	passwords, err := auth.NewPasswords(1, time.Minute)
+	passwords, err := auth.NewPasswords(1, time.Minute, cheapHashes)
 	if err != nil {
 		panic(err)
 	}
@@ -107,10 +111,26 @@ func newHarness(t *testing.T, options ...func(*api.Config)) *harness {
 	return h
 }
 
+// hashing is a server whose hashes cost what the program's do, so many at once.
+func hashing(t *testing.T, atOnce int, wait time.Duration) func(*api.Config) {
+	t.Helper()
+	sessions, err := auth.NewSessions(secret.New(jwtSecret), secret.Value{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	passwords, err := auth.NewPasswords(atOnce, wait, auth.DefaultHashCost())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(c *api.Config) {
+		c.Passwords, c.Authenticator = passwords, auth.NewAuthenticator(c.Store, sessions, passwords, c.Log)
+	}
+}
+
 // serve starts the server on the harness's store, with a cache unless an option has it otherwise.
 func (h *harness) serve(options ...func(*api.Config)) {
 	h.t.Helper()
-	passwords, err := auth.NewPasswords(2, 10*time.Second)
+	passwords, err := auth.NewPasswords(2, 10*time.Second, cheapHashes)
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -22,9 +21,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/crypto/bcrypt"
 
-	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
-	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
 
@@ -461,16 +458,7 @@ func stacks(t *testing.T) string {
 //
 // It looks at what goroutines do, so it runs before the tests that are parallel.
 func TestRequestThatWaitsForATurnWritesNothingOnceItsCallerIsRevoked(t *testing.T) {
-	h := newHarness(t, func(c *api.Config) {
-		sessions, err := auth.NewSessions(secret.New(jwtSecret), secret.Value{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c.Passwords, err = auth.NewPasswords(1, time.Minute); err != nil {
-			t.Fatal(err)
-		}
-		c.Authenticator = auth.NewAuthenticator(c.Store, sessions, c.Passwords, slog.New(slog.DiscardHandler))
-	})
+	h := newHarness(t, hashing(t, 1, time.Minute))
 	other := h.instance()
 	until := func(function string) {
 		t.Helper()

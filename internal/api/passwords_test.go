@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -15,8 +14,6 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	"golang.org/x/sync/errgroup"
 
-	"accesskeys/internal/api"
-	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
@@ -56,7 +53,7 @@ func TestBcryptPasswordLogsInAndIsRenewed(t *testing.T) {
 		}
 		first := login(password).wants(200).json()["token"].(string)
 		renewed := hash()
-		if !strings.HasPrefix(imported, "$2") || !strings.HasPrefix(renewed, "$argon2id$v=19$m=19456,t=2,p=1$") {
+		if !strings.HasPrefix(imported, "$2") || !strings.HasPrefix(renewed, "$argon2id$v=19$"+cheapHashes.String()+"$") {
 			t.Errorf("%s: the hash was %.7s, and is %.30s after a login", name, imported, renewed)
 		}
 		login(password).wants(200)
@@ -186,17 +183,7 @@ func TestDemotedAgentLosesItsPermissionAtOnce(t *testing.T) {
 // Contract, section 1: 503 UNAVAILABLE: a flood of logins waits for its turn, and then is told to come back; it is never a 401.
 func TestLoginsBeyondTheBoundAreToldToComeBack(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) {
-		sessions, err := auth.NewSessions(secret.New(jwtSecret), secret.Value{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		passwords, err := auth.NewPasswords(1, time.Millisecond)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Authenticator = auth.NewAuthenticator(c.Store, sessions, passwords, slog.New(slog.DiscardHandler))
-	})
+	h := newHarness(t, hashing(t, 1, time.Millisecond))
 	credentials := map[string]string{"username": h.acme.admin.Username, "password": tenantPassword}
 	answers := make([]response, 16)
 	var group errgroup.Group
@@ -237,7 +224,7 @@ func TestLoginsBeyondTheBoundAreToldToComeBack(t *testing.T) {
 //
 // It measures time, so it runs before the tests that are parallel.
 func TestRefusedLoginsAllTakeTheSameTime(t *testing.T) {
-	h := newHarness(t)
+	h := newHarness(t, hashing(t, 2, time.Minute))
 	h.newBcryptAgent("bcrypt@acme.example", "the right one", bcrypt.MinCost)
 	if _, err := h.store.DeleteAgent(t.Context(), store.Operator(), h.acme.plain); err != nil {
 		t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 
 	"accesskeys/internal/api"
 	"accesskeys/internal/auth"
-	"accesskeys/internal/secret"
 )
 
 // Making a password hash or key pair on /v1.0 has its bound per customer, and an account's ten keys are counted before a pair is made. The
@@ -71,17 +70,7 @@ func TestCustomersSlowWorkIsDoneOneAtATime(t *testing.T) {
 // "So that one customer cannot occupy the CPU": a flood of one customer's leaves the turns to others, who log in and make agents meanwhile.
 func TestFloodOfOneCustomersPasswordsLeavesTheTurnsToOthers(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) {
-		sessions, err := auth.NewSessions(secret.New(jwtSecret), secret.Value{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c.Passwords, err = auth.NewPasswords(1, time.Second); err != nil { // as the program has it on two cores
-			t.Fatal(err)
-		}
-		c.CustomerTurns = auth.NewCustomerTurns(time.Second)
-		c.Authenticator = auth.NewAuthenticator(c.Store, sessions, c.Passwords, c.Log)
-	})
+	h := newHarness(t, hashing(t, 1, time.Second), func(c *api.Config) { c.CustomerTurns = auth.NewCustomerTurns(time.Second) }) // as the program on two cores
 	var stop atomic.Bool
 	var flood sync.WaitGroup
 	var limited, unavailable atomic.Int64

@@ -100,7 +100,7 @@ func TestTriesOfAUsernameAreLimitedIfItExistsOrNot(t *testing.T) {
 //
 // It measures time, so it runs before the tests that are parallel.
 func TestLimitedTriesAllTakeTheSameTime(t *testing.T) {
-	h := newHarness(t, behindProxy)
+	h := newHarness(t, behindProxy, hashing(t, 2, time.Minute))
 	names := map[string]string{"known": h.acme.admin.Username, "unknown": "nobody@acme.example"}
 	for _, name := range names {
 		h.attack(name, 20)

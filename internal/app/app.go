@@ -117,7 +117,7 @@ func New(ctx context.Context, cfg *config.Settings, log *slog.Logger) (_ *App, e
 	}
 	// Half of the cores at most do slow work; the rest stays for checking credentials.
 	atOnce := max(1, runtime.GOMAXPROCS(0)/2)
-	if a.passwords, err = auth.NewPasswords(atOnce, slowWorkWait); err != nil {
+	if a.passwords, err = auth.NewPasswords(atOnce, slowWorkWait, auth.DefaultHashCost()); err != nil {
 		return nil, err
 	}
 	keyPairs, err := auth.NewKeyPairs(atOnce, slowWorkWait)

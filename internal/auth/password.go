@@ -16,20 +16,20 @@ import (
 	"accesskeys/internal/secret"
 )
 
-// argonParams are argon2id's cost: memory in KiB, passes and lanes.
-type argonParams struct {
-	memory  uint32
-	time    uint32
-	threads uint8
+// HashCost is what argon2id (RFC 9106) takes for one hash.
+type HashCost struct {
+	Memory uint32 // KiB
+	Passes uint32
+	Lanes  uint8
 }
 
-// String is the parameters' part of the PHC form.
-func (p argonParams) String() string {
-	return fmt.Sprintf("m=%d,t=%d,p=%d", p.memory, p.time, p.threads)
-}
+// DefaultHashCost is OWASP's first recommendation for argon2id, about 40 ms and 19 MiB a hash. Nothing but a test hashes for less.
+func DefaultHashCost() HashCost { return HashCost{Memory: 19 * 1024, Passes: 2, Lanes: 1} }
 
-// currentArgon is what new hashes cost: OWASP's first recommendation for argon2id, about 40 ms and 19 MiB each.
-var currentArgon = argonParams{memory: 19 * 1024, time: 2, threads: 1}
+// String is the cost's part of the PHC form.
+func (c HashCost) String() string {
+	return fmt.Sprintf("m=%d,t=%d,p=%d", c.Memory, c.Passes, c.Lanes)
+}
 
 const (
 	argonSaltLength = 16
@@ -48,19 +48,20 @@ const (
 
 // Passwords hashes and checks passwords, a bounded number at a time.
 type Passwords struct {
+	cost  HashCost
 	turns *turns
 	dummy secret.Value
 }
 
 // NewPasswords makes a Passwords that computes at most atOnce hashes at the same time; further callers wait up to
-// maxWait for their turn.
-func NewPasswords(atOnce int, maxWait time.Duration) (*Passwords, error) {
+// maxWait for their turn. New hashes cost as said, and older ones of another cost are renewed when they are used.
+func NewPasswords(atOnce int, maxWait time.Duration, cost HashCost) (*Passwords, error) {
 	turns, err := newTurns(atOnce, maxWait)
 	if err != nil {
 		return nil, err
 	}
 	// The hash of a password that nobody knows: what unknown users are checked against, so that they take as long.
-	return &Passwords{turns: turns, dummy: argonHash(rand.Text(), currentArgon)}, nil
+	return &Passwords{turns: turns, cost: cost, dummy: argonHash(rand.Text(), cost)}, nil
 }
 
 // Hash returns the argon2id hash of a password in PHC form, or ErrBusy. Other spellings of the password, by RFC 8265, match it too.
@@ -70,7 +71,7 @@ func (p *Passwords) Hash(ctx context.Context, password secret.Value) (secret.Val
 		return secret.Value{}, err
 	}
 	defer release()
-	return argonHash(prepared(password.Reveal()), currentArgon), nil
+	return argonHash(prepared(password.Reveal()), p.cost), nil
 }
 
 // prepared is what is hashed of a password: its OpaqueString (RFC 8265, section 4.2), which doesn't depend on how a device composes
@@ -101,7 +102,7 @@ func (p *Passwords) check(ctx context.Context, password, hash secret.Value) (ok 
 		ok, stale = p.matches(opaque, hash)
 	}
 	if ok && stale {
-		renewed = argonHash(opaque, currentArgon)
+		renewed = argonHash(opaque, p.cost)
 	}
 	return ok, renewed, nil
 }
@@ -115,17 +116,17 @@ func (p *Passwords) matches(password string, hash secret.Value) (ok, stale bool)
 	case strings.HasPrefix(hash.Reveal(), "$2"):
 		return bcryptMatches(password, hash.Reveal()), true
 	default:
-		params, ok := argonMatches(password, hash.Reveal())
-		return ok, params != currentArgon
+		cost, ok := argonMatches(password, hash.Reveal())
+		return ok, cost != p.cost
 	}
 }
 
 // argonHash returns $argon2id$v=19$m=…,t=…,p=…$salt$hash, base64 without padding.
-func argonHash(password string, params argonParams) secret.Value {
+func argonHash(password string, cost HashCost) secret.Value {
 	salt := make([]byte, argonSaltLength)
 	_, _ = rand.Read(salt) // never fails: it ends the program instead
-	key := argon2.IDKey([]byte(password), salt, params.time, params.memory, params.threads, argonKeyLength)
-	return secret.New(fmt.Sprintf("$argon2id$v=%d$%s$%s$%s", argon2.Version, params, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key)))
+	key := argon2.IDKey([]byte(password), salt, cost.Passes, cost.Memory, cost.Lanes, argonKeyLength)
+	return secret.New(fmt.Sprintf("$argon2id$v=%d$%s$%s$%s", argon2.Version, cost, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key)))
 }
 
 // bcryptMatches reports whether it is the hash of the password, and never true for a password longer than bcrypt reads.
@@ -139,24 +140,24 @@ func bcryptMatches(password, hash string) bool {
 }
 
 // argonMatches compares in constant time. A hash that can't be read, or asks for too much, matches nothing.
-func argonMatches(password, hash string) (argonParams, bool) {
+func argonMatches(password, hash string) (HashCost, bool) {
 	parts := strings.Split(hash, "$")
 	if len(parts) != 6 || parts[0] != "" || parts[1] != "argon2id" || parts[2] != fmt.Sprintf("v=%d", argon2.Version) {
-		return argonParams{}, false
+		return HashCost{}, false
 	}
-	var p argonParams
-	if _, err := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &p.memory, &p.time, &p.threads); err != nil || parts[3] != p.String() {
-		return argonParams{}, false
+	var cost HashCost
+	if _, err := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &cost.Memory, &cost.Passes, &cost.Lanes); err != nil || parts[3] != cost.String() {
+		return HashCost{}, false
 	}
 	salt, saltOK := phcBytes(parts[4])
 	want, wantOK := phcBytes(parts[5])
 	if !saltOK || !wantOK || len(salt) < argonMinSalt || len(want) < argonSaltLength || len(want) > 2*argonKeyLength ||
-		p.memory > maxArgonMemory || p.time < 1 || p.time > maxArgonTime || p.threads < 1 {
-		return argonParams{}, false
+		cost.Memory > maxArgonMemory || cost.Passes < 1 || cost.Passes > maxArgonTime || cost.Lanes < 1 {
+		return HashCost{}, false
 	}
 	//nolint:gosec // len(want) is at most 2*argonKeyLength: the condition above
-	got := argon2.IDKey([]byte(password), salt, p.time, p.memory, p.threads, uint32(len(want)))
-	return p, subtle.ConstantTimeCompare(got, want) == 1
+	got := argon2.IDKey([]byte(password), salt, cost.Passes, cost.Memory, cost.Lanes, uint32(len(want)))
+	return cost, subtle.ConstantTimeCompare(got, want) == 1
 }
 
 // phcBytes decodes base64 without padding in its one spelling; Go's decoder alone takes spare bits and line breaks too.

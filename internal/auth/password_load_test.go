@@ -127,7 +127,7 @@ func TestOnlySoManyPasswordsAreComputedAtOnce(t *testing.T) {
 func TestPasswordsBeyondTheNumberAreRefusedAfterTheWait(t *testing.T) {
 	t.Parallel()
 	const wait = 30 * time.Millisecond
-	p, err := NewPasswords(2, wait)
+	p, err := NewPasswords(2, wait, DefaultHashCost())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestPasswordsBeyondTheNumberAreRefusedAfterTheWait(t *testing.T) {
 // A client that has left must not keep its place in the queue.
 func TestCancelledContextEndsTheWaitForATurn(t *testing.T) {
 	t.Parallel()
-	p, err := NewPasswords(1, time.Hour)
+	p, err := NewPasswords(1, time.Hour, DefaultHashCost())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestCancelledContextEndsTheWaitForATurn(t *testing.T) {
 func TestPasswordsNeedAtLeastOneAtOnce(t *testing.T) {
 	t.Parallel()
 	for _, atOnce := range []int{0, -1} {
-		if _, err := NewPasswords(atOnce, time.Second); err == nil {
+		if _, err := NewPasswords(atOnce, time.Second, DefaultHashCost()); err == nil {
 			t.Errorf("NewPasswords(%d) is accepted", atOnce)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 
 func newPasswords(t *testing.T, atOnce int) *Passwords {
 	t.Helper()
-	p, err := NewPasswords(atOnce, time.Minute)
+	p, err := NewPasswords(atOnce, time.Minute, DefaultHashCost())
 	if err != nil {
 		t.Fatal(err)
 	}

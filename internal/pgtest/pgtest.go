@@ -14,6 +14,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,12 +44,24 @@ var server = sync.OnceValues(func() (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	postgres, err := privatepg.Start(ctx, privatepg.Config{Ephemeral: true, Getenv: os.Getenv})
+	postgres, err := privatepg.Start(ctx, privatepg.Config{Ephemeral: true, Getenv: getenv})
 	if err != nil {
 		return "", err
 	}
 	return postgres.URL("postgres"), nil
 })
+
+// getenv is os.Getenv with a file system in memory for TMPDIR, where there is one with room: a database is made there in a tenth of the
+// time that 300 files on a disk take.
+func getenv(name string) string {
+	const memory, room = "/dev/shm", 2 << 30 // containers have 64 MiB there unless told
+	value := os.Getenv(name)
+	var free syscall.Statfs_t
+	if name == "TMPDIR" && value == "" && syscall.Statfs(memory, &free) == nil && free.Bavail > room/uint64(free.Bsize) {
+		return memory
+	}
+	return value
+}
 
 // template returns the name of a database with the newest schema, made once for each state of the migrations.
 var template = sync.OnceValues(func() (string, error) {

@@ -41,7 +41,7 @@ var allowed = map[string][]string{
 	"internal/authn":       {"internal/auth", "internal/web"},
 	"internal/forwardauth": {"internal/auth", "internal/authn", "internal/web"},
 	"internal/buildinfo":   {},
-	"internal/web":         {"internal/secret", "internal/slowclient"},
+	"internal/web":         {"internal/logging", "internal/secret", "internal/slowclient"},
 	"internal/slowclient":  {},
 	"internal/auth":        {"internal/authcache", "internal/lastused", "internal/store", "internal/secret"},
 	"internal/authcache":   {"internal/changelog", "internal/postgres", "internal/store"},

@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"strconv"
 
 	"github.com/google/uuid"
 
@@ -23,6 +24,34 @@ type principalJSON struct {
 	TmCreate   web.Timestamp      `json:"tm_create"`
 	TmUpdate   web.Timestamp      `json:"tm_update"`
 	TmDelete   web.Timestamp      `json:"tm_delete"`
+}
+
+// AppendJSON implements web.Appender.
+func (p *principalJSON) AppendJSON(text []byte) []byte {
+	text = p.ID.AppendJSON(append(text, `{"id":`...))
+	text = p.CustomerID.AppendJSON(append(text, `,"customer_id":`...))
+	text = web.AppendString(append(text, `,"type":`...), string(p.Type))
+	if p.AgentID != nil {
+		text = p.AgentID.AppendJSON(append(text, `,"agent_id":`...))
+	}
+	text = web.AppendString(append(text, `,"username":`...), p.Username)
+	text = web.AppendString(append(text, `,"name":`...), p.Name)
+	text = web.AppendString(append(text, `,"detail":`...), p.Detail)
+	text = strconv.AppendInt(append(text, `,"permission":`...), int64(p.Permission), 10)
+	if p.Roles != nil {
+		text = append(text, `,"roles":[`...)
+		for i, role := range p.Roles {
+			if i > 0 {
+				text = append(text, ',')
+			}
+			text = web.AppendString(text, role)
+		}
+		text = append(text, ']')
+	}
+	text = p.TmCreate.AppendJSON(append(text, `,"tm_create":`...))
+	text = p.TmUpdate.AppendJSON(append(text, `,"tm_update":`...))
+	text = p.TmDelete.AppendJSON(append(text, `,"tm_delete":`...))
+	return append(text, '}')
 }
 
 // me shows the caller (contract, section 5).

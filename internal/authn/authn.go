@@ -17,6 +17,13 @@ import (
 type Authenticator struct {
 	verifier *auth.Verifier
 	checks   *prometheus.CounterVec
+	counters web.Found[check, prometheus.Counter] // of checks
+}
+
+// check labels what was checked.
+type check struct {
+	kind   auth.CredentialKind
+	result string
 }
 
 // New makes an Authenticator, whose figures are registered.
@@ -127,7 +134,9 @@ func (a *Authenticator) count(kind auth.CredentialKind, err error) {
 	if kind == "" {
 		kind = "none" // none at all, or nothing of either kind's shape
 	}
-	a.checks.WithLabelValues(string(kind), result).Inc()
+	a.counters.Of(check{kind, result}, func(c check) prometheus.Counter {
+		return a.checks.WithLabelValues(string(c.kind), c.result)
+	}).Inc()
 }
 
 // The reasons of refusals. api/openapi.yaml lists them all.

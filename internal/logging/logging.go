@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 const (
@@ -22,11 +24,11 @@ const (
 func New(w io.Writer, level slog.Leveler, text bool) (log *slog.Logger, flush func()) {
 	lines := &lineWriter{out: w}
 	options := &slog.HandlerOptions{Level: level}
-	var handler slog.Handler = slog.NewJSONHandler(lines, options)
 	if text {
-		handler = slog.NewTextHandler(lines, options)
+		return slog.New(urgentHandler{Handler: slog.NewTextHandler(lines, options), flush: lines.flush}), lines.flush
 	}
-	return slog.New(urgentHandler{Handler: handler, flush: lines.flush}), lines.flush
+	urgent := urgentHandler{Handler: slog.NewJSONHandler(lines, options), flush: lines.flush}
+	return slog.New(jsonHandler{urgentHandler: urgent, lines: zerolog.New(lines)}), lines.flush
 }
 
 // urgentHandler flushes after a warning or an error.

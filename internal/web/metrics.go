@@ -1,8 +1,10 @@
 package web
 
 import (
+	"maps"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,7 +14,7 @@ import (
 type metrics struct {
 	requests  *prometheus.CounterVec
 	durations *prometheus.HistogramVec
-	found     *sync.Map // of requestLabels to requestMetrics
+	found     *Found[requestLabels, requestMetrics]
 }
 
 func newMetrics(registry prometheus.Registerer, slow slowClients) metrics {
@@ -24,7 +26,7 @@ func newMetrics(registry prometheus.Registerer, slow slowClients) metrics {
 			Name: "accesskeys_http_request_duration_seconds", Help: "Time from a request's header to the end of its answer.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 		}, []string{"method", "route"}),
-		found: &sync.Map{},
+		found: &Found[requestLabels, requestMetrics]{},
 	}
 	registry.MustRegister(m.requests, m.durations, prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "accesskeys_slow_clients_cut_off_total", Help: "Clients that were cut off because they did not read or send in time.",
@@ -45,15 +47,37 @@ type requestMetrics struct {
 }
 
 func (m metrics) observeRequest(method, route string, code int, took time.Duration) {
-	labels := requestLabels{method, route, code}
-	found, ok := m.found.Load(labels)
-	if !ok {
-		found, _ = m.found.LoadOrStore(labels, requestMetrics{
-			count:    m.requests.WithLabelValues(method, route, strconv.Itoa(code)),
-			duration: m.durations.WithLabelValues(method, route),
-		})
-	}
-	of := found.(requestMetrics)
+	of := m.found.Of(requestLabels{method, route, code}, func(l requestLabels) requestMetrics {
+		return requestMetrics{
+			count:    m.requests.WithLabelValues(l.method, l.route, strconv.Itoa(l.code)),
+			duration: m.durations.WithLabelValues(l.method, l.route),
+		}
+	})
 	of.count.Inc()
 	of.duration.Observe(took.Seconds())
+}
+
+// Found keeps what was found for labels, so that it is looked for once: a look-up takes neither a lock nor memory. It is for labels of
+// which there are few, since it never forgets. The zero value is ready, and may be used concurrently.
+type Found[L comparable, T any] struct {
+	found atomic.Pointer[map[L]T]
+	mu    sync.Mutex
+}
+
+// Of is what find returns for the labels.
+func (f *Found[L, T]) Of(labels L, find func(L) T) T {
+	if found := f.found.Load(); found != nil {
+		if of, ok := (*found)[labels]; ok {
+			return of
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := map[L]T{}
+	if found := f.found.Load(); found != nil {
+		all = maps.Clone(*found)
+	}
+	all[labels] = find(labels) // anew where somebody else was quicker: it finds the same
+	f.found.Store(&all)
+	return all[labels]
 }

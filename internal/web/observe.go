@@ -5,9 +5,12 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
+
+	"accesskeys/internal/logging"
 )
 
 // Observe is the outermost middleware: it gives each request an id, turns a panic into a 500, and in the end counts it and writes its
@@ -77,8 +80,9 @@ func (k *Kit) finish(r *http.Request, ev *Event, code int, took time.Duration) {
 	if !k.log.Enabled(r.Context(), level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 14)
-	attrs = append(attrs,
+	line := lines.Get().(*[maxAttrs]slog.Attr)
+	defer lines.Put(line)
+	attrs := append(line[:0],
 		slog.String("method", method),
 		slog.String("route", route),
 		slog.String("path", k.redactedURI(r.URL)),
@@ -97,8 +101,14 @@ func (k *Kit) finish(r *http.Request, ev *Event, code int, took time.Duration) {
 	if ev.err != nil {
 		attrs = append(attrs, slog.String("error", ev.err.Error()))
 	}
-	k.log.LogAttrs(r.Context(), level, "request", attrs...)
+	logging.Line(r.Context(), k.log, level, "request", attrs)
 }
+
+// maxAttrs is how many attributes the line of a request has at most.
+const maxAttrs = 14
+
+// lines are the attributes of lines, one after the other.
+var lines = sync.Pool{New: func() any { return new([maxAttrs]slog.Attr) }}
 
 // shownMethod is a request's method, fit for a log and a metric.
 //

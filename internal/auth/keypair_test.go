@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/dsa" //nolint:staticcheck // the package is deprecated, and a key of its kind must be refused
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -17,6 +16,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"strings"
 	"testing"
@@ -31,11 +31,7 @@ func block(kind string, der []byte) string {
 // publicPEM is a key as a caller would bring it.
 func publicPEM(t *testing.T, key crypto.PublicKey) string {
 	t.Helper()
-	der, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return block("PUBLIC KEY", der)
+	return block("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(key))(t))
 }
 
 // rsaOf is an RSA public key of this length that nobody has the private half of: making real ones of 8192 bits takes
@@ -47,21 +43,14 @@ func rsaOf(bits, exponent int) *rsa.PublicKey {
 
 func curveKey(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(curve, rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
+	return must(ecdsa.GenerateKey(curve, rand.Reader))(t)
 }
 
 // POST keys with no body makes a pair (RSA 2048 by default ...) ... PKCS#8 PEM. Each pair is one: what the private half signs, the public
 // half verifies; it is fit by the rules for keys that callers bring, and made anew each time.
 func TestKeyPairsAreOfTheirAlgorithmAndFit(t *testing.T) {
 	t.Parallel()
-	pairs, err := NewKeyPairs(2, time.Minute)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pairs := must(NewKeyPairs(2, time.Minute))(t)
 	for _, algorithm := range Algorithms() {
 		private, public, err := pairs.New(t.Context(), algorithm)
 		if err != nil {
@@ -71,25 +60,13 @@ func TestKeyPairsAreOfTheirAlgorithmAndFit(t *testing.T) {
 		if decoded == nil || decoded.Type != "PRIVATE KEY" || len(decoded.Headers) != 0 || len(rest) != 0 {
 			t.Fatalf("%s: the private half is not one PEM block PRIVATE KEY", algorithm)
 		}
-		key, err := x509.ParsePKCS8PrivateKey(decoded.Bytes)
-		if err != nil {
-			t.Fatalf("%s: PKCS #8: %v", algorithm, err)
+		key := must(x509.ParsePKCS8PrivateKey(decoded.Bytes))(t)
+		kinds := map[Algorithm]string{RS256: "*rsa.PrivateKey", ES256: "*ecdsa.PrivateKey", EdDSA: "ed25519.PrivateKey"}
+		if kind := fmt.Sprintf("%T", key); kind != kinds[algorithm] {
+			t.Errorf("%s: a key of the type %s", algorithm, kind)
 		}
-		switch k := key.(type) {
-		case *rsa.PrivateKey:
-			if algorithm != RS256 || k.N.BitLen() != 2048 || k.E != 65537 || k.Validate() != nil {
-				t.Errorf("%s: an RSA key of %d bits with exponent %d", algorithm, k.N.BitLen(), k.E)
-			}
-		case *ecdsa.PrivateKey:
-			if algorithm != ES256 || k.Curve != elliptic.P256() {
-				t.Errorf("%s: an ECDSA key on %s", algorithm, k.Curve.Params().Name)
-			}
-		case ed25519.PrivateKey:
-			if algorithm != EdDSA {
-				t.Errorf("%s: an Ed25519 key", algorithm)
-			}
-		default:
-			t.Errorf("%s: %T", algorithm, key)
+		if k, is := key.(*rsa.PrivateKey); is && (k.N.BitLen() != 2048 || k.E != 65537 || k.Validate() != nil) {
+			t.Errorf("%s: an RSA key of %d bits with exponent %d", algorithm, k.N.BitLen(), k.E)
 		}
 		der, err := x509.MarshalPKIXPublicKey(key.(crypto.Signer).Public())
 		if err != nil || !bytes.Equal(der, public.DER) || public.Algorithm != algorithm {
@@ -118,14 +95,8 @@ func TestKeyPairsAreMadeABoundedNumberAtATime(t *testing.T) {
 	if _, err := NewKeyPairs(0, time.Minute); err == nil {
 		t.Error("none at once was accepted")
 	}
-	pairs, err := NewKeyPairs(1, time.Millisecond)
-	if err != nil {
-		t.Fatal(err)
-	}
-	release, err := pairs.turns.take(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	pairs := must(NewKeyPairs(1, time.Millisecond))(t)
+	release := must(pairs.turns.take(t.Context()))(t)
 	if _, _, err := pairs.New(t.Context(), EdDSA); !errors.Is(err, ErrBusy) {
 		t.Errorf("beyond the bound: %v", err)
 	}
@@ -133,14 +104,8 @@ func TestKeyPairsAreMadeABoundedNumberAtATime(t *testing.T) {
 	if _, _, err := pairs.New(t.Context(), EdDSA); err != nil {
 		t.Errorf("after the turn was given back: %v", err)
 	}
-	patient, err := NewKeyPairs(1, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if release, err = patient.turns.take(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer release()
+	patient := must(NewKeyPairs(1, time.Hour))(t)
+	defer must(patient.turns.take(t.Context()))(t)()
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, _, err := patient.New(gone, EdDSA); !errors.Is(err, ErrBusy) {
@@ -195,51 +160,32 @@ func refuses(t *testing.T, texts map[string]string) {
 // unsupportedKeys are well-formed keys of the wrong kinds.
 func unsupportedKeys(t *testing.T) map[string]string {
 	t.Helper()
-	made := map[string]string{
-		"RSA 1024": publicPEM(t, rsaOf(1024, 65537)), "RSA 1536": publicPEM(t, rsaOf(1536, 65537)),
-		"RSA 2047": publicPEM(t, rsaOf(2047, 65537)), "RSA 4097": publicPEM(t, rsaOf(4097, 65537)),
-		"RSA 8192": publicPEM(t, rsaOf(8192, 65537)), "exponent 3": publicPEM(t, rsaOf(2048, 3)),
-		"exponent 17": publicPEM(t, rsaOf(2048, 17)), "exponent 65539": publicPEM(t, rsaOf(2048, 65539)),
-		"exponent 1": publicPEM(t, rsaOf(2048, 1)), "exponent 65536": publicPEM(t, rsaOf(2048, 65536)),
-		"P-224": publicPEM(t, curveKey(t, elliptic.P224()).Public()), "P-384": publicPEM(t, curveKey(t, elliptic.P384()).Public()),
-		"P-521": publicPEM(t, curveKey(t, elliptic.P521()).Public()),
+	made := map[string]string{"X25519": publicPEM(t, must(ecdh.X25519().GenerateKey(rand.Reader))(t).PublicKey())}
+	for _, bits := range []int{1024, 1536, 2047, 4097, 8192} {
+		made[fmt.Sprintf("RSA %d", bits)] = publicPEM(t, rsaOf(bits, 65537))
 	}
-	x25519, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+	for _, exponent := range []int{1, 3, 17, 65536, 65539} {
+		made[fmt.Sprintf("exponent %d", exponent)] = publicPEM(t, rsaOf(2048, exponent))
 	}
-	made["X25519"] = publicPEM(t, x25519.PublicKey())
-
+	for _, curve := range []elliptic.Curve{elliptic.P224(), elliptic.P384(), elliptic.P521()} {
+		made[curve.Params().Name] = publicPEM(t, curveKey(t, curve).Public())
+	}
 	// What Go can't make is written by hand: SubjectPublicKeyInfo of an algorithm with parameters.
 	info := func(algorithm asn1.ObjectIdentifier, parameters any, key []byte) string {
 		identifier := pkix.AlgorithmIdentifier{Algorithm: algorithm}
 		if parameters != nil {
-			raw, err := asn1.Marshal(parameters)
-			if err != nil {
-				t.Fatal(err)
-			}
-			identifier.Parameters = asn1.RawValue{FullBytes: raw}
+			identifier.Parameters = asn1.RawValue{FullBytes: must(asn1.Marshal(parameters))(t)}
 		}
-		der, err := asn1.Marshal(struct {
+		return block("PUBLIC KEY", must(asn1.Marshal(struct {
 			Algorithm pkix.AlgorithmIdentifier
 			Key       asn1.BitString
-		}{identifier, asn1.BitString{Bytes: key, BitLength: 8 * len(key)}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return block("PUBLIC KEY", der)
+		}{identifier, asn1.BitString{Bytes: key, BitLength: 8 * len(key)}}))(t))
 	}
-	unhex := func(s string) []byte {
-		b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
-	}
+	unhex := func(s string) []byte { return must(hex.DecodeString(s))(t) }
 	ecPublicKey := asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}
 	ed25519ID := asn1.ObjectIdentifier{1, 3, 101, 112}
 	made["secp256k1"] = info(ecPublicKey, asn1.ObjectIdentifier{1, 3, 132, 0, 10}, unhex("04"+
-		"79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798 483ada7726a3c4655da4fbfc0e1108a8fd17b448a68554199c47d08ffb10d4b8"))
+		"79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798483ada7726a3c4655da4fbfc0e1108a8fd17b448a68554199c47d08ffb10d4b8"))
 	p256 := asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}
 	made["P-256, not on the curve"] = info(ecPublicKey, p256, append([]byte{4}, bytes.Repeat([]byte{7}, 64)...))
 	made["P-256, at infinity"] = info(ecPublicKey, p256, []byte{0})
@@ -247,24 +193,13 @@ func unsupportedKeys(t *testing.T) map[string]string {
 	made["Ed448"] = info(asn1.ObjectIdentifier{1, 3, 101, 113}, nil, make([]byte, 57))
 	made["Ed25519, cut"] = info(ed25519ID, nil, make([]byte, 31))
 	made["Ed25519, longer"] = info(ed25519ID, nil, make([]byte, 33))
-	// RFC 4055: a key for RSA-PSS alone.
-	pss, err := asn1.Marshal(struct{ N, E *big.Int }{rsaOf(2048, 65537).N, big.NewInt(65537)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	made["RSA-PSS"] = info(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}, nil, pss)
-	negative, err := asn1.Marshal(struct{ N, E *big.Int }{new(big.Int).Neg(rsaOf(2048, 65537).N), big.NewInt(65537)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	made["RSA, negative"] = info(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, asn1.NullRawValue, negative)
-	var parameters dsa.Parameters
-	parameters.P, parameters.Q, parameters.G = rsaOf(2048, 3).N, rsaOf(256, 3).N, big.NewInt(4)
-	y, err := asn1.Marshal(big.NewInt(16))
-	if err != nil {
-		t.Fatal(err)
-	}
-	made["DSA"] = info(asn1.ObjectIdentifier{1, 2, 840, 10040, 4, 1}, struct{ P, Q, G *big.Int }{parameters.P, parameters.Q, parameters.G}, y)
+	type rsaKey struct{ N, E *big.Int }
+	n, e := rsaOf(2048, 65537).N, big.NewInt(65537)
+	made["RSA-PSS"] = info(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}, nil, must(asn1.Marshal(rsaKey{n, e}))(t)) // RFC 4055
+	made["RSA, negative"] = info(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, asn1.NullRawValue,
+		must(asn1.Marshal(rsaKey{new(big.Int).Neg(n), e}))(t))
+	domain := struct{ P, Q, G *big.Int }{rsaOf(2048, 3).N, rsaOf(256, 3).N, big.NewInt(4)}
+	made["DSA"] = info(asn1.ObjectIdentifier{1, 2, 840, 10040, 4, 1}, domain, must(asn1.Marshal(big.NewInt(16)))(t))
 
 	// The points of small order, in every encoding that Go reads: the order is 1, 2, 4, 4 and four times 8.
 	for _, point := range []string{
@@ -284,57 +219,33 @@ func unsupportedKeys(t *testing.T) map[string]string {
 // unsupportedTexts hold a key that would be fit, but not as one PEM block PUBLIC KEY and nothing else.
 func unsupportedTexts(t *testing.T) map[string]string {
 	t.Helper()
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	private := must(rsa.GenerateKey(rand.Reader, 2048))(t)
 	good := publicPEM(t, private.Public())
 	der, _ := pem.Decode([]byte(good))
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pkcs8 := must(x509.MarshalPKCS8PrivateKey(private))(t)
 	ec := curveKey(t, elliptic.P256())
-	sec1, err := x509.MarshalECPrivateKey(ec)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sec1 := must(x509.MarshalECPrivateKey(ec))(t)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, ec.Public(), ec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ParsePublicKey(good); err != nil {
-		t.Fatalf("the control: %v", err)
-	}
+	certificate := must(x509.CreateCertificate(rand.Reader, template, template, ec.Public(), ec))(t)
+	must(ParsePublicKey(good))(t) // the control
 	return map[string]string{
 		"nothing": "", "blank": " \n", "no PEM": "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAA", "DER": string(der.Bytes), "half": good[:len(good)/2],
-		"without its last line":       strings.Replace(good, "-----END PUBLIC KEY-----", "", 1),
-		"PKCS #1":                     block("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&private.PublicKey)),
-		"PKCS #1 under this name":     block("PUBLIC KEY", x509.MarshalPKCS1PublicKey(&private.PublicKey)),
-		"a certificate":               block("CERTIFICATE", certificate),
-		"a certificate, renamed":      block("PUBLIC KEY", certificate),
-		"a private key":               block("PRIVATE KEY", pkcs8),
-		"a private key, renamed":      block("PUBLIC KEY", pkcs8),
-		"a private key of PKCS #1":    block("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(private)),
-		"a private key of SEC 1":      block("EC PRIVATE KEY", sec1),
-		"a private key, then this":    block("PRIVATE KEY", pkcs8) + good,
-		"this, then a private key":    good + block("PRIVATE KEY", pkcs8),
-		"two blocks":                  good + good,
+		"SSH2's":                "---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n---- END SSH2 PUBLIC KEY ----\n",
+		"without its last line": strings.Replace(good, "-----END PUBLIC KEY-----", "", 1),
+		"headers":               strings.Replace(good, "-----\n", "-----\nProc-Type: 4,ENCRYPTED\n\n", 1),
+		"in lower case":         strings.ReplaceAll(good, "PUBLIC KEY", "public key"),
+		"text before":           "my key:\n" + good, "text after": good + "x", "NUL after": good + "\x00", "a no-break space after": good + "\u00a0",
+		"a byte order mark before": "\ufeff" + good, "two blocks": good + good,
 		"a broken block before":       "-----BEGIN PUBLIC KEY-----\n!\n-----END PUBLIC KEY-----\n" + good,
 		"a broken private key before": "-----BEGIN PRIVATE KEY-----\n!\n-----END PRIVATE KEY-----\n" + good,
-		"text before":                 "my key:\n" + good,
-		"text after":                  good + "x",
-		"NUL after":                   good + "\x00",
-		"a no-break space after":      good + "\u00a0",
-		"a byte order mark before":    "\ufeff" + good,
-		"headers":                     strings.Replace(good, "-----\n", "-----\nProc-Type: 4,ENCRYPTED\n\n", 1),
-		"a byte more inside":          block("PUBLIC KEY", append(bytes.Clone(der.Bytes), 0)),
-		"a byte less inside":          block("PUBLIC KEY", der.Bytes[:len(der.Bytes)-1]),
-		"an empty block":              block("PUBLIC KEY", nil),
-		"another name":                block("PUBLIC  KEY", der.Bytes),
-		"in lower case":               strings.ReplaceAll(good, "PUBLIC KEY", "public key"),
-		"OpenSSH's":                   block("OPENSSH PUBLIC KEY", der.Bytes),
-		"SSH2's":                      "---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n---- END SSH2 PUBLIC KEY ----\n",
+		"a private key, then this":    block("PRIVATE KEY", pkcs8) + good, "this, then a private key": good + block("PRIVATE KEY", pkcs8),
+		"a private key": block("PRIVATE KEY", pkcs8), "a private key, renamed": block("PUBLIC KEY", pkcs8),
+		"a private key of PKCS #1": block("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(private)),
+		"a private key of SEC 1":   block("EC PRIVATE KEY", sec1),
+		"PKCS #1":                  block("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&private.PublicKey)),
+		"PKCS #1 under this name":  block("PUBLIC KEY", x509.MarshalPKCS1PublicKey(&private.PublicKey)),
+		"a certificate":            block("CERTIFICATE", certificate), "a certificate, renamed": block("PUBLIC KEY", certificate),
+		"a byte more inside": block("PUBLIC KEY", append(bytes.Clone(der.Bytes), 0)), "a byte less inside": block("PUBLIC KEY", der.Bytes[:len(der.Bytes)-1]),
+		"an empty block": block("PUBLIC KEY", nil), "another name": block("PUBLIC  KEY", der.Bytes), "OpenSSH's": block("OPENSSH PUBLIC KEY", der.Bytes),
 	}
 }

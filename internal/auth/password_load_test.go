@@ -19,10 +19,7 @@ import (
 func TestNoHashTakesAsLongAsARealOne(t *testing.T) {
 	t.Parallel()
 	p := newPasswords(t, 1)
-	hash, err := p.Hash(t.Context(), secret.New("right"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	hash := must(p.Hash(t.Context(), secret.New("right")))(t)
 	// The least of several is what the computing takes; the rest is what the machine was doing besides. So the figures
 	// only get better with more rounds, and a check that computes nothing never gets near.
 	least := map[string]time.Duration{}
@@ -56,10 +53,7 @@ func TestNoHashTakesAsLongAsARealOne(t *testing.T) {
 func mostAtOnce(t *testing.T, atOnce int) int {
 	t.Helper()
 	p := newPasswords(t, atOnce)
-	hash, err := p.Hash(t.Context(), secret.New("right"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	hash := must(p.Hash(t.Context(), secret.New("right")))(t)
 	// Goroutines of this test are told from those of others by a label.
 	label := fmt.Sprintf("%s/%d", t.Name(), atOnce)
 	var group sync.WaitGroup
@@ -131,14 +125,7 @@ func TestPasswordsBeyondTheNumberAreRefusedAfterTheWait(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var releases []func()
-	for range 2 {
-		release, err := p.turns.take(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		releases = append(releases, release)
-	}
+	first, second := must(p.turns.take(t.Context()))(t), must(p.turns.take(t.Context()))(t)
 	calls := map[string]func(context.Context) error{
 		"check": func(ctx context.Context) error {
 			ok, renewed, err := p.check(ctx, secret.New("a"), secret.New("a"))
@@ -168,7 +155,7 @@ func TestPasswordsBeyondTheNumberAreRefusedAfterTheWait(t *testing.T) {
 			t.Errorf("%s was refused after %s, before the wait of %s was over", name, took, wait)
 		}
 	}
-	releases[0]()
+	first()
 	for range 3 { // one after the other: each gives its turn back
 		for name, call := range calls {
 			if err := call(t.Context()); err != nil {
@@ -176,7 +163,7 @@ func TestPasswordsBeyondTheNumberAreRefusedAfterTheWait(t *testing.T) {
 			}
 		}
 	}
-	releases[1]()
+	second()
 }
 
 // A client that has left must not keep its place in the queue.
@@ -186,11 +173,7 @@ func TestCancelledContextEndsTheWaitForATurn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release, err := p.turns.take(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer release()
+	defer must(p.turns.take(t.Context()))(t)()
 	ctx, cancel := context.WithCancel(t.Context())
 	waiting := make(chan error)
 	go func() {

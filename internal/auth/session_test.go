@@ -16,60 +16,25 @@ import (
 	"accesskeys/internal/store"
 )
 
-const (
-	testSecret      = "the-secret-of-these-tests-01234567"
-	testOtherSecret = "the-secret-of-others-0123456789abc"
-)
-
-func newSessions(tb testing.TB, current, previous string) *Sessions {
-	tb.Helper()
-	s, err := NewSessions(secret.New(current), secret.New(previous))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return s
-}
-
-func issue(tb testing.TB, s *Sessions, agent store.Agent, now time.Time) string {
-	tb.Helper()
-	token, err := s.Issue(agent, now)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return token.Reveal()
-}
-
-// anAgent is an agent whose password was set a month before now.
-func anAgent(now time.Time) store.Agent {
-	return store.Agent{
-		ID: uuid.New(), CustomerID: uuid.New(), Username: "ä@example.org", Name: "A <b> & \u2028", Permission: 32,
-		TmPassword: now.AddDate(0, -1, 0), TmDelete: store.Never(),
-	}
-}
-
 // Contract, section 6: JWT_SECRET (required ..., at least 32 bytes, else it does not start), JWT_SECRET_PREVIOUS.
 func TestShortJWTSecretIsRefused(t *testing.T) {
 	t.Parallel()
 	long, short := strings.Repeat("k", 32), strings.Repeat("k", 31)
-	for _, c := range []struct {
-		name, current, previous string
-		ok                      bool
+	for name, c := range map[string]struct {
+		current, previous string
+		ok                bool
 	}{
-		{"32 bytes", long, "", true},
-		{"32 bytes, and so the previous", long, long, true},
-		{"32 bytes in fewer characters", strings.Repeat("ü", 16), "", true},
-		{"31 bytes", short, "", false},
-		{"none", "", "", false},
-		{"none but the previous", "", long, false},
-		{"the previous has 31", long, short, false},
-		{"the previous has 1", long, "k", false},
+		"32 bytes": {long, "", true}, "32 bytes, and so the previous": {long, long, true},
+		"32 bytes in fewer characters": {strings.Repeat("ü", 16), "", true},
+		"31 bytes":                     {short, "", false}, "none": {"", "", false}, "none but the previous": {"", long, false},
+		"the previous has 31": {long, short, false}, "the previous has 1": {long, "k", false},
 	} {
 		s, err := NewSessions(secret.New(c.current), secret.New(c.previous))
 		if (err == nil) != c.ok || (s != nil) != c.ok {
-			t.Errorf("%s: %v, want accepted %t", c.name, err, c.ok)
+			t.Errorf("%s: %v, want accepted %t", name, err, c.ok)
 		}
 		if err != nil && strings.Contains(err.Error(), "kkk") {
-			t.Errorf("%s: the error shows the secret: %v", c.name, err)
+			t.Errorf("%s: the error shows the secret: %v", name, err)
 		}
 	}
 }
@@ -79,25 +44,22 @@ func TestShortJWTSecretIsRefused(t *testing.T) {
 func TestPreviousSecretVerifiesAndNeverSigns(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	for _, c := range []struct {
-		name             string
-		signer, verifier *Sessions
-		ok               bool
+	const own, other = testSecret, testOtherSecret
+	for name, c := range map[string]struct {
+		signer, verifier [2]string // secrets: current and previous
+		want             cause
 	}{
-		{"itself", newSessions(t, testSecret, ""), newSessions(t, testSecret, ""), true},
-		{"signed before the change", newSessions(t, testOtherSecret, ""), newSessions(t, testSecret, testOtherSecret), true},
-		{"signed after the change", newSessions(t, testSecret, testOtherSecret), newSessions(t, testSecret, ""), true},
-		{"signed after it, read by one that has only the previous", newSessions(t, testSecret, testOtherSecret), newSessions(t, testOtherSecret, ""), false},
-		{"signed before it, after the previous was dropped", newSessions(t, testOtherSecret, ""), newSessions(t, testSecret, ""), false},
-		{"both the same", newSessions(t, testSecret, testSecret), newSessions(t, testSecret, testSecret), true},
+		"itself":                   {[2]string{own}, [2]string{own}, ""},
+		"signed before the change": {[2]string{other}, [2]string{own, other}, ""},
+		"signed after the change":  {[2]string{own, other}, [2]string{own}, ""},
+		"both the same":            {[2]string{own, own}, [2]string{own, own}, ""},
+		"signed after it, read by one that has only the previous": {[2]string{own, other}, [2]string{other}, causeSignature},
+		"signed before it, after the previous was dropped":        {[2]string{other}, [2]string{own}, causeSignature},
 	} {
-		token := issue(t, c.signer, anAgent(now), now)
-		claims, err := c.verifier.parse(token)
-		if c.ok && (err != nil || claims == nil) {
-			t.Errorf("%s: %v, want accepted", c.name, err)
-		}
-		if !c.ok && (Cause(err) != string(causeSignature) || claims != nil) {
-			t.Errorf("%s: %v, want a bad signature", c.name, err)
+		token := issue(t, newSessions(t, c.signer[0], c.signer[1]), anAgent(now), now)
+		claims, err := newSessions(t, c.verifier[0], c.verifier[1]).parse(token)
+		if Cause(err) != string(c.want) || (err == nil) != (c.want == "") || (claims == nil) != (err != nil) {
+			t.Errorf("%s: refused as %v, want %q", name, err, c.want)
 		}
 	}
 }
@@ -111,39 +73,25 @@ func TestIssuedTokenHoldsWhatTheContractNames(t *testing.T) {
 	agent := anAgent(now)
 	token := issue(t, s, agent, now)
 	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		t.Fatalf("%d parts", len(parts))
-	}
-	header, err := base64.RawURLEncoding.DecodeString(parts[0])
-	if err != nil || string(header) != `{"alg":"HS256","typ":"JWT"}` {
-		t.Errorf("header %s, %v", header, err)
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		t.Fatal(err)
+	if header := must(base64.RawURLEncoding.DecodeString(parts[0]))(t); string(header) != `{"alg":"HS256","typ":"JWT"}` {
+		t.Errorf("header %s", header)
 	}
 	var claims map[string]any
-	if err := json.Unmarshal(payload, &claims); err != nil {
+	if err := json.Unmarshal(must(base64.RawURLEncoding.DecodeString(parts[1]))(t), &claims); err != nil {
 		t.Fatal(err)
 	}
-	jti, err := uuid.Parse(claims["jti"].(string))
-	if err != nil || jti.Version() != 4 {
-		t.Errorf("jti %v", claims["jti"])
+	jti := must(uuid.Parse(claims["jti"].(string)))(t)
+	if jti.Version() != 4 {
+		t.Errorf("jti %v", jti)
 	}
-	got, err := json.Marshal(claims)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := json.Marshal(map[string]any{
+	got := must(json.Marshal(claims))(t)
+	want := must(json.Marshal(map[string]any{
 		"iss": "accesskeys", "sub": agent.ID, "jti": jti, "type": "agent", "customer_id": agent.CustomerID,
 		"iat": 1785585600, "exp": 1785585600 + 604800, "password_time": agent.TmPassword.UnixMicro(),
 		"agent": map[string]any{
 			"id": agent.ID, "customer_id": agent.CustomerID, "username": agent.Username, "name": agent.Name, "permission": 32,
 		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	if string(got) != string(want) {
 		t.Errorf("claims %s\nwant   %s", got, want)
 	}
@@ -177,68 +125,56 @@ func TestSessionIsHeldAgainstTheAgentAsItIsNow(t *testing.T) {
 	t.Parallel()
 	const issued = 1_800_000_000
 	second := func(n int64) time.Time { return time.Unix(issued+n, 0) }
-	type state struct {
-		claims session
-		agent  store.AgentCredential
-		err    error // of reading the agent
+	type credential = store.AgentCredential
+	password := func(set, claimed time.Time) func(*session, *credential) {
+		return func(s *session, c *credential) { c.TmPassword, s.passwordTime = set, claimed.UnixMicro() }
 	}
-	for _, c := range []struct {
-		name   string
-		change func(*state)
+	issuedAt := func(seconds int64) func(*session, *credential) {
+		return func(s *session, _ *credential) { s.issuedAt, s.expiresAt = seconds, seconds+604800 }
+	}
+	fraction := second(0).Add(999 * time.Millisecond)
+	for name, c := range map[string]struct {
+		change func(*session, *credential)
 		want   cause
 	}{
-		{"nothing", func(*state) {}, ""},
-		{"last moment", func(s *state) { s.agent.Now = second(604800).Add(-time.Nanosecond) }, ""},
-		{"exactly expired", func(s *state) { s.agent.Now = second(604800) }, causeExpired},
-		{"long expired", func(s *state) { s.agent.Now = second(999999999) }, causeExpired},
-		{"clock behind by a minute", func(s *state) { s.agent.Now = second(-60) }, ""},
-		{"clock behind by more", func(s *state) { s.agent.Now = second(-61) }, causeClaims},
-		{"iat at the end of time", func(s *state) { s.claims.issuedAt, s.claims.expiresAt = 1<<63-2, 1<<63-1 }, causeClaims},
-		{"iat where time.Time wraps", func(s *state) {
-			s.claims.issuedAt, s.claims.expiresAt = 1<<63-62135596800, 1<<63-62135596800+604800
-		}, causeClaims},
-		{"agent deleted", func(s *state) { s.agent.TmDelete = second(1) }, causeDeleted},
-		{"agent to be deleted", func(s *state) { s.agent.TmDelete = second(1e8) }, causeDeleted},
-		{"customer deleted", func(s *state) { s.agent.CustomerTmDelete = second(1) }, causeOwner},
-		{"agent moved", func(s *state) { s.agent.CustomerID = uuid.New() }, causeClaims},
-		{"password set later", func(s *state) { s.agent.TmPassword = second(1) }, causePassword},
-		{"password set a microsecond later", func(s *state) { s.agent.TmPassword = s.agent.TmPassword.Add(time.Microsecond) }, causePassword},
-		{"password set earlier than known", func(s *state) { s.agent.TmPassword = second(-100) }, causePassword},
+		"nothing":                          {func(*session, *credential) {}, ""},
+		"last moment":                      {func(_ *session, c *credential) { c.Now = second(604800).Add(-time.Nanosecond) }, ""},
+		"exactly expired":                  {func(_ *session, c *credential) { c.Now = second(604800) }, causeExpired},
+		"long expired":                     {func(_ *session, c *credential) { c.Now = second(999999999) }, causeExpired},
+		"clock behind by a minute":         {func(_ *session, c *credential) { c.Now = second(-60) }, ""},
+		"clock behind by more":             {func(_ *session, c *credential) { c.Now = second(-61) }, causeClaims},
+		"exp at the end of time":           {func(s *session, _ *credential) { s.issuedAt, s.expiresAt = 1<<63-2, 1<<63-1 }, causeClaims},
+		"iat where time.Time wraps":        {issuedAt(1<<63 - 62135596800), causeClaims},
+		"agent deleted":                    {func(_ *session, c *credential) { c.TmDelete = second(1) }, causeDeleted},
+		"agent to be deleted":              {func(_ *session, c *credential) { c.TmDelete = second(1e8) }, causeDeleted},
+		"customer deleted":                 {func(_ *session, c *credential) { c.CustomerTmDelete = second(1) }, causeOwner},
+		"agent moved":                      {func(_ *session, c *credential) { c.CustomerID = uuid.New() }, causeClaims},
+		"permission changed":               {func(_ *session, c *credential) { c.Permission = 16 }, ""},
+		"password set later":               {func(_ *session, c *credential) { c.TmPassword = second(1) }, causePassword},
+		"password set a microsecond later": {func(_ *session, c *credential) { c.TmPassword = c.TmPassword.Add(time.Microsecond) }, causePassword},
+		"password set earlier than known":  {func(_ *session, c *credential) { c.TmPassword = second(-100) }, causePassword},
 		// The database's clock was ahead when the password was set: the token is of this password all the same.
-		{"password set after iat", func(s *state) {
-			s.agent.TmPassword = second(1)
-			s.claims.passwordTime = second(1).UnixMicro()
-		}, ""},
-		{"password set a year after iat", func(s *state) {
-			s.agent.TmPassword = second(365 * 86400)
-			s.claims.passwordTime = second(365 * 86400).UnixMicro()
-		}, ""},
-		{"of another time after iat", func(s *state) {
-			s.agent.TmPassword = second(2)
-			s.claims.passwordTime = second(1).UnixMicro()
-		}, causePassword},
-		{"no such agent", func(s *state) { s.agent, s.err = store.AgentCredential{}, store.ErrNotFound }, causeUnknown},
-		{"password set and login in one second", func(s *state) {
-			s.agent.TmPassword = second(0).Add(999 * time.Millisecond)
-			s.claims.passwordTime = s.agent.TmPassword.UnixMicro()
-		}, ""},
-		{"permission changed", func(s *state) { s.agent.Permission = 16 }, ""},
+		"password set after iat":               {password(second(1), second(1)), ""},
+		"password set a year after iat":        {password(second(365*86400), second(365*86400)), ""},
+		"of another time after iat":            {password(second(2), second(1)), causePassword},
+		"password set and login in one second": {password(fraction, fraction), ""},
 	} {
 		agent := anAgent(second(0))
-		s := state{
-			claims: session{
-				subject: agent.ID, customerID: agent.CustomerID, issuedAt: issued, expiresAt: issued + 604800,
-				passwordTime: agent.TmPassword.UnixMicro(),
-			},
-			agent: store.AgentCredential{Agent: agent, CustomerTmDelete: store.Never(), Now: second(10)},
+		claims := session{
+			subject: agent.ID, customerID: agent.CustomerID, issuedAt: issued, expiresAt: issued + 604800,
+			passwordTime: agent.TmPassword.UnixMicro(),
 		}
-		c.change(&s)
-		if got, err := s.claims.refusal(s.agent, s.err); got != c.want || err != nil {
-			t.Errorf("%s: refused as %q, %v, want %q", c.name, got, err, c.want)
+		now := credential{Agent: agent, CustomerTmDelete: store.Never(), Now: second(10)}
+		c.change(&claims, &now)
+		if got, err := claims.refusal(now, nil); got != c.want || err != nil {
+			t.Errorf("%s: refused as %q, %v, want %q", name, got, err, c.want)
 		}
 	}
+	if got, err := (&session{}).refusal(credential{}, store.ErrNotFound); got != causeUnknown || err != nil {
+		t.Errorf("no such agent: refused as %q, %v", got, err)
+	}
 	// A store that can't tell is no refusal.
-	if got, err := (&session{}).refusal(store.AgentCredential{}, store.ErrUnavailable); got != "" || !errors.Is(err, store.ErrUnavailable) {
+	if got, err := (&session{}).refusal(credential{}, store.ErrUnavailable); got != "" || !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("where the store is unavailable: refused as %q, %v", got, err)
 	}
 }
@@ -282,26 +218,15 @@ func TestWhatIsRememberedOfATokenDoesNotGrowWithIt(t *testing.T) {
 		weighed     int
 	}{
 		"a login token": {
-			issue(t, s, anAgent(now), now), issue(t, s, long, now), func(token string) any {
-				claims, err := s.parse(token)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return claims
-			}, sessionBytes,
+			issue(t, s, anAgent(now), now), issue(t, s, long, now),
+			func(token string) any { return must(s.parse(token))(t) }, sessionBytes,
 		},
 		"a service account's token": {
-			signing.sign(signing.header(), signing.claims("")), signing.sign(signing.header(), signing.claims(audience)), func(token string) any {
-				a, err := parseAssertion(token)
-				if err != nil {
-					t.Fatal(err)
-				}
-				signed, err := a.verify(signing.credential, "us")
-				if err != nil {
-					t.Fatal(err)
-				}
-				return signed
-			}, signedAssertionBytes + len(signing.credential.Key.PublicKey),
+			signing.withClaims(signing.claims("")), signing.withClaims(signing.claims(audience)),
+			func(token string) any {
+				return must(must(parseAssertion(token))(t).verify(signing.credential, "us"))(t)
+			},
+			signedAssertionBytes + len(signing.credential.Key.PublicKey),
 		},
 	} {
 		short, grown := sizeOf(reflect.ValueOf(c.remember(c.short))), sizeOf(reflect.ValueOf(c.remember(c.long)))

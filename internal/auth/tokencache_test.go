@@ -10,25 +10,20 @@ import (
 // What is remembered of one kind of token is never found as the other, and nothing is where nothing is remembered.
 func TestTokenIsRememberedAsItsOwnKind(t *testing.T) {
 	t.Parallel()
-	c, err := NewTokenCache(0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := must(NewTokenCache(0))(t)
 	t.Cleanup(c.Close)
 	login, signed := sha256.Sum256([]byte("login")), sha256.Sum256([]byte("signed"))
 	c.remember(login, &session{})
 	c.remember(signed, &signedAssertion{})
-	if _, ok := cachedToken[*session](c, login); !ok {
-		t.Error("a login token is not remembered")
+	_, asLogin := cachedToken[*session](c, login)
+	_, asSigned := cachedToken[*signedAssertion](c, signed)
+	if !asLogin || !asSigned {
+		t.Errorf("a login token is remembered: %t, a service account's: %t", asLogin, asSigned)
 	}
-	if _, ok := cachedToken[*signedAssertion](c, signed); !ok {
-		t.Error("a service account's token is not remembered")
-	}
-	if _, ok := cachedToken[*signedAssertion](c, login); ok {
-		t.Error("a login token is found as a service account's")
-	}
-	if _, ok := cachedToken[*session](c, signed); ok {
-		t.Error("a service account's token is found as a login's")
+	_, asSigned = cachedToken[*signedAssertion](c, login)
+	_, asLogin = cachedToken[*session](c, signed)
+	if asLogin || asSigned {
+		t.Errorf("a login token is found as a service account's: %t, and the other way: %t", asSigned, asLogin)
 	}
 	var none *TokenCache
 	none.remember(login, &session{})
@@ -42,10 +37,7 @@ func TestTokenIsRememberedAsItsOwnKind(t *testing.T) {
 func TestRememberedTokensAreBounded(t *testing.T) {
 	t.Parallel()
 	const most = 1 << 20
-	c, err := NewTokenCache(most)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := must(NewTokenCache(most))(t)
 	t.Cleanup(c.Close)
 	const tokens = 20_000
 	for i := range tokens {

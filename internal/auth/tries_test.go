@@ -13,6 +13,16 @@ func (t *Tries) take(name string, after time.Duration) (undo func(), wait time.D
 	return t.Take(name, t.began.Add(after))
 }
 
+// use takes all tries that a name has, by its spellings in turn.
+func (t *Tries) use(tt *testing.T, spellings ...string) {
+	tt.Helper()
+	for n := range maxTries {
+		if _, wait := t.take(spellings[n%len(spellings)], 0); wait > 0 {
+			tt.Fatalf("%q: refused after %d", spellings, n)
+		}
+	}
+}
+
 // From the 21st in a minute, whichever minute that is; and the wait is the true one.
 func TestNameIsTriedTwentyTimesInAnyMinute(t *testing.T) {
 	t.Parallel()
@@ -51,11 +61,7 @@ func TestNameIsTriedTwentyTimesInAnyMinute(t *testing.T) {
 // It measures memory, so it runs before the tests that are parallel.
 func TestFloodOfNamesFreesNoCountAndTakesNoMemory(t *testing.T) {
 	tries := NewTries()
-	for range maxTries {
-		if _, wait := tries.take("victim", 0); wait != 0 {
-			t.Fatalf("refused for %s", wait)
-		}
-	}
+	tries.use(t, "victim")
 	heap := func() uint64 {
 		runtime.GC()
 		var stats runtime.MemStats
@@ -141,11 +147,7 @@ func TestSpellingsOfANameShareTheirTries(t *testing.T) {
 		{"σίσυφος", "ΣΊΣΥΦΟΣ", "σίσυφοσ"},
 	} {
 		tries := NewTries()
-		for n := range maxTries {
-			if _, wait := tries.take(spellings[n%len(spellings)], 0); wait > 0 {
-				t.Fatalf("%q: refused after %d", spellings, n)
-			}
-		}
+		tries.use(t, spellings...)
 		for _, spelling := range spellings {
 			if _, wait := tries.take(spelling, 0); wait == 0 {
 				t.Errorf("%q has tries of its own", spelling)
@@ -153,9 +155,7 @@ func TestSpellingsOfANameShareTheirTries(t *testing.T) {
 		}
 	}
 	tries := NewTries()
-	for range maxTries {
-		tries.take("alice", 0)
-	}
+	tries.use(t, "alice")
 	if _, wait := tries.take("alice2", 0); wait > 0 { // the control
 		t.Error("names of others are counted together")
 	}

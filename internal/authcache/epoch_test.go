@@ -2,12 +2,12 @@ package authcache_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
@@ -15,40 +15,11 @@ import (
 	"accesskeys/internal/store"
 )
 
-// restore replaces a table by a copy of those of its rows that a condition names, in one transaction, as pg_restore --clean -1 does by
-// a dump from when there were no others. Nothing of it is in the log.
-func (w *fixture) restore(table, where string, args ...any) {
-	w.t.Helper()
-	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
-		for _, sql := range []string{
-			`ALTER TABLE ` + table + ` RENAME TO restored`,
-			`CREATE TABLE ` + table + ` (LIKE restored INCLUDING ALL)`,
-		} {
-			if _, err := tx.Exec(w.t.Context(), sql); err != nil {
-				return err
-			}
-		}
-		if _, err := tx.Exec(w.t.Context(), `INSERT INTO `+table+` SELECT * FROM restored WHERE `+where, args...); err != nil {
-			return err
-		}
-		_, err := tx.Exec(w.t.Context(), `DROP TABLE restored CASCADE`)
-		return err
-	})
-	if err != nil {
-		w.t.Fatalf("%s: %v", table, err)
-	}
-}
-
 // forgotten returns once nothing of a tenant's is remembered.
 func (r *runner) forgotten(tn tenant) {
 	r.t.Helper()
 	servertest.Eventually(r.t, "all is forgotten", func() bool {
-		for _, reader := range tn.readers() {
-			if reader.peek(r.Cache) {
-				return false
-			}
-		}
-		return true
+		return !slices.ContainsFunc(tn.readers(), func(reader reader) bool { return reader.peek(r.Cache) })
 	})
 }
 
@@ -59,17 +30,15 @@ func TestTablesThatAreReplacedAreForgotten(t *testing.T) {
 	r := w.run(long)
 	log := func() string { return value[string](w, `SELECT position || ' ' || entry FROM change_head`) }
 	for _, table := range append([]string{"change_head", "changes", "instances"}, loggedTables...) {
-		r.reads(w.acme)
-		r.wants("before", w.acme, everything)
+		r.whole(w.acme)
 		before := log()
 		w.restore(table, `true`)
 		r.forgotten(w.acme)
-		r.reads(w.acme)
-		r.wants(table+", then", w.acme, everything)
 		if log() != before {
 			t.Errorf("%s: the log has gone on", table)
 		}
 	}
+	r.whole(w.acme)
 	if s := r.log.String(); strings.Contains(s, "lost") { // touch, or commits
 		t.Errorf("logged: %s", s)
 	}
@@ -102,9 +71,7 @@ func TestWhatARestoreTookAwayIsRefused(t *testing.T) {
 	r.reads(w.acme)
 	w.restore("accesskeys", `id <> $1`, w.acme.key.ID)
 	r.forgotten(w.acme)
-	if _, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("a key that the database doesn't have: %v", err)
-	}
+	r.refused("a key that the database doesn't have", w.acme.hash)
 	r.reads(w.acme)
 	r.wants("after it", w.acme, "agent, service account's key, account's access key")
 }
@@ -114,17 +81,10 @@ func TestWhatARestoreTookAwayIsRefused(t *testing.T) {
 func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCache(long)
-	held := r.holdLookups(0)
-	r.started()
+	r, held := w.held(long, 0)
 	r.reads(w.globex)
-	held.stopped = make(chan struct{}, 1)
 	held.stops.Store(1)
-	read := make(chan error, 1)
-	go func() {
-		_, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody)
-		read <- err
-	}()
+	read := r.ask(within(t), w.acme.hash)
 	<-held.stopped // it has the row
 	w.restore("accesskeys", `id <> $1`, w.acme.key.ID)
 	r.forgotten(w.globex)
@@ -135,8 +95,8 @@ func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
 		}
 	}
 	held.let()
-	if err := <-read; !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("a key that the database doesn't have: %v", err)
+	if got := <-read; !errors.Is(got.err, store.ErrNotFound) {
+		t.Errorf("a key that the database doesn't have: %v", got.err)
 	}
 	r.reads(w.acme)
 	r.wants("after it", w.acme, "agent, service account's key, account's access key")
@@ -148,20 +108,11 @@ func TestLostCommitsAreSaidOnce(t *testing.T) {
 	w := newFixture(t)
 	r := w.run(long)
 	const line = "has lost commits that it had confirmed"
-	renew := func() {
-		t.Helper()
-		for range 3 {
-			if err := r.Renew(within(t)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	var want int64
 	check := func(what string) {
 		t.Helper()
-		renew()
-		logged := strings.Count(r.log.String(), line)
-		if s := r.Stats(); s.Lost != want || int64(logged) != want {
+		r.renew(3)
+		if s, logged := r.Stats(), r.logged(line); s.Lost != want || int64(logged) != want {
 			t.Errorf("%s: counted %d times, logged %d times, want %d", what, s.Lost, logged, want)
 		}
 	}
@@ -170,7 +121,7 @@ func TestLostCommitsAreSaidOnce(t *testing.T) {
 	check("a change")
 	w.internally(`DELETE FROM instances`)
 	check("an instance that was taken for dead")
-	w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'accesskeys'`)
+	w.cut()
 	servertest.Eventually(t, "there is a lease again", func() bool { return r.Renew(within(t)) == nil })
 	check("a connection that was lost")
 
@@ -188,7 +139,7 @@ func TestLostCommitsAreSaidOnce(t *testing.T) {
 		w.exec(`UPDATE agents SET name = name || '.'`)
 		w.exec(`UPDATE agents SET name = name || '.'`)
 		w.applied(r)
-		renew()
+		r.renew(3)
 		want++
 		w.internally(loss.sql)
 		servertest.Eventually(t, loss.name+" is missed", func() bool {
@@ -214,17 +165,12 @@ func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 	before := r.ID()
 	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, before)
 	servertest.Eventually(t, "it has another id", func() bool { return r.ID() != before })
-	for range 3 {
-		if err := r.Renew(within(t)); err != nil {
-			t.Errorf("while its row is held: %v", err)
-		}
-	}
+	r.renew(3)
 	w.exec(`UPDATE agents SET name = 'other' WHERE id = $1`, w.acme.agent.ID)
 	w.applied(r) // under the new id
 	r.reads(w.acme)
-	log := r.log.String()
-	if strings.Contains(log, "change log connection lost") || strings.Count(log, "it goes on under another id") != 1 || strings.Contains(log, "mended") {
-		t.Errorf("logged: %s", log)
+	if r.logged("change log connection lost")+r.logged("mended") != 0 || r.logged("it goes on under another id") != 1 {
+		t.Errorf("logged: %s", r.log)
 	}
 	if s := r.Stats(); s.Lost != 0 {
 		t.Errorf("stats %+v", s)
@@ -239,26 +185,22 @@ func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 func TestHeldRowOfADeadInstanceCostsNobodyTheLease(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	dead := uuid.New()
-	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
-		dead, authcache.MinLease.Milliseconds())
+	dead := w.deadInstance(authcache.MinLease)
 	release := w.lock(`SELECT FROM instances WHERE id = $1 FOR UPDATE`, dead)
 	r, off := w.run(authcache.MinLease), w.run(0)
 	r.reads(w.acme)
 	for began := time.Now(); time.Since(began) < 10*changelog.LeaseEnd(authcache.MinLease); { // which is swept again and again
-		if err := r.Renew(within(t)); err != nil {
-			t.Fatal(err)
-		}
+		r.renew(1)
 		off.wants("without a cache", w.acme, "")
 	}
 	if s := r.log.String(); s != "" {
 		t.Errorf("logged: %s", s)
 	}
-	if value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) != 1 {
+	if !w.listed(dead) {
 		t.Error("a row that is held was removed")
 	}
 	release()
-	servertest.Eventually(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
+	w.swept(dead)
 }
 
 // Tables of the log that somebody has emptied are mended by the instances themselves, and everything is forgotten: what was
@@ -274,36 +216,31 @@ func TestEmptiedLogIsMended(t *testing.T) {
 		w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
 		for _, r := range instances {
 			w.applied(r)
-			r.reads(w.acme)
-			r.wants("before", w.acme, everything)
+			r.whole(w.acme)
 		}
 		w.internally(sql)
 		for _, r := range instances {
 			r.forgotten(w.acme)
 			servertest.Eventually(t, "it has a lease again", func() bool { return r.Renew(within(t)) == nil })
-			r.reads(w.acme)
-			r.wants(sql+", then", w.acme, everything)
+			r.whole(w.acme)
 		}
 		// And what is changed is known everywhere once that has returned.
 		name := uuid.NewString()
-		if _, err := instances[0].store.UpdateAccessKey(
+		must(instances[0].store.UpdateAccessKey(
 			t.Context(), store.Operator(), w.acme.customer.ID, w.acme.key.ID, store.AccessKeyChange{Name: &name},
-		); err != nil {
-			t.Errorf("%s: a change: %v", sql, err)
-		}
+		))(t)
 		for _, r := range instances {
 			if c, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody); err != nil || c.Name != name {
 				t.Errorf("%s: after a change: %q, %v", sql, c.Name, err)
 			}
 		}
 	}
-	logged := instances[0].log.String() + instances[1].log.String()
-	for _, line := range []string{"lacks its newest entry; it is mended", "has lost its head; it is mended"} {
-		if !strings.Contains(logged, line) {
-			t.Errorf("%q is not logged: %s", line, logged)
+	for line, want := range map[string]bool{
+		"lacks its newest entry; it is mended": true, "has lost its head; it is mended": true,
+		"under another id": false, // as where a row is held
+	} {
+		if got := instances[0].logged(line) + instances[1].logged(line); (got > 0) != want {
+			t.Errorf("%q is logged %d times: %s%s", line, got, instances[0].log, instances[1].log)
 		}
-	}
-	if strings.Contains(logged, "under another id") {
-		t.Errorf("a log that is damaged is taken for a row that is held: %s", logged)
 	}
 }

@@ -4,7 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"log/slog"
+	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -135,7 +136,7 @@ func (w *fixture) newCacheOf(lease, maxAge time.Duration) *runner {
 	w.t.Helper()
 	r := &runner{t: w.t, store: w.open(), log: &servertest.Log{}, stop: func() {}}
 	r.Cache = must(authcache.New(authcache.Config{
-		Store: r.store, Log: slog.New(slog.NewTextHandler(r.log, nil)), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20,
+		Store: r.store, Log: r.log.Logger(), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20,
 	}))(w.t)
 	r.SetClock(func() time.Duration { return authcache.BootTime() + time.Duration(r.ahead.Load()) })
 	return r
@@ -175,6 +176,15 @@ func (r *runner) start() {
 	})
 }
 
+// onLookups puts something in the place of look-ups of an instance's by the pool. It is called before the instance runs.
+func (r *runner) onLookups(on func(l store.Lookup, order store.Order, lookup func() (store.Found, error)) (store.Found, error)) {
+	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
+		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
+			return on(l, order, func() (store.Found, error) { return lookup(context.WithoutCancel(ctx), l, known, order) })
+		}
+	})
+}
+
 // heldLookups stops look-ups of an instance's by the pool.
 type heldLookups struct {
 	before  atomic.Bool   // the stop is before the database is read, not after it
@@ -187,40 +197,63 @@ type heldLookups struct {
 
 // holdLookups stops the next so many look-ups. It is called before the instance runs.
 func (r *runner) holdLookups(stops int64) *heldLookups {
-	h := &heldLookups{stopped: make(chan struct{}, stops), release: make(chan struct{})}
+	h := &heldLookups{stopped: make(chan struct{}, authcache.LookupsAtOnce+1), release: make(chan struct{})}
 	h.let = sync.OnceFunc(func() { close(h.release) })
 	h.stops.Store(stops)
 	r.held = h
-	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
-			h.begun.Add(1)
-			stop := func() {
-				h.stopped <- struct{}{}
-				<-h.release
-			}
-			stops := h.stops.Add(-1) >= 0
-			if stops && h.before.Load() {
-				stop()
-			}
-			found, err := lookup(context.WithoutCancel(ctx), l, known, order)
-			if stops && !h.before.Load() {
-				stop()
-			}
-			return found, err
+	r.onLookups(func(_ store.Lookup, _ store.Order, lookup func() (store.Found, error)) (store.Found, error) {
+		h.begun.Add(1)
+		stop := func() {
+			h.stopped <- struct{}{}
+			<-h.release
 		}
+		stops := h.stops.Add(-1) >= 0
+		if stops && h.before.Load() {
+			stop()
+		}
+		found, err := lookup()
+		if stops && !h.before.Load() {
+			stop()
+		}
+		return found, err
 	})
 	return h
 }
 
-// fill has look-ups under way on all connections that there are for them, which are stopped; the first is what is given, and the
+// held runs an instance of which the next so many look-ups are stopped.
+func (w *fixture) held(lease time.Duration, stops int64) (*runner, *heldLookups) {
+	w.t.Helper()
+	r := w.newCache(lease)
+	h := r.holdLookups(stops)
+	return r.started(), h
+}
+
+// fill has look-ups under way on all connections that there are for them, which are stopped; the first is of this key, and the
 // others find nothing. What is asked for from then on waits.
-func (h *heldLookups) fill(r *runner, first func()) {
-	go first()
+func (h *heldLookups) fill(r *runner, hash store.TokenHash) <-chan answer {
+	first := r.ask(r.t.Context(), hash)
 	<-h.stopped
 	for range authcache.LookupsAtOnce - 1 {
-		go func() { _, _ = r.AccessKeyByHash(r.t.Context(), newHash(), nobody) }()
+		r.ask(r.t.Context(), newHash())
 		<-h.stopped
 	}
+	return first
+}
+
+// answer is what an instance has said of an access key.
+type answer struct {
+	authcache.AccessKeyCredential
+	err error
+}
+
+// ask asks for an access key on the side.
+func (r *runner) ask(ctx context.Context, hash store.TokenHash) <-chan answer {
+	got := make(chan answer, 1)
+	go func() {
+		c, err := r.AccessKeyByHash(ctx, hash, nobody)
+		got <- answer{c, err}
+	}()
+	return got
 }
 
 // waiting returns once so many look-ups wait for a connection.
@@ -242,88 +275,69 @@ func within(t *testing.T) context.Context {
 
 // reader reads a credential from an instance and from a store, whole but for the moment of the reading.
 type reader struct {
-	name   string
-	peek   func(*authcache.Cache) bool // whether it is remembered
-	cached func(context.Context, *authcache.Cache) (any, time.Time, error)
-	proven func(context.Context, *authcache.Cache) (any, time.Time, error) // the same, proven
-	store  func(context.Context, *store.Store) (any, error)
+	name           string
+	peek           func(*authcache.Cache) bool // whether it is remembered
+	cached, proven readFunc
+	store          func(context.Context, *store.Store) (any, error)
 }
+
+type readFunc = func(context.Context, *authcache.Cache) (any, time.Time, error)
 
 // readers are those of all of a tenant's credentials.
 func (tn tenant) readers() []reader {
+	type c = authcache.Cache
+	accessKey := func(name string, hash store.TokenHash) reader {
+		return newReader(name, hash, (*c).RemembersAccessKey, (*c).AccessKeyByHash, (*c).ProvenAccessKeyByHash, accessKeyByHash)
+	}
 	return []reader{
-		accessKeyReader("access key", tn.hash),
-		{
-			"agent",
-			func(r *authcache.Cache) bool { return r.RemembersAgent(tn.agent.ID) },
-			agentRead((*authcache.Cache).AgentCredential, tn.agent.ID),
-			agentRead((*authcache.Cache).ProvenAgentCredential, tn.agent.ID),
-			func(ctx context.Context, s *store.Store) (any, error) {
-				c, err := agentCredential(ctx, s, tn.agent.ID)
-				c.Now = time.Time{}
-				return c, err
-			},
-		},
-		{
-			"service account's key",
-			func(r *authcache.Cache) bool { return r.RemembersServiceAccountKey(tn.pair.ID) },
-			pairRead((*authcache.Cache).ServiceAccountCredential, tn.pair.ID),
-			pairRead((*authcache.Cache).ProvenServiceAccountCredential, tn.pair.ID),
-			func(ctx context.Context, s *store.Store) (any, error) {
-				c, err := serviceAccountCredential(ctx, s, tn.pair.ID)
-				c.Now = time.Time{}
-				return c, err
-			},
-		},
-		accessKeyReader("account's access key", tn.madeHash),
+		accessKey("access key", tn.hash),
+		newReader("agent", tn.agent.ID, (*c).RemembersAgent, (*c).AgentCredential, (*c).ProvenAgentCredential, agentCredential),
+		newReader("service account's key", tn.pair.ID, (*c).RemembersServiceAccountKey, (*c).ServiceAccountCredential,
+			(*c).ProvenServiceAccountCredential, serviceAccountCredential),
+		accessKey("account's access key", tn.madeHash),
 	}
 }
 
-func accessKeyReader(name string, hash store.TokenHash) reader {
+// strangers are the readers of credentials that do not exist.
+func strangers() []reader {
+	return tenant{
+		hash: newHash(), madeHash: newHash(),
+		agent: store.Agent{ID: uuid.New()}, pair: store.ServiceAccountKey{ID: uuid.New()},
+	}.readers()
+}
+
+// newReader reads the credential of one kind that has this key.
+func newReader[K, C, S any](
+	name string, k K, remembers func(*authcache.Cache, K) bool,
+	cached, proven func(*authcache.Cache, context.Context, K, netip.Addr) (C, error), stored func(context.Context, *store.Store, K) (S, error),
+) reader {
+	read := func(from func(*authcache.Cache, context.Context, K, netip.Addr) (C, error)) readFunc {
+		return func(ctx context.Context, r *authcache.Cache) (any, time.Time, error) {
+			c, err := from(r, ctx, k, nobody)
+			rows, now := timeless(c)
+			return rows, now, err
+		}
+	}
 	return reader{
-		name,
-		func(r *authcache.Cache) bool { return r.RemembersAccessKey(hash) },
-		accessKeyRead((*authcache.Cache).AccessKeyByHash, hash),
-		accessKeyRead((*authcache.Cache).ProvenAccessKeyByHash, hash),
+		name, func(r *authcache.Cache) bool { return remembers(r, k) }, read(cached), read(proven),
 		func(ctx context.Context, s *store.Store) (any, error) {
-			c, err := accessKeyByHash(ctx, s, hash)
-			c.Now = time.Time{}
-			return c, err
+			c, err := stored(ctx, s, k)
+			rows, _ := timeless(c)
+			return rows, err
 		},
 	}
 }
 
-func accessKeyRead(
-	read func(*authcache.Cache, context.Context, store.TokenHash, netip.Addr) (authcache.AccessKeyCredential, error), hash store.TokenHash,
-) func(context.Context, *authcache.Cache) (any, time.Time, error) {
-	return func(ctx context.Context, r *authcache.Cache) (any, time.Time, error) {
-		c, err := read(r, ctx, hash, nobody)
-		now := c.Now
-		c.Now = time.Time{}
-		return c.AccessKeyCredential, now, err
+// timeless takes the moment of its reading out of a credential, and is the rows that the store has of it.
+func timeless(credential any) (rows any, now time.Time) {
+	if c, is := credential.(authcache.AccessKeyCredential); is {
+		credential = c.AccessKeyCredential
 	}
-}
-
-func agentRead(
-	read func(*authcache.Cache, context.Context, uuid.UUID, netip.Addr) (store.AgentCredential, error), id uuid.UUID,
-) func(context.Context, *authcache.Cache) (any, time.Time, error) {
-	return func(ctx context.Context, r *authcache.Cache) (any, time.Time, error) {
-		c, err := read(r, ctx, id, nobody)
-		now := c.Now
-		c.Now = time.Time{}
-		return c, now, err
-	}
-}
-
-func pairRead(
-	read func(*authcache.Cache, context.Context, uuid.UUID, netip.Addr) (store.ServiceAccountCredential, error), id uuid.UUID,
-) func(context.Context, *authcache.Cache) (any, time.Time, error) {
-	return func(ctx context.Context, r *authcache.Cache) (any, time.Time, error) {
-		c, err := read(r, ctx, id, nobody)
-		now := c.Now
-		c.Now = time.Time{}
-		return c, now, err
-	}
+	v := reflect.New(reflect.TypeOf(credential)).Elem()
+	v.Set(reflect.ValueOf(credential))
+	now = v.FieldByName("Now").Interface().(time.Time)
+	v.FieldByName("Now").SetZero()
+	return v.Interface(), now
 }
 
 // These read one credential from a store, as any database has it that the store reaches.
@@ -375,6 +389,44 @@ func (r *runner) reads(tn tenant) (remembered []string) {
 	return remembered
 }
 
+// unavailable fails the test unless a reading has told that the database is.
+func (r *runner) unavailable(what string, read readFunc) {
+	r.t.Helper()
+	if _, _, err := read(within(r.t), r.Cache); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
+		r.t.Errorf("%s: %v, want that the store is unavailable", what, err)
+	}
+}
+
+// eventually returns once a reading ends with this error.
+func (r *runner) eventually(read readFunc, want error) {
+	r.t.Helper()
+	servertest.Eventually(r.t, fmt.Sprint("it answers: ", want), func() bool {
+		_, _, err := read(within(r.t), r.Cache)
+		return errors.Is(err, want)
+	})
+}
+
+// refused fails the test unless an instance tells that there is no such access key.
+func (r *runner) refused(when string, hash store.TokenHash) {
+	r.t.Helper()
+	if _, err := r.AccessKeyByHash(within(r.t), hash, nobody); !errors.Is(err, store.ErrNotFound) {
+		r.t.Errorf("%s: %v, want that there is no such key", when, err)
+	}
+}
+
+// renew has it make so many rounds.
+func (r *runner) renew(rounds int) {
+	r.t.Helper()
+	for range rounds {
+		if err := r.Renew(within(r.t)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// logged is how often a line was logged.
+func (r *runner) logged(line string) int { return strings.Count(r.log.String(), line) }
+
 // everything is what reads returns where all is remembered.
 const everything = "access key, agent, service account's key, account's access key"
 
@@ -386,6 +438,13 @@ func (r *runner) wants(when string, tn tenant, remembered string) {
 	}
 }
 
+// whole has it remember all of a tenant's credentials.
+func (r *runner) whole(tn tenant) {
+	r.t.Helper()
+	r.reads(tn)
+	r.wants("at first", tn, everything)
+}
+
 // exec runs SQL of the test's own, as somebody with psql would.
 func (w *fixture) exec(sql string, args ...any) {
 	w.t.Helper()
@@ -394,14 +453,17 @@ func (w *fixture) exec(sql string, args ...any) {
 	}
 }
 
-// internally is exec as the service itself does it: the tables by which instances agree can be changed by nobody else.
-func (w *fixture) internally(sql string, args ...any) {
+// between is exec in one transaction with what is run before it and after.
+func (w *fixture) between(before, after, sql string, args ...any) {
 	w.t.Helper()
 	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(w.t.Context(), `SELECT set_config('accesskeys.internal', 'on', true)`); err != nil {
-			return err
+		_, err := tx.Exec(w.t.Context(), before)
+		if err == nil {
+			_, err = tx.Exec(w.t.Context(), sql, args...)
 		}
-		_, err := tx.Exec(w.t.Context(), sql, args...)
+		if err == nil {
+			_, err = tx.Exec(w.t.Context(), after)
+		}
 		return err
 	})
 	if err != nil {
@@ -409,32 +471,86 @@ func (w *fixture) internally(sql string, args ...any) {
 	}
 }
 
+// internally is exec as the service itself does it: the tables by which instances agree can be changed by nobody else.
+func (w *fixture) internally(sql string, args ...any) {
+	w.t.Helper()
+	w.between(`SET LOCAL accesskeys.internal = 'on'`, ``, sql, args...)
+}
+
 // aroundTheLog is exec with no trigger that fires.
 func (w *fixture) aroundTheLog(sql string, args ...any) {
 	w.t.Helper()
-	err := pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
-		for _, table := range loggedTables {
-			if _, err := tx.Exec(w.t.Context(), `ALTER TABLE `+table+` DISABLE TRIGGER USER`); err != nil {
-				return err
-			}
-		}
-		if _, err := tx.Exec(w.t.Context(), sql, args...); err != nil {
-			return err
-		}
-		for _, table := range loggedTables {
-			for _, enabled := range []string{
-				`ENABLE TRIGGER changed`, `ENABLE TRIGGER removed`, `ENABLE REPLICA TRIGGER applied`, `ENABLE ALWAYS TRIGGER emptied`,
-			} {
-				if _, err := tx.Exec(w.t.Context(), `ALTER TABLE `+table+` `+enabled); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	var before, after strings.Builder
+	for _, table := range loggedTables {
+		before.WriteString(`ALTER TABLE ` + table + ` DISABLE TRIGGER USER;`)
+		after.WriteString(`ALTER TABLE ` + table + ` ENABLE TRIGGER changed, ENABLE TRIGGER removed,
+			ENABLE REPLICA TRIGGER applied, ENABLE ALWAYS TRIGGER emptied;`)
+	}
+	w.between(before.String(), after.String(), sql, args...)
+}
+
+// restore replaces a table by a copy of those of its rows that a condition names, in one transaction, as pg_restore --clean -1 does by
+// a dump from when there were no others. Nothing of it is in the log.
+func (w *fixture) restore(table, where string, args ...any) {
+	w.t.Helper()
+	w.between(`ALTER TABLE `+table+` RENAME TO restored; CREATE TABLE `+table+` (LIKE restored INCLUDING ALL)`, `DROP TABLE restored CASCADE`,
+		`INSERT INTO `+table+` SELECT * FROM restored WHERE `+where, args...)
+}
+
+// lock runs SQL in a transaction that holds its locks until release is called.
+func (w *fixture) lock(sql string, args ...any) (release func()) {
+	w.t.Helper()
+	tx := must(w.db.Begin(w.t.Context()))(w.t)
+	if _, err := tx.Exec(w.t.Context(), sql, args...); err != nil {
 		w.t.Fatalf("%s: %v", sql, err)
 	}
+	release = sync.OnceFunc(func() {
+		if err := tx.Rollback(context.Background()); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(release)
+	return release
+}
+
+// cut ends all sessions of the instances, but for those of some processes.
+func (w *fixture) cut(but ...int) {
+	w.t.Helper()
+	w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND application_name = 'accesskeys' AND pid <> ALL (COALESCE($1::int[], '{}'))`, but)
+}
+
+// set changes a setting of the database, for sessions from now on.
+func (w *fixture) set(setting string) {
+	w.t.Helper()
+	w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ` + setting + `', current_database()); END $$`)
+}
+
+// deadInstance puts one into the list that has just been alive, and will not be any more.
+func (w *fixture) deadInstance(lease time.Duration) uuid.UUID {
+	w.t.Helper()
+	id := uuid.New()
+	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
+		id, lease.Milliseconds())
+	return id
+}
+
+// listed reports whether the list of instances has this one.
+func (w *fixture) listed(id uuid.UUID) bool {
+	w.t.Helper()
+	return value[bool](w, `SELECT EXISTS (SELECT FROM instances WHERE id = $1)`, id)
+}
+
+// swept returns once a dead instance is not in the list any more.
+func (w *fixture) swept(id uuid.UUID) {
+	w.t.Helper()
+	servertest.Eventually(w.t, "the dead one is removed", func() bool { return !w.listed(id) })
+}
+
+// seq is the number of the newest heartbeat of an instance that the database has.
+func (w *fixture) seq(r *runner) int64 {
+	w.t.Helper()
+	return value[int64](w, `SELECT seq FROM instances WHERE id = $1`, r.ID())
 }
 
 // loggedTables are those whose changes are in the log.

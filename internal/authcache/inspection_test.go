@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
-
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
@@ -33,9 +31,6 @@ func (r *runner) untroubled() {
 	servertest.Eventually(r.t, "it is ready again", func() bool { return r.Ready(within(r.t)) == nil && !r.Stats().Trouble })
 }
 
-// logged is how often a line was logged.
-func (r *runner) logged(line string) int { return strings.Count(r.log.String(), line) }
-
 // An instance that a newer schema shuts out says so, gets no lease any more, and answers nothing once the one that it has is over; one
 // without a lease answers nothing at once.
 func TestInstanceThatIsOutdatedStops(t *testing.T) {
@@ -52,11 +47,10 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 	r.advance(long)
 	for _, r := range []*runner{r, off} {
 		for _, reader := range append(w.acme.readers(), strangers()...) {
-			if _, _, err := reader.cached(within(t), r.Cache); !errors.Is(err, changelog.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
-				t.Errorf("%s: %v", reader.name, err)
-			}
-			if _, _, err := reader.proven(within(t), r.Cache); !errors.Is(err, changelog.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
-				t.Errorf("%s, proven: %v", reader.name, err)
+			for _, read := range []readFunc{reader.cached, reader.proven} {
+				if _, _, err := read(within(t), r.Cache); !errors.Is(err, changelog.ErrOutdated) || !errors.Is(err, store.ErrUnavailable) {
+					t.Errorf("%s: %v", reader.name, err)
+				}
 			}
 		}
 	}
@@ -69,10 +63,7 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 	w.internally(`UPDATE change_head SET oldest_version = $1`, oldest)
 	for _, r := range []*runner{r, off} {
 		r.untroubled()
-		servertest.Eventually(t, "it answers again", func() bool {
-			_, _, err := w.acme.readers()[0].cached(within(t), r.Cache)
-			return err == nil
-		})
+		r.eventually(w.acme.readers()[0].cached, nil)
 		r.reads(w.acme)
 		for _, line := range []string{"something is wrong with the database", "nothing is wrong with the database any more"} {
 			if n := r.logged(line); n != 1 {
@@ -124,9 +115,7 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 	// Another database under the same address: another schema, which new connections come to.
 	w.exec(`CREATE SCHEMA elsewhere`)
 	other := must(url.Parse(w.url.Reveal()))(t)
-	query := other.Query()
-	query.Set("search_path", "elsewhere")
-	other.RawQuery = query.Encode()
+	other.RawQuery += "&search_path=elsewhere"
 	must(store.Migrator(secret.New(other.String()), slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
 	r := w.run(long)
 	r.reads(w.acme)
@@ -135,13 +124,8 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 		return w.db.QueryRow(t.Context(), `SELECT pid FROM pg_stat_activity
 			WHERE datname = current_database() AND application_name = 'accesskeys' AND query LIKE '%LEFT JOIN changes k%'`).Scan(&feed) == nil
 	})
-	moved := func(to string) {
-		t.Helper()
-		w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ` + to + `', current_database()); END $$`)
-		w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-			WHERE datname = current_database() AND application_name = 'accesskeys' AND pid <> $1`, feed)
-	}
-	moved(`SET search_path = elsewhere`)
+	w.set(`SET search_path = elsewhere`)
+	w.cut(feed)
 	r.troubled("lead to another one than the one that this server hears of changes from")
 	for _, reader := range w.acme.readers() { // remembered
 		if _, _, err := reader.cached(within(t), r.Cache); err != nil {
@@ -149,23 +133,17 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 		}
 	}
 	for _, reader := range w.globex.readers() { // not remembered
-		servertest.Eventually(t, "it is answered by the Feed", func() bool {
-			_, _, err := reader.cached(within(t), r.Cache)
-			return err == nil
-		})
+		r.eventually(reader.cached, nil) // by the Feed
 	}
 	for _, reader := range strangers() { // which may be known elsewhere
-		_, _, err := reader.cached(within(t), r.Cache)
-		if !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
-			t.Errorf("%s that is unknown: %v", reader.name, err)
-		}
+		r.unavailable(reader.name+" that is unknown", reader.cached)
 	}
-	if _, err := r.store.DeleteAccessKey(
-		t.Context(), store.Operator(), w.acme.customer.ID, w.acme.key.ID,
-	); !errors.Is(err, store.ErrUnavailable) {
+	_, err := r.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.customer.ID, w.acme.key.ID)
+	if !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("a revocation: %v", err)
 	}
-	moved(`RESET search_path`)
+	w.set(`RESET search_path`)
+	w.cut(feed)
 	r.untroubled()
 	r.reads(w.globex)
 	if r.logged("change log connection lost") != 0 {
@@ -178,21 +156,17 @@ func TestTheDeadAreSweptWithoutALease(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	const lease = time.Second
-	dead, began := uuid.New(), time.Now()
-	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
-		dead, lease.Milliseconds())
+	began, dead := time.Now(), w.deadInstance(lease)
 	w.run(0)
-	servertest.Eventually(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances`) == 0 })
+	w.swept(dead)
 	if took := time.Since(began); took < changelog.LeaseEnd(lease) {
 		t.Errorf("it was removed after %v, before its lease could have ended", took)
 	}
 	// Who lives stays.
 	r := w.run(lease)
 	for began := time.Now(); time.Since(began) < 3*time.Second; {
-		if err := r.Renew(within(t)); err != nil {
-			t.Fatal(err)
-		}
-		if value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, r.ID()) != 1 {
+		r.renew(1)
+		if !w.listed(r.ID()) {
 			t.Fatal("a live instance was removed")
 		}
 	}
@@ -204,36 +178,22 @@ func TestNothingIsAnsweredByADatabaseThatOnlyReads(t *testing.T) {
 	w := newFixture(t)
 	r, off := w.run(long), w.run(0)
 	r.reads(w.acme)
-	readOnly := func(setting string) {
-		t.Helper()
-		w.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ` + setting + `', current_database()); END $$`)
-		w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'accesskeys'`)
-	}
-	readOnly(`SET default_transaction_read_only = on`)
+	w.set(`SET default_transaction_read_only = on`)
+	w.cut()
 	for range 3 {
 		for _, reader := range append(w.acme.readers(), strangers()...) {
-			for name, r := range map[string]*runner{"with a lease": r, "without one": off} {
-				_, _, proven := reader.proven(within(t), r.Cache)
-				if !errors.Is(proven, store.ErrUnavailable) || errors.Is(proven, store.ErrNotFound) {
-					t.Errorf("%s, %s: proven: %v", reader.name, name, proven)
-				}
-			}
-			if _, _, err := reader.cached(within(t), off.Cache); !errors.Is(err, store.ErrUnavailable) {
-				t.Errorf("%s: %v", reader.name, err)
-			}
+			r.unavailable(reader.name+", proven", reader.proven)
+			off.unavailable(reader.name+", proven without a lease", reader.proven)
+			off.unavailable(reader.name+" without a lease", reader.cached)
 		}
 	}
 	r.advance(long)
 	for _, reader := range append(w.acme.readers(), strangers()...) {
-		if _, _, err := reader.cached(within(t), r.Cache); !errors.Is(err, store.ErrUnavailable) {
-			t.Errorf("%s, after the lease: %v", reader.name, err)
-		}
+		r.unavailable(reader.name+", after the lease", reader.cached)
 	}
-	readOnly(`RESET default_transaction_read_only`)
+	w.set(`RESET default_transaction_read_only`)
+	w.cut()
 	for _, r := range []*runner{r, off} {
-		servertest.Eventually(t, "it answers again", func() bool {
-			_, _, err := w.acme.readers()[0].cached(within(t), r.Cache)
-			return err == nil
-		})
+		r.eventually(w.acme.readers()[0].cached, nil)
 	}
 }

@@ -3,7 +3,6 @@ package authcache_test
 import (
 	"context"
 	"errors"
-	"strings"
 	"testing"
 	"time"
 
@@ -15,16 +14,25 @@ import (
 	"accesskeys/internal/store"
 )
 
-// A lease may be from MinLease to MaxLease, or 0.
-func TestLeaseHasBounds(t *testing.T) {
+// A lease may be from MinLease to MaxLease, or 0; the age of a row from MinMaxAge to MaxMaxAge, or 0, which stands for DefaultMaxAge.
+func TestLeaseAndAgeHaveBounds(t *testing.T) {
 	t.Parallel()
-	for lease, fine := range map[time.Duration]bool{
-		0: true, authcache.MinLease: true, authcache.MaxLease: true,
-		-1: false, 1: false, authcache.MinLease - 1: false, authcache.MaxLease + 1: false,
-	} {
-		if _, err := authcache.New(authcache.Config{Lease: lease}); (err == nil) != fine {
-			t.Errorf("a lease of %v: %v", lease, err)
+	holds := func(cfg authcache.Config, fine bool) {
+		t.Helper()
+		if _, err := authcache.New(cfg); (err == nil) != fine {
+			t.Errorf("a lease of %v and an age of %v: %v", cfg.Lease, cfg.MaxAge, err)
 		}
+	}
+	for bound, fine := range map[time.Duration]bool{
+		0: true, authcache.MinLease: true, authcache.MaxLease: true, -1: false, 1: false, authcache.MinLease - 1: false, authcache.MaxLease + 1: false,
+	} {
+		holds(authcache.Config{Lease: bound}, fine)
+	}
+	for bound, fine := range map[time.Duration]bool{
+		0: true, authcache.MinMaxAge: true, authcache.MaxMaxAge: true, authcache.DefaultMaxAge: true,
+		-1: false, 1: false, authcache.MinMaxAge - 1: false, authcache.MaxMaxAge + 1: false,
+	} {
+		holds(authcache.Config{Lease: long, MaxAge: bound}, fine)
 	}
 }
 
@@ -86,10 +94,9 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 	}
 	back()
 	servertest.Eventually(t, "the instance is ready again", func() bool { return r.Ready(within(t)) == nil })
-	r.reads(w.acme)
-	r.wants("with a lease again", w.acme, everything)
+	r.whole(w.acme)
 	for _, line := range []string{"change log connection lost", "the lease is held again"} {
-		if got := strings.Count(r.log.String(), line); got != 1 {
+		if got := r.logged(line); got != 1 {
 			t.Errorf("%q is logged %d times", line, got)
 		}
 	}
@@ -102,10 +109,10 @@ func TestRequestRenewsALeaseThatIsOver(t *testing.T) {
 	r := w.run(long)
 	for range 3 {
 		r.reads(w.acme)
-		seq := value[int64](w, `SELECT seq FROM instances WHERE id = $1`, r.ID())
+		seq := w.seq(r)
 		r.advance(long + time.Second)
 		r.wants("after the lease", w.acme, everything) // by a new one
-		if value[int64](w, `SELECT seq FROM instances WHERE id = $1`, r.ID()) == seq {
+		if w.seq(r) == seq {
 			t.Error("the lease was renewed without a heartbeat")
 		}
 	}
@@ -215,21 +222,19 @@ func TestTheDeadAreSweptByTheLiving(t *testing.T) {
 		must(w.store.UpdateAccessKey(t.Context(), store.Operator(), w.acme.customer.ID, w.acme.key.ID, store.AccessKeyChange{Name: &name}))(t)
 		return time.Since(began)
 	}
-	dead, began := uuid.New(), time.Now()
-	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, 0, entry FROM changes WHERE position = 0`,
-		dead, lease.Milliseconds())
+	began, dead := time.Now(), w.deadInstance(lease)
 	w.internally(`UPDATE change_head SET lease_ms = $1`, lease.Milliseconds())
 	revoke()
 	if after := time.Since(began); after < lease {
 		t.Errorf("with a dead instance a revocation returned after %v", after)
 	}
-	servertest.Eventually(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
+	w.swept(dead)
 	if took := time.Since(began); took < changelog.LeaseEnd(lease) {
 		t.Errorf("it was removed after %v, before its lease could have ended", took)
 	}
 	servertest.Eventually(t, "a revocation waits for no lease", func() bool { return revoke() < lease })
 	for _, r := range []*runner{a, b} {
-		if value[int](w, `SELECT count(*) FROM instances WHERE id = $1 AND seq > 0`, r.ID()) != 1 {
+		if w.seq(r) < 1 {
 			t.Error("a live instance was removed")
 		}
 	}
@@ -253,13 +258,10 @@ func TestAnotherLogEmptiesMemory(t *testing.T) {
 	} {
 		w.exec(`UPDATE agents SET name = 'once' WHERE id = $1`, w.acme.agent.ID)
 		w.applied(r)
-		r.reads(w.acme)
-		r.wants("before", w.acme, everything)
+		r.whole(w.acme)
 		w.internally(other.sql)
 		// A reading finds out, where the instance has not yet, and gives what the database has.
-		if _, err := r.AccessKeyByHash(within(t), newHash(), nobody); !errors.Is(err, store.ErrNotFound) {
-			t.Errorf("%s: %v", other.name, err)
-		}
+		r.refused(other.name, newHash())
 		r.wants(other.name, w.acme, "")
 		r.wants("then", w.acme, everything)
 		w.applied(r)

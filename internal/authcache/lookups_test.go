@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"accesskeys/internal/authcache"
-	"accesskeys/internal/changelog"
 	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
@@ -28,15 +27,13 @@ func TestLookUpsUseFewConnections(t *testing.T) {
 	for _, lease := range []time.Duration{0, long} {
 		r := w.newCache(lease)
 		var underWay, most, looked atomic.Int64
-		r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-			return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
-				now := underWay.Add(1)
-				defer underWay.Add(-1)
-				for before := most.Load(); now > before && !most.CompareAndSwap(before, now); before = most.Load() {
-				}
-				looked.Add(int64(len(l.AccessKeys)))
-				return lookup(ctx, l, known, order)
+		r.onLookups(func(l store.Lookup, _ store.Order, lookup func() (store.Found, error)) (store.Found, error) {
+			now := underWay.Add(1)
+			defer underWay.Add(-1)
+			for before := most.Load(); now > before && !most.CompareAndSwap(before, now); before = most.Load() {
 			}
+			looked.Add(int64(len(l.AccessKeys)))
+			return lookup()
 		})
 		r.started()
 		const clients, each = 300, 10
@@ -81,25 +78,17 @@ func TestNetworksTakeTurns(t *testing.T) {
 		r := w.newCache(0)
 		var batches [][]store.TokenHash
 		var mu sync.Mutex
-		r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-			return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
-				mu.Lock()
-				batches = append(batches, l.AccessKeys)
-				mu.Unlock()
-				return lookup(ctx, l, known, order)
-			}
+		r.onLookups(func(l store.Lookup, _ store.Order, lookup func() (store.Found, error)) (store.Found, error) {
+			mu.Lock()
+			batches = append(batches, l.AccessKeys)
+			mu.Unlock()
+			return lookup()
 		})
 		held := r.holdLookups(authcache.LookupsAtOnce)
 		held.before.Store(true)
 		r.started()
-		var first []store.TokenHash // of the lookups that are held
-		held.fill(r, func() {
-			hash := newHash()
-			mu.Lock()
-			first = append(first, hash)
-			mu.Unlock()
-			_, _ = r.AccessKeyByHash(t.Context(), hash, nobody)
-		})
+		first := newHash() // of the lookups that are held
+		held.fill(r, first)
 		var all sync.WaitGroup
 		for n := range flood.networks {
 			for range flood.each {
@@ -119,9 +108,7 @@ func TestNetworksTakeTurns(t *testing.T) {
 		r.waiting(flood.networks*flood.each + 1)
 		held.let()
 		all.Wait()
-		batches = slices.DeleteFunc(batches, func(b []store.TokenHash) bool {
-			return slices.ContainsFunc(first, func(held store.TokenHash) bool { return slices.Contains(b, held) })
-		})
+		batches = slices.DeleteFunc(batches, func(b []store.TokenHash) bool { return slices.Contains(b, first) })
 		at := slices.IndexFunc(batches, func(b []store.TokenHash) bool { return slices.Contains(b, w.acme.hash) })
 		// As many as there are connections go at the same time, in any order.
 		if at < 0 || at >= flood.batches+authcache.LookupsAtOnce-1 {
@@ -178,10 +165,8 @@ func TestLookUpsThatWaitHaveABound(t *testing.T) {
 func TestThoseWhoWaitAreToldOfTheEnd(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCache(0)
-	held := r.holdLookups(authcache.LookupsAtOnce)
-	r.started()
-	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
+	r, held := w.held(0, authcache.LookupsAtOnce)
+	held.fill(r, newHash())
 	const askers = 50
 	results := make(chan error, askers)
 	for n := range askers {
@@ -191,11 +176,8 @@ func TestThoseWhoWaitAreToldOfTheEnd(t *testing.T) {
 		}()
 	}
 	r.waiting(askers)
-	stopped := make(chan struct{})
-	go func() {
-		r.stop()
-		close(stopped)
-	}()
+	var stopping sync.WaitGroup
+	stopping.Go(r.stop)
 	held.let()
 	for range askers { // looked up, or told of the end
 		err := <-results
@@ -203,24 +185,17 @@ func TestThoseWhoWaitAreToldOfTheEnd(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	<-stopped
+	stopping.Wait()
 }
 
 // What is one client's network: a provider gives a household or a machine no less, and little more.
 func TestNetworkOfAClient(t *testing.T) {
 	t.Parallel()
 	for addr, want := range map[string]string{
-		"192.0.2.1":            "192.0.2.0/24",
-		"192.0.2.255":          "192.0.2.0/24",
-		"192.0.3.1":            "192.0.3.0/24",
-		"::ffff:192.0.2.7":     "192.0.2.0/24", // the same client, by a socket for both kinds
-		"2001:db8:1:2::3":      "2001:db8:1::/48",
-		"2001:db8:1:ffff::":    "2001:db8:1::/48",
-		"2001:db8:2::":         "2001:db8:2::/48",
-		"fe80::1%eth0":         "fe80::/48",
-		"::1":                  "::/48",
-		"":                     "invalid Prefix",
-		"::ffff:192.0.2.7%eth": "192.0.2.0/24",
+		"192.0.2.1": "192.0.2.0/24", "192.0.2.255": "192.0.2.0/24", "192.0.3.1": "192.0.3.0/24",
+		"::ffff:192.0.2.7": "192.0.2.0/24", "::ffff:192.0.2.7%eth": "192.0.2.0/24", // the same client, by a socket for both kinds
+		"2001:db8:1:2::3": "2001:db8:1::/48", "2001:db8:1:ffff::": "2001:db8:1::/48", "2001:db8:2::": "2001:db8:2::/48",
+		"fe80::1%eth0": "fe80::/48", "::1": "::/48", "": "invalid Prefix",
 	} {
 		var a netip.Addr
 		if addr != "" {

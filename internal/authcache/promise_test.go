@@ -2,7 +2,6 @@ package authcache_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -73,13 +72,9 @@ func TestNewKeyWorksOnEveryInstanceAtOnce(t *testing.T) {
 	for _, r := range []*runner{w.run(long), w.run(0)} {
 		for range 10 {
 			hash := newHash()
-			if _, err := r.AccessKeyByHash(t.Context(), hash, nobody); !errors.Is(err, store.ErrNotFound) {
-				t.Errorf("before: %v", err)
-			}
+			r.refused("before", hash)
 			w.keyFor(hash, 3600)
-			if _, err := r.AccessKeyByHash(t.Context(), hash, nobody); err != nil {
-				t.Errorf("after: %v", err)
-			}
+			must(r.AccessKeyByHash(t.Context(), hash, nobody))(t)
 		}
 	}
 }
@@ -107,8 +102,7 @@ func TestInstanceKeepsItsMemoryOverALostConnection(t *testing.T) {
 	r := w.run(long)
 	r.reads(w.acme)
 	for range 3 {
-		w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-			WHERE datname = current_database() AND application_name = 'accesskeys'`)
+		w.cut()
 		w.exec(`UPDATE agents SET name = name || '.' WHERE id = $1`, w.globex.agent.ID)
 		w.applied(r)
 		servertest.Eventually(t, "the store reads again", func() bool {

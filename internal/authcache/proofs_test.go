@@ -11,43 +11,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/authcache"
-	"accesskeys/internal/changelog"
 	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
-
-// strangers are the readers of credentials that do not exist.
-func strangers() []reader {
-	return tenant{
-		hash: newHash(), madeHash: newHash(),
-		agent: store.Agent{ID: uuid.New()}, pair: store.ServiceAccountKey{ID: uuid.New()},
-	}.readers()
-}
-
-// seq is the number of the newest heartbeat of an instance that the database has.
-func (w *fixture) seq(r *runner) int64 {
-	w.t.Helper()
-	return value[int64](w, `SELECT seq FROM instances WHERE id = $1`, r.ID())
-}
-
-// lock runs SQL in a transaction that holds its locks until release is called.
-func (w *fixture) lock(sql string, args ...any) (release func()) {
-	w.t.Helper()
-	tx := must(w.db.Begin(w.t.Context()))(w.t)
-	if _, err := tx.Exec(w.t.Context(), sql, args...); err != nil {
-		w.t.Fatalf("%s: %v", sql, err)
-	}
-	release = sync.OnceFunc(func() {
-		if err := tx.Rollback(context.Background()); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
-			w.t.Error(err)
-		}
-	})
-	w.t.Cleanup(release)
-	return release
-}
 
 // noHeartbeats is a lock under which no heartbeat can be committed, while everything can be read.
 const noHeartbeats = `LOCK TABLE instances IN EXCLUSIVE MODE`
@@ -80,31 +48,17 @@ func TestNothingIsRefusedWithoutAHeartbeat(t *testing.T) {
 	release := w.lock(noHeartbeats)
 	var asking sync.WaitGroup
 	for _, reader := range strangers() {
-		for name, read := range map[string]func(context.Context, *authcache.Cache) (any, time.Time, error){
-			"unknown": reader.cached, "unknown, proven": reader.proven,
-		} {
-			asking.Go(func() {
-				if _, _, err := read(within(t), r.Cache); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
-					t.Errorf("%s, %s: %v", reader.name, name, err)
-				}
-			})
-		}
+		asking.Go(func() { r.unavailable(reader.name+" that is unknown", reader.cached) })
+		asking.Go(func() { r.unavailable(reader.name+" that is unknown, proven", reader.proven) })
 	}
 	for _, reader := range w.acme.readers() {
-		asking.Go(func() {
-			if _, _, err := reader.proven(within(t), r.Cache); !errors.Is(err, store.ErrUnavailable) {
-				t.Errorf("%s, proven: %v", reader.name, err)
-			}
-		})
+		asking.Go(func() { r.unavailable(reader.name+", proven", reader.proven) })
 	}
 	r.wants("without heartbeats", w.acme, everything)
 	asking.Wait()
 	release()
 	for _, reader := range strangers() {
-		servertest.Eventually(t, "it is refused again", func() bool {
-			_, _, err := reader.cached(within(t), r.Cache)
-			return errors.Is(err, store.ErrNotFound)
-		})
+		r.eventually(reader.cached, store.ErrNotFound)
 	}
 }
 
@@ -149,28 +103,17 @@ func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
 		id := uuid.New()
 		tn := tenant{hash: newHash(), agent: store.Agent{ID: id}, pair: store.ServiceAccountKey{ID: id}}
 		reader := tn.readers()[i]
-		r := w.newCache(long)
-		held := r.holdLookups(1)
-		r.started()
-		type result struct {
-			got any
-			err error
-		}
-		done := make(chan result, 1)
-		go func() {
-			got, _, err := reader.cached(within(t), r.Cache)
-			done <- result{got, err}
-		}()
+		r, held := w.held(long, 1)
+		var got any
+		var err error
+		var asking sync.WaitGroup
+		asking.Go(func() { got, _, err = reader.cached(within(t), r.Cache) })
 		<-held.stopped // it has found nothing
-		if i == 0 {
-			w.exec(made.sql, tn.hash[:], made.id)
-		} else {
-			w.exec(made.sql, id, made.id)
-		}
+		w.exec(made.sql, []any{tn.hash[:], id, id}[i], made.id)
 		held.let()
-		want := must(reader.store(t.Context(), w.store))(t)
-		if got := <-done; got.err != nil || !reflect.DeepEqual(got.got, want) {
-			t.Errorf("%s: %+v, %v, want %+v", reader.name, got.got, got.err, want)
+		asking.Wait()
+		if want := must(reader.store(t.Context(), w.store))(t); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, %v, want %+v", reader.name, got, err, want)
 		}
 		if !reader.peek(r.Cache) {
 			t.Errorf("%s: what the proof has found is not remembered", reader.name)
@@ -209,7 +152,7 @@ func TestProvenRowIsTheDatabasesAsItIs(t *testing.T) {
 		if w.seq(r) <= seq {
 			t.Errorf("%s: proven without a heartbeat", reader.name)
 		}
-		if got, _, err := reader.proven(within(t), off.Cache); err != nil || !reflect.DeepEqual(got, want) {
+		if got, _, err = reader.proven(within(t), off.Cache); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s, without a lease: proven is %+v, %v, want %+v", reader.name, got, err, want)
 		}
 	}
@@ -261,28 +204,10 @@ func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
 	}
 }
 
-// Those who wait for a proof hold no connection of the pool.
-func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	r := w.newCache(long)
-	var underWay, looked atomic.Int64
-	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
-			underWay.Add(1)
-			defer underWay.Add(-1)
-			defer looked.Add(int64(len(l.AccessKeys)))
-			return lookup(ctx, l, known, order)
-		}
-	})
-	r.started()
-	// Heartbeats that take long, though not so long that the database is given up and the pool replaced.
-	w.exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'`)
-	w.exec(`CREATE TRIGGER slow BEFORE UPDATE ON instances FOR EACH ROW EXECUTE FUNCTION slow()`)
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
+// flood has so many strangers present unknown keys until it is stopped.
+func (r *runner) flood(strangers int) (stop func()) {
+	ctx, cancel := context.WithCancel(r.t.Context())
 	var all sync.WaitGroup
-	const strangers = 300
 	for range strangers {
 		all.Go(func() {
 			for ctx.Err() == nil {
@@ -290,11 +215,34 @@ func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
 			}
 		})
 	}
+	return func() {
+		cancel()
+		all.Wait()
+	}
+}
+
+// Those who wait for a proof hold no connection of the pool.
+func TestThoseWhoWaitForAProofHoldNoConnection(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	r := w.newCache(long)
+	var underWay, looked atomic.Int64
+	r.onLookups(func(l store.Lookup, _ store.Order, lookup func() (store.Found, error)) (store.Found, error) {
+		underWay.Add(1)
+		defer underWay.Add(-1)
+		defer looked.Add(int64(len(l.AccessKeys)))
+		return lookup()
+	})
+	r.started()
+	// Heartbeats that take long, though not so long that the database is given up and the pool replaced.
+	w.exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'`)
+	w.exec(`CREATE TRIGGER slow BEFORE UPDATE ON instances FOR EACH ROW EXECUTE FUNCTION slow()`)
+	const strangers = 300
+	stop := r.flood(strangers)
 	servertest.Eventually(t, "all wait, and no connection of the pool is in use", func() bool {
 		return looked.Load() >= strangers && r.WaitingLookups() == 0 && underWay.Load() == 0 && r.store.DB.Stats().Acquired == 0
 	})
 	stop()
-	all.Wait()
 }
 
 // Rounds for proofs renew the lease, and so keep the others from being due; the dead are removed all the same.
@@ -302,23 +250,11 @@ func TestTheDeadAreSweptDuringAFlood(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	r := w.run(2 * time.Second)
-	ctx, stop := context.WithCancel(t.Context())
-	var strangers sync.WaitGroup
-	for range 20 {
-		strangers.Go(func() {
-			for ctx.Err() == nil {
-				_, _ = r.AccessKeyByHash(ctx, newHash(), nobody)
-			}
-		})
-	}
+	stop := r.flood(20)
 	before := w.seq(r)
 	servertest.Eventually(t, "there are rounds for proofs", func() bool { return w.seq(r) > before+3 })
-	dead := uuid.New()
-	w.internally(`INSERT INTO instances (id, seq, lease_ms, position, entry) SELECT $1, 1, $2, position, entry FROM change_head`,
-		dead, authcache.MinLease.Milliseconds())
-	servertest.Eventually(t, "the dead one is removed", func() bool { return value[int](w, `SELECT count(*) FROM instances WHERE id = $1`, dead) == 0 })
+	w.swept(w.deadInstance(authcache.MinLease))
 	stop()
-	strangers.Wait()
 }
 
 // What waits has a bound.

@@ -13,7 +13,6 @@ import (
 	"github.com/google/uuid"
 
 	"accesskeys/internal/authcache"
-	"accesskeys/internal/changelog"
 	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
@@ -26,19 +25,6 @@ const (
 	due  = (authcache.AgeParts-2)*maxAge/authcache.AgeParts + maxAge/authcache.AgeParts/2
 	late = (authcache.AgeParts - 1) * maxAge / authcache.AgeParts
 )
-
-// The age of a row may be from MinMaxAge to MaxMaxAge; 0 stands for DefaultMaxAge.
-func TestAgeHasBounds(t *testing.T) {
-	t.Parallel()
-	for age, fine := range map[time.Duration]bool{
-		0: true, authcache.MinMaxAge: true, authcache.MaxMaxAge: true, authcache.DefaultMaxAge: true,
-		-1: false, 1: false, authcache.MinMaxAge - 1: false, authcache.MaxMaxAge + 1: false,
-	} {
-		if _, err := authcache.New(authcache.Config{Lease: long, MaxAge: age}); (err == nil) != fine {
-			t.Errorf("an age of %v: %v", age, err)
-		}
-	}
-}
 
 // What nothing in the log says is found when rows are read again: each row that was changed is forgotten, counted and named in an error,
 // and no other.
@@ -170,13 +156,11 @@ func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	r := w.newCacheOf(long, maxAge)
-	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
-			if order == store.HeadLast {
-				return store.Found{}, store.ErrUnavailable
-			}
-			return lookup(ctx, l, known, order)
+	r.onLookups(func(_ store.Lookup, order store.Order, lookup func() (store.Found, error)) (store.Found, error) {
+		if order == store.HeadLast {
+			return store.Found{}, store.ErrUnavailable
 		}
+		return lookup()
 	})
 	r.started()
 	r.reads(w.acme)
@@ -215,9 +199,7 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 			{"at its age", time.Minute, true},
 		} {
 			r.advance(age.by)
-			if err := r.Renew(within(t)); err != nil {
-				t.Fatal(err)
-			}
+			r.renew(1)
 			hits := r.Stats().Hits
 			got, _, err := reader.cached(within(t), r.Cache)
 			want := must(reader.store(t.Context(), w.store))(t)
@@ -234,42 +216,37 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 	}
 }
 
-// Rows that are read again are only forgotten, or kept: a row that the log has removed meanwhile stays away.
-func TestReadingAgainRemembersNothing(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	r := w.newCacheOf(long, maxAge)
-	stopped, release := make(chan struct{}, 1), make(chan struct{})
-	let := sync.OnceFunc(func() { close(release) })
-	t.Cleanup(let)
-	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
-			found, err := lookup(ctx, l, known, order)
-			if order == store.HeadLast {
-				stopped <- struct{}{}
-				<-release
-			}
-			return found, err
+// overtaken has acme's rows, which are due, read again, and something happen when they are read and not judged yet. It returns what it has
+// come to.
+func (w *fixture) overtaken(happens func(r *runner)) (r *runner, rows int) {
+	w.t.Helper()
+	r = w.newCacheOf(long, maxAge)
+	once := sync.OnceFunc(func() { happens(r) })
+	r.onLookups(func(_ store.Lookup, order store.Order, lookup func() (store.Found, error)) (store.Found, error) {
+		found, err := lookup()
+		if order == store.HeadLast {
+			once()
 		}
+		return found, err
 	})
 	r.started()
 	r.reads(w.acme)
 	r.advance(due)
-	if err := r.Renew(within(t)); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan int)
-	go func() { done <- r.RefreshDue(t.Context()) }()
-	<-stopped // it has the rows as they were
-	w.exec(`UPDATE accesskeys SET tm_delete = now() WHERE customer_id = $1`, w.acme.customer.ID)
-	w.applied(r)
-	let()
-	if n := <-done; n != 4 {
-		t.Errorf("%d rows were due", n)
-	}
+	r.renew(1)
+	return r, r.RefreshDue(w.t.Context())
+}
+
+// Rows that are read again are only forgotten, or kept: a row that the log has removed meanwhile stays away.
+func TestReadingAgainRemembersNothing(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	r, rows := w.overtaken(func(r *runner) {
+		w.exec(`UPDATE accesskeys SET tm_delete = now() WHERE customer_id = $1`, w.acme.customer.ID)
+		w.applied(r)
+	})
 	r.wants("after it", w.acme, "agent, service account's key")
-	if s := r.Stats(); s.Unlogged != 0 {
-		t.Errorf("stats %+v", s)
+	if s := r.Stats(); s.Unlogged != 0 || rows != 4 {
+		t.Errorf("%d rows were due; stats %+v", rows, s)
 	}
 }
 
@@ -277,36 +254,13 @@ func TestReadingAgainRemembersNothing(t *testing.T) {
 func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCacheOf(long, maxAge)
-	stopped, release := make(chan struct{}, 1), make(chan struct{})
-	let := sync.OnceFunc(func() { close(release) })
-	t.Cleanup(let)
-	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
-			found, err := lookup(ctx, l, known, order)
-			if order == store.HeadLast {
-				stopped <- struct{}{}
-				<-release
-			}
-			return found, err
+	r, _ := w.overtaken(func(r *runner) {
+		for _, table := range loggedTables {
+			w.exec(`UPDATE ` + table + ` SET tm_delete = '2030-01-01'`)
 		}
+		w.applied(r)
+		r.reads(w.acme)
 	})
-	r.started()
-	r.reads(w.acme)
-	r.advance(due)
-	if err := r.Renew(within(t)); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan int)
-	go func() { done <- r.RefreshDue(t.Context()) }()
-	<-stopped // it has the rows as they were
-	for _, table := range loggedTables {
-		w.exec(`UPDATE ` + table + ` SET tm_delete = '2030-01-01'`)
-	}
-	w.applied(r)
-	r.reads(w.acme)
-	let()
-	<-done
 	r.wants("after it", w.acme, everything)
 	if s := r.Stats(); s.Unlogged != 0 {
 		t.Errorf("%d rows are counted as changed around the log: %s", s.Unlogged, r.log)
@@ -320,14 +274,12 @@ func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 	r := w.newCacheOf(long, maxAge)
 	var ahead atomic.Bool
 	ahead.Store(true)
-	r.WrapLookup(func(lookup authcache.LookupFunc) authcache.LookupFunc {
-		return func(ctx context.Context, l store.Lookup, known changelog.Position, order store.Order) (store.Found, error) {
-			found, err := lookup(ctx, l, known, order)
-			if order == store.HeadLast && ahead.Load() {
-				found.Head.Number++ // somebody has changed something since, and it is not applied yet
-			}
-			return found, err
+	r.onLookups(func(_ store.Lookup, order store.Order, lookup func() (store.Found, error)) (store.Found, error) {
+		found, err := lookup()
+		if order == store.HeadLast && ahead.Load() {
+			found.Head.Number++ // somebody has changed something since, and it is not applied yet
 		}
+		return found, err
 	})
 	r.started()
 	r.reads(w.acme)

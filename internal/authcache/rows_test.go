@@ -32,23 +32,20 @@ func TestMemoryGivesWhatTheStoreGives(t *testing.T) {
 			}
 		}
 	}
-	steps := []struct{ name, sql string }{
-		{"as made", ``},
-		{"customer-wide", `UPDATE accesskeys SET agent_id = NULL, roles = '{agent_viewer,customer_admin}'`},
-		{"key deleted", `UPDATE accesskeys SET tm_delete = now()`},
-		{"agent deleted", `UPDATE agents SET tm_delete = now()`},
-		{"pair deleted", `UPDATE service_account_keys SET tm_delete = now()`},
-		{"account deleted", `UPDATE service_accounts SET tm_delete = now()`},
-		{"customer deleted", `UPDATE customers SET tm_delete = now()`},
-	}
-	for _, step := range steps {
-		if step.sql != "" {
-			w.exec(step.sql)
-			w.applied(r)
-		}
+	for _, sql := range []string{
+		`SELECT`, // as made
+		`UPDATE accesskeys SET agent_id = NULL, roles = '{agent_viewer,customer_admin}'`,
+		`UPDATE accesskeys SET tm_delete = now()`,
+		`UPDATE agents SET tm_delete = now()`,
+		`UPDATE service_account_keys SET tm_delete = now()`,
+		`UPDATE service_accounts SET tm_delete = now()`,
+		`UPDATE customers SET tm_delete = now()`,
+	} {
+		w.exec(sql)
+		w.applied(r)
 		r.reads(w.acme)
-		r.wants(step.name, w.acme, everything)
-		off.wants(step.name+", without a cache", w.acme, "")
+		r.wants(sql, w.acme, everything)
+		off.wants(sql+", without a cache", w.acme, "")
 	}
 }
 
@@ -101,8 +98,7 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	r := w.run(long)
-	r.reads(w.acme)
-	r.wants("at first", w.acme, everything)
+	r.whole(w.acme)
 	ids := map[string]uuid.UUID{
 		"customer": w.acme.customer.ID, "agent": w.acme.agent.ID, "account": w.acme.account.ID, "pair": w.acme.pair.ID, "key": w.acme.key.ID,
 	}
@@ -157,10 +153,8 @@ func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 		{"more than can be named", `SELECT append_change('agents', NULL, NULL) WHERE $1::uuid IS NOT NULL`, uuid.New(), "", ""},
 	} {
 		for _, r := range instances {
-			for _, tn := range []tenant{w.acme, w.globex} {
-				r.reads(tn)
-				r.wants("before", tn, everything)
-			}
+			r.whole(w.acme)
+			r.whole(w.globex)
 		}
 		w.internally(change.sql, change.id) // as the triggers, for those that append to the log themselves
 		for _, r := range instances {
@@ -223,8 +217,7 @@ func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
 	w.exec(`INSERT INTO agents (id, customer_id, username, password_hash)
 		SELECT gen_random_uuid(), $1, 'agent ' || i, '$argon2id$v=19$x' FROM generate_series(1, 1500) i`, w.globex.customer.ID)
 	for _, rows := range []int{998, 1200} { // and the two that are read
-		r.reads(w.acme)
-		r.wants("before", w.acme, everything)
+		r.whole(w.acme)
 		w.exec(`UPDATE agents SET name = name || '.' WHERE id IN
 			(SELECT id FROM agents ORDER BY (username IN ('acme', 'globex')) DESC, username LIMIT $1)`, rows+2)
 		w.applied(r)
@@ -244,24 +237,14 @@ func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
 func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCache(long)
-	held := r.holdLookups(1)
-	r.started()
-	type result struct {
-		deleted bool
-		err     error
-	}
-	read := make(chan result, 1)
-	go func() {
-		c, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody)
-		read <- result{!c.TmDelete.Equal(store.Never()), err}
-	}()
+	r, held := w.held(long, 1)
+	read := r.ask(within(t), w.acme.hash)
 	<-held.stopped // it has the row as it was
 	w.exec(`UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, w.acme.key.ID)
 	w.applied(r)
 	held.let()
-	if got := <-read; got.err != nil || !got.deleted || held.begun.Load() != 2 {
-		t.Errorf("by %d look-ups the key is deleted: %v, %v", held.begun.Load(), got.deleted, got.err)
+	if got := <-read; got.err != nil || got.TmDelete.Equal(store.Never()) || held.begun.Load() != 2 {
+		t.Errorf("by %d look-ups the key is deleted at %v, %v", held.begun.Load(), got.TmDelete, got.err)
 	}
 	r.wants("after the change", w.acme, "access key, agent") // as the second look-up had them
 }
@@ -270,33 +253,25 @@ func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
 func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCache(long)
-	held := r.holdLookups(authcache.LookupsAtOnce)
+	r, held := w.held(long, authcache.LookupsAtOnce)
 	held.before.Store(true)
-	r.started()
-	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
-	const askers = 20
-	results := make(chan error, askers)
-	ask := func(ctx context.Context) {
-		_, err := r.AccessKeyByHash(ctx, w.acme.hash, nobody)
-		results <- err
-	}
+	held.fill(r, newHash())
 	// The one who has asked first goes away; the others get it all the same.
-	leaving, leave := context.WithCancel(t.Context())
-	go ask(leaving)
+	ctx, leave := context.WithCancel(t.Context())
+	leaving := r.ask(ctx, w.acme.hash)
 	r.waiting(1)
-	for range askers - 1 {
-		go ask(within(t))
+	const askers = 20
+	var staying [askers - 1]<-chan answer
+	for i := range staying {
+		staying[i] = r.ask(within(t), w.acme.hash)
 	}
 	r.waiting(askers)
 	leave()
-	if err := <-results; !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.Canceled) {
-		t.Errorf("who went away: %v", err)
-	}
+	wentAway(t, <-leaving)
 	held.let()
-	for range askers - 1 {
-		if err := <-results; err != nil {
-			t.Error(err)
+	for _, others := range staying {
+		if got := <-others; got.err != nil {
+			t.Error(got.err)
 		}
 	}
 	if n := held.begun.Load() - authcache.LookupsAtOnce; n != 1 {
@@ -304,38 +279,34 @@ func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 	}
 }
 
+// wentAway fails the test unless somebody was told just that.
+func wentAway(t *testing.T, got answer) {
+	t.Helper()
+	if !errors.Is(got.err, store.ErrUnavailable) || !errors.Is(got.err, context.Canceled) {
+		t.Errorf("who went away: %v", got.err)
+	}
+}
+
 // Who goes away while a look-up is under way doesn't end it for the others that share it.
 func TestSharedLookUpOutlivesItsFirstCaller(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCache(long)
-	held := r.holdLookups(authcache.LookupsAtOnce + 1)
-	r.started()
-	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), newHash(), nobody) })
-	ask := func(ctx context.Context) chan error {
-		done := make(chan error, 1)
-		go func() {
-			_, err := r.AccessKeyByHash(ctx, w.acme.hash, nobody)
-			done <- err
-		}()
-		return done
-	}
+	r, held := w.held(long, authcache.LookupsAtOnce+1)
+	held.fill(r, newHash())
 	ctx, leave := context.WithCancel(t.Context())
-	leaving := ask(ctx)
+	leaving := r.ask(ctx, w.acme.hash)
 	r.waiting(1)
-	staying := ask(within(t))
+	staying := r.ask(within(t), w.acme.hash)
 	r.waiting(2)
 	for range authcache.LookupsAtOnce {
 		held.release <- struct{}{}
 	}
 	<-held.stopped // the look-up of both
 	leave()
-	if err := <-leaving; !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.Canceled) {
-		t.Errorf("who went away: %v", err)
-	}
+	wentAway(t, <-leaving)
 	held.let()
-	if err := <-staying; err != nil {
-		t.Errorf("who stayed: %v", err)
+	if got := <-staying; got.err != nil {
+		t.Errorf("who stayed: %v", got.err)
 	}
 }
 
@@ -343,26 +314,15 @@ func TestSharedLookUpOutlivesItsFirstCaller(t *testing.T) {
 func TestALookUpUnderWayIsNotSharedAcrossAChange(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCache(long)
-	held := r.holdLookups(authcache.LookupsAtOnce)
-	r.started()
-	type result struct {
-		name string
-		err  error
-	}
-	ask := func(to chan result) {
-		c, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody)
-		to <- result{c.Name, err}
-	}
-	before, after := make(chan result, 1), make(chan result, 1)
-	held.fill(r, func() { ask(before) })
+	r, held := w.held(long, authcache.LookupsAtOnce)
+	before := held.fill(r, w.acme.hash)
 	w.exec(`UPDATE accesskeys SET name = 'changed' WHERE id = $1`, w.acme.key.ID)
 	w.applied(r)
-	go ask(after)
+	after := r.ask(within(t), w.acme.hash)
 	r.waiting(1)
 	held.let()
-	for when, results := range map[string]chan result{"before": before, "after": after} {
-		if got := <-results; got.err != nil || got.name != "changed" {
+	for when, got := range map[string]answer{"before": <-before, "after": <-after} {
+		if got.err != nil || got.Name != "changed" {
 			t.Errorf("who began %s the change: %+v", when, got)
 		}
 	}
@@ -389,27 +349,18 @@ func TestALookUpThatAChangeOvertookDoesNotCount(t *testing.T) {
 func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCache(long)
+	r, held := w.held(long, authcache.LookupsAtOnce)
 	hash := newHash()
-	held := r.holdLookups(authcache.LookupsAtOnce)
-	r.started()
-	after := make(chan error, 1)
-	ask := func(to chan error) {
-		_, err := r.AccessKeyByHash(within(t), hash, nobody)
-		to <- err
-	}
-	before := make(chan error, 1)
-	held.fill(r, func() { ask(before) })
+	before := held.fill(r, hash)
 	w.keyFor(hash, 3600)
-	go ask(after)
+	after := r.ask(within(t), hash)
 	r.waiting(1)
 	held.let()
-	if err := <-after; err != nil {
-		t.Errorf("who asked after the creation: %v", err)
-	}
 	// Who asked before it is told what a proof finds, and that is made after it.
-	if err := <-before; err != nil {
-		t.Errorf("who asked before the creation: %v", err)
+	for when, got := range map[string]answer{"after": <-after, "before": <-before} {
+		if got.err != nil {
+			t.Errorf("who asked %s the creation: %v", when, got.err)
+		}
 	}
 }
 
@@ -418,24 +369,14 @@ func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
 func TestTheTimeThatARequestIsToldIsNotOlderThanTheRequest(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCache(long)
-	held := r.holdLookups(authcache.LookupsAtOnce)
-	r.started()
-	held.fill(r, func() { _, _ = r.AccessKeyByHash(t.Context(), w.acme.hash, nobody) })
+	r, held := w.held(long, authcache.LookupsAtOnce)
+	held.fill(r, w.acme.hash)
 	now := value[time.Time](w, `SELECT clock_timestamp()`)
-	type result struct {
-		now time.Time
-		err error
-	}
-	after := make(chan result, 1)
-	go func() {
-		c, err := r.AccessKeyByHash(within(t), w.acme.hash, nobody)
-		after <- result{c.Now, err}
-	}()
+	after := r.ask(within(t), w.acme.hash)
 	r.waiting(1)
 	held.let()
-	if got := <-after; got.err != nil || got.now.Before(now) {
-		t.Errorf("asked at %v, told %v: %v", now, got.now, got.err)
+	if got := <-after; got.err != nil || got.Now.Before(now) {
+		t.Errorf("asked at %v, told %v: %v", now, got.Now, got.err)
 	}
 }
 

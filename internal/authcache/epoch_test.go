@@ -63,26 +63,13 @@ func TestLeaseEndsWhereAnotherDatabaseIsFound(t *testing.T) {
 	}
 }
 
-// What a database that was put back doesn't have any more is accepted by nobody who has read its log since.
-func TestWhatARestoreTookAwayIsRefused(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	r := w.run(long)
-	r.reads(w.acme)
-	w.restore("accesskeys", `id <> $1`, w.acme.key.ID)
-	r.forgotten(w.acme)
-	r.refused("a key that the database doesn't have", w.acme.hash)
-	r.reads(w.acme)
-	r.wants("after it", w.acme, "agent, service account's key, account's access key")
-}
-
 // A look-up that was under way when the database was put back is neither remembered nor anybody's answer, though the log's head is still
 // the one that it has found.
 func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	r, held := w.held(long, 0)
-	r.reads(w.globex)
+	r.whole(w.globex)
 	held.stops.Store(1)
 	read := r.ask(within(t), w.acme.hash)
 	<-held.stopped // it has the row

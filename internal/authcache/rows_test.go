@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -166,25 +167,20 @@ func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 	// Rows that are removed, not only marked. What isn't there is not remembered either.
 	for _, removal := range []struct {
 		sql          string
-		id           uuid.UUID
 		acme, globex string
 	}{
-		{`DELETE FROM accesskeys WHERE id = $1`, w.acme.key.ID, "agent, service account's key, account's access key", everything},
-		{`DELETE FROM service_account_keys WHERE id = $1`, w.acme.pair.ID, "agent, account's access key", everything},
-		{`DELETE FROM agents WHERE id = $1`, w.acme.agent.ID, "account's access key", everything},
-		{`DELETE FROM accesskeys WHERE id = $1`, w.acme.made.ID, "", everything},
-		{`TRUNCATE accesskeys`, uuid.Nil, "", ""},
-		{`TRUNCATE agents CASCADE`, uuid.Nil, "", ""},
-		{`TRUNCATE service_account_keys`, uuid.Nil, "", ""},
+		{`DELETE FROM accesskeys WHERE id = '` + w.acme.key.ID.String() + `'`, "agent, service account's key, account's access key", everything},
+		{`DELETE FROM service_account_keys WHERE id = '` + w.acme.pair.ID.String() + `'`, "agent, account's access key", everything},
+		{`DELETE FROM agents WHERE id = '` + w.acme.agent.ID.String() + `'`, "account's access key", everything},
+		{`DELETE FROM accesskeys WHERE id = '` + w.acme.made.ID.String() + `'`, "", everything},
+		{`TRUNCATE accesskeys`, "", ""},
+		{`TRUNCATE agents CASCADE`, "", ""},
+		{`TRUNCATE service_account_keys`, "", ""},
 	} {
 		for _, r := range instances {
 			r.reads(w.globex)
 		}
-		if removal.id == uuid.Nil {
-			w.exec(removal.sql)
-		} else {
-			w.exec(removal.sql, removal.id)
-		}
+		w.exec(removal.sql)
 		for _, r := range instances {
 			w.applied(r)
 			r.wants(removal.sql, w.acme, removal.acme)
@@ -194,17 +190,16 @@ func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 	// Each by a trigger of its own, not only by that of a table which refers to it.
 	for _, table := range loggedTables {
 		before := value[int64](w, `SELECT position FROM change_head`)
+		var disable, enable strings.Builder
 		for _, other := range loggedTables {
 			if other != table {
-				w.exec(`ALTER TABLE ` + other + ` DISABLE TRIGGER emptied`)
+				disable.WriteString(`ALTER TABLE ` + other + ` DISABLE TRIGGER emptied;`)
+				enable.WriteString(`ALTER TABLE ` + other + ` ENABLE ALWAYS TRIGGER emptied;`)
 			}
 		}
-		w.exec(`TRUNCATE ` + table + ` CASCADE`)
+		w.between(disable.String(), enable.String(), `TRUNCATE `+table+` CASCADE`)
 		if !value[bool](w, `SELECT EXISTS (SELECT FROM changes WHERE position > $1 AND subjects IS NULL)`, before) {
 			t.Errorf("TRUNCATE %s is not in the log", table)
-		}
-		for _, other := range loggedTables {
-			w.exec(`ALTER TABLE ` + other + ` ENABLE ALWAYS TRIGGER emptied`)
 		}
 	}
 }
@@ -249,82 +244,90 @@ func TestAReadingThatAChangeOvertookIsNotRemembered(t *testing.T) {
 	r.wants("after the change", w.acme, "access key, agent") // as the second look-up had them
 }
 
-// Requests that miss at the same time share look-ups.
+// Requests that miss at the same time share look-ups, and the first of them may go away, while they wait or while the look-up is under way.
 func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	r, held := w.held(long, authcache.LookupsAtOnce)
-	held.before.Store(true)
-	held.fill(r, newHash())
-	// The one who has asked first goes away; the others get it all the same.
-	ctx, leave := context.WithCancel(t.Context())
-	leaving := r.ask(ctx, w.acme.hash)
-	r.waiting(1)
-	const askers = 20
-	var staying [askers - 1]<-chan answer
-	for i := range staying {
-		staying[i] = r.ask(within(t), w.acme.hash)
-	}
-	r.waiting(askers)
-	leave()
-	wentAway(t, <-leaving)
-	held.let()
-	for _, others := range staying {
-		if got := <-others; got.err != nil {
-			t.Error(got.err)
-		}
-	}
-	if n := held.begun.Load() - authcache.LookupsAtOnce; n != 1 {
-		t.Errorf("%d look-ups for %d who asked at once", n, askers)
-	}
-}
-
-// wentAway fails the test unless somebody was told just that.
-func wentAway(t *testing.T, got answer) {
-	t.Helper()
-	if !errors.Is(got.err, store.ErrUnavailable) || !errors.Is(got.err, context.Canceled) {
-		t.Errorf("who went away: %v", got.err)
-	}
-}
-
-// Who goes away while a look-up is under way doesn't end it for the others that share it.
-func TestSharedLookUpOutlivesItsFirstCaller(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	r, held := w.held(long, authcache.LookupsAtOnce+1)
 	held.fill(r, newHash())
-	ctx, leave := context.WithCancel(t.Context())
-	leaving := r.ask(ctx, w.acme.hash)
-	r.waiting(1)
-	staying := r.ask(within(t), w.acme.hash)
-	r.waiting(2)
+	type asked struct {
+		first  <-chan answer
+		leave  func()
+		others [10]<-chan answer
+	}
+	ask := func(hash store.TokenHash, before int) (a asked) {
+		ctx, leave := context.WithCancel(t.Context())
+		a.first, a.leave = r.ask(ctx, hash), leave
+		r.waiting(before + 1)
+		for i := range a.others {
+			a.others[i] = r.ask(within(t), hash)
+		}
+		r.waiting(before + 1 + len(a.others))
+		return a
+	}
+	waiting := ask(w.acme.hash, 0)
+	underWay := ask(w.acme.madeHash, 1+len(waiting.others))
+	waiting.leave()
+	left := []answer{<-waiting.first}
 	for range authcache.LookupsAtOnce {
 		held.release <- struct{}{}
 	}
-	<-held.stopped // the look-up of both
-	leave()
-	wentAway(t, <-leaving)
+	<-held.stopped // the look-up of all
+	underWay.leave()
+	left = append(left, <-underWay.first)
 	held.let()
-	if got := <-staying; got.err != nil {
-		t.Errorf("who stayed: %v", got.err)
+	for _, got := range left {
+		if !errors.Is(got.err, store.ErrUnavailable) || !errors.Is(got.err, context.Canceled) {
+			t.Errorf("who went away: %v", got.err)
+		}
+	}
+	for _, stayed := range append(waiting.others[:], underWay.others[:]...) {
+		if got := <-stayed; got.err != nil {
+			t.Errorf("who stayed: %v", got.err)
+		}
+	}
+	if n := held.begun.Load() - authcache.LookupsAtOnce; n != 1 {
+		t.Errorf("%d look-ups for all who asked at once", n)
 	}
 }
 
-// A request that begins after a change was applied gets no look-up that was under way before it.
-func TestALookUpUnderWayIsNotSharedAcrossAChange(t *testing.T) {
+// A request gets no look-up that was under way before it: not after a change was applied; not after a key was created that a client has
+// presented before; and not the time that was, since a key may have expired in between.
+func TestALookUpUnderWayIsNotShared(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r, held := w.held(long, authcache.LookupsAtOnce)
-	before := held.fill(r, w.acme.hash)
-	w.exec(`UPDATE accesskeys SET name = 'changed' WHERE id = $1`, w.acme.key.ID)
-	w.applied(r)
-	after := r.ask(within(t), w.acme.hash)
-	r.waiting(1)
-	held.let()
-	for when, got := range map[string]answer{"before": <-before, "after": <-after} {
-		if got.err != nil || got.Name != "changed" {
-			t.Errorf("who began %s the change: %+v", when, got)
+	created := newHash()
+	var now time.Time
+	for name, test := range map[string]struct {
+		hash    store.TokenHash
+		happens func(r *runner)
+		is      func(after answer) bool
+	}{
+		"a change": {w.acme.hash, func(r *runner) {
+			w.exec(`UPDATE accesskeys SET name = 'changed' WHERE id = $1`, w.acme.key.ID)
+			w.applied(r)
+		}, func(after answer) bool { return after.Name == "changed" }},
+		"a creation": {created, func(*runner) { w.keyFor(created, 3600) }, func(answer) bool { return true }},
+		"time": {
+			w.globex.hash, func(*runner) { now = value[time.Time](w, `SELECT clock_timestamp()`) },
+			func(after answer) bool { return !after.Now.Before(now) },
+		},
+	} {
+		r, held := w.held(long, authcache.LookupsAtOnce)
+		first := held.fill(r, test.hash)
+		test.happens(r)
+		second := r.ask(within(t), test.hash)
+		r.waiting(1)
+		held.let()
+		// Who asked before a creation is told what a proof finds, and that is made after it.
+		before, after := <-first, <-second
+		if before.err != nil || name == "a change" && !test.is(before) {
+			t.Errorf("%s: who asked before it: %+v", name, before)
 		}
+		if after.err != nil || !test.is(after) {
+			t.Errorf("%s: who asked after it: %+v", name, after)
+		}
+		r.stop()
 	}
 }
 
@@ -341,42 +344,6 @@ func TestALookUpThatAChangeOvertookDoesNotCount(t *testing.T) {
 	})
 	if err != nil || c.TmDelete.Equal(store.Never()) {
 		t.Errorf("deleted at %v, %v", c.TmDelete, err)
-	}
-}
-
-// A key that a client has presented before it existed works once its creation has been acknowledged: a request that begins
-// then shares no look-up from before.
-func TestALookUpThatFoundNothingIsNotSharedAfterACreation(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	r, held := w.held(long, authcache.LookupsAtOnce)
-	hash := newHash()
-	before := held.fill(r, hash)
-	w.keyFor(hash, 3600)
-	after := r.ask(within(t), hash)
-	r.waiting(1)
-	held.let()
-	// Who asked before it is told what a proof finds, and that is made after it.
-	for when, got := range map[string]answer{"after": <-after, "before": <-before} {
-		if got.err != nil {
-			t.Errorf("who asked %s the creation: %v", when, got.err)
-		}
-	}
-}
-
-// A caller that shares a lookup is told the time of its own request, not that of one which was under way: a key may have expired in
-// between.
-func TestTheTimeThatARequestIsToldIsNotOlderThanTheRequest(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	r, held := w.held(long, authcache.LookupsAtOnce)
-	held.fill(r, w.acme.hash)
-	now := value[time.Time](w, `SELECT clock_timestamp()`)
-	after := r.ask(within(t), w.acme.hash)
-	r.waiting(1)
-	held.let()
-	if got := <-after; got.err != nil || got.Now.Before(now) {
-		t.Errorf("asked at %v, told %v: %v", now, got.Now, got.err)
 	}
 }
 

@@ -46,11 +46,15 @@ func TestWhatIsRememberedWeighsWhatItTakes(t *testing.T) {
 		}
 		return store.Found{AccessKeys: map[store.TokenHash]store.AccessKeyCredential{newHash(): c}}
 	}
-	agent := func(size int) store.Agent {
+	newAgent := func(size int) store.Agent {
 		return store.Agent{
 			ID: uuid.New(), CustomerID: customer, Username: text(min(size, 60)), Name: text(size), Detail: text(size), Permission: 32,
 			TmPassword: never, TmCreate: never, TmUpdate: never, TmDelete: never,
 		}
+	}
+	agent := func(size int) store.Found {
+		a := newAgent(size)
+		return store.Found{Agents: map[uuid.UUID]store.AgentCredential{a.ID: {Agent: a, CustomerTmDelete: never}}}
 	}
 	account := func(size, roles int) store.ServiceAccount {
 		return store.ServiceAccount{
@@ -69,48 +73,35 @@ func TestWhatIsRememberedWeighsWhatItTakes(t *testing.T) {
 		}}
 	}
 	const short, lengthy = 10, 500
-	for _, kind := range []struct {
-		name     string
-		remember func(*authcache.Cache)
-	}{
-		{"customers", func(r *authcache.Cache) { r.FillCustomer(uuid.New()) }},
-		{"access keys", func(r *authcache.Cache) { r.Fill(accessKey(short, 0, nil)) }},
-		{"access keys with long texts", func(r *authcache.Cache) { r.Fill(accessKey(lengthy, 0, nil)) }},
-		{"access keys with one other role", func(r *authcache.Cache) { r.Fill(accessKey(short, 1, nil)) }},
-		{"access keys with many roles", func(r *authcache.Cache) { r.Fill(accessKey(short, 40, nil)) }},
-		{"access keys with their agents", func(r *authcache.Cache) {
-			r.Fill(accessKey(short, 0, func(c *store.AccessKeyCredential) {
-				a := agent(short)
-				c.AgentID, c.Agent = &a.ID, &a
-			}))
-		}},
-		{"access keys with the account that made them", func(r *authcache.Cache) {
-			r.Fill(accessKey(short, 0, func(c *store.AccessKeyCredential) {
-				a := account(short, 1)
-				c.ServiceAccount = &a
-			}))
-		}},
-		{"agents", func(r *authcache.Cache) {
-			a := agent(short)
-			r.Fill(store.Found{Agents: map[uuid.UUID]store.AgentCredential{a.ID: {Agent: a, CustomerTmDelete: never}}})
-		}},
-		{"agents with long texts", func(r *authcache.Cache) {
-			a := agent(lengthy)
-			r.Fill(store.Found{Agents: map[uuid.UUID]store.AgentCredential{a.ID: {Agent: a, CustomerTmDelete: never}}})
-		}},
-		{"keys of one service account", func(r *authcache.Cache) { r.Fill(pair(same, 91)) }},
-		{"large keys of one service account", func(r *authcache.Cache) { r.Fill(pair(same, 550)) }},
-		{"keys and their service accounts", func(r *authcache.Cache) { r.Fill(pair(account(short, 1), 91)) }},
-		{"keys and their service accounts with long texts and many roles", func(r *authcache.Cache) { r.Fill(pair(account(lengthy, 40), 91)) }},
+	for name, found := range map[string]func() store.Found{
+		"access keys":                     func() store.Found { return accessKey(short, 0, nil) },
+		"access keys with long texts":     func() store.Found { return accessKey(lengthy, 0, nil) },
+		"access keys with one other role": func() store.Found { return accessKey(short, 1, nil) },
+		"access keys with many roles":     func() store.Found { return accessKey(short, 40, nil) },
+		"access keys with their agents": func() store.Found {
+			a := newAgent(short)
+			return accessKey(short, 0, func(c *store.AccessKeyCredential) { c.AgentID, c.Agent = &a.ID, &a })
+		},
+		"access keys with the account that made them": func() store.Found {
+			a := account(short, 1)
+			return accessKey(short, 0, func(c *store.AccessKeyCredential) { c.ServiceAccount = &a })
+		},
+		"agents":                            func() store.Found { return agent(short) },
+		"agents with long texts":            func() store.Found { return agent(lengthy) },
+		"keys of one service account":       func() store.Found { return pair(same, 91) },
+		"large keys of one service account": func() store.Found { return pair(same, 550) },
+		"keys and their service accounts":   func() store.Found { return pair(account(short, 1), 91) },
+		"keys and their service accounts with long texts and many roles": func() store.Found { return pair(account(lengthy, 40), 91) },
 	} {
-		r := must(authcache.New(authcache.Config{Lease: authcache.MaxLease, CacheBytes: 1 << 30}))(t)
-		weighed(t, kind.name, r, func(int) { kind.remember(r) })
+		weighed(t, name, func(r *authcache.Cache) { r.Fill(found()) })
 	}
+	weighed(t, "customers", func(r *authcache.Cache) { r.FillCustomer(uuid.New()) })
 }
 
 // weighed holds what is said to be taken by many things that are remembered against what they take.
-func weighed(t *testing.T, name string, r *authcache.Cache, remember func(i int)) {
+func weighed(t *testing.T, name string, remember func(r *authcache.Cache)) {
 	t.Helper()
+	r := must(authcache.New(authcache.Config{Lease: authcache.MaxLease, CacheBytes: 1 << 30}))(t)
 	const things = 2000 // of which noise is a small part
 	heap := func() float64 {
 		var m runtime.MemStats
@@ -120,8 +111,8 @@ func weighed(t *testing.T, name string, r *authcache.Cache, remember func(i int)
 		return float64(m.HeapAlloc)
 	}
 	before, already := heap(), r.Stats()
-	for i := range things {
-		remember(i)
+	for range things {
+		remember(r)
 	}
 	servertest.Eventually(t, "all are counted", func() bool { return r.Stats().Entries >= already.Entries+things })
 	takes := heap() - before

@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"accesskeys/internal/authcache"
 	"accesskeys/internal/changelog"
@@ -139,27 +138,6 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 	r.reads(w.globex)
 	if r.logged("change log connection lost") != 0 {
 		t.Errorf("logged: %s", r.log)
-	}
-}
-
-// Instances without a lease take those out of the list that have died, or changes would wait for these for ever.
-func TestTheDeadAreSweptWithoutALease(t *testing.T) {
-	t.Parallel()
-	w := newFixture(t)
-	const lease = time.Second
-	began, dead := time.Now(), w.deadInstance(lease)
-	w.run(0)
-	w.swept(dead)
-	if took := time.Since(began); took < changelog.LeaseEnd(lease) {
-		t.Errorf("it was removed after %v, before its lease could have ended", took)
-	}
-	// Who lives stays.
-	r := w.run(lease)
-	for began := time.Now(); time.Since(began) < 3*time.Second; {
-		r.renew(1)
-		if !w.listed(r.ID()) {
-			t.Fatal("a live instance was removed")
-		}
 	}
 }
 

@@ -38,14 +38,10 @@ func TestTablesThatAreReplacedEndTheLeaseAndAreForgotten(t *testing.T) {
 		w.restore(table, `true`)
 		r.forgotten(w.acme)
 		servertest.Eventually(t, "the lease has ended", func() bool { return !r.Stats().Held })
-		if log() != before {
-			t.Errorf("%s: the log has gone on", table)
-		}
+		equal(t, table+": the log", log(), before)
 	}
-	r.whole(w.acme)            // from the database that is there now
-	if r.logged("lost") != 0 { // touch, or commits
-		t.Errorf("logged: %s", r.log)
-	}
+	r.whole(w.acme) // from the database that is there now
+	equal(t, "losses of touch, or of commits, logged", r.logged("lost"), 0)
 }
 
 // A look-up that was under way when the database was put back is neither remembered nor anybody's answer, though the log's head is still
@@ -67,9 +63,7 @@ func TestAReadingFromBeforeARestoreIsNotRemembered(t *testing.T) {
 		}
 	}
 	held.let()
-	if got := <-read; !errors.Is(got.err, store.ErrNotFound) {
-		t.Errorf("a key that the database doesn't have: %v", got.err)
-	}
+	wantError(t, "a key that the database doesn't have", (<-read).err, store.ErrNotFound)
 	r.reads(w.acme)
 	r.wants("after it", w.acme, "agent, service account's key, account's access key")
 }
@@ -84,9 +78,7 @@ func TestLostCommitsAreSaidOnce(t *testing.T) {
 	check := func(what string) {
 		t.Helper()
 		r.renew(3)
-		if s, logged := r.Stats(), r.logged(line); s.Lost != want || int64(logged) != want {
-			t.Errorf("%s: counted %d times, logged %d times, want %d", what, s.Lost, logged, want)
-		}
+		equal(t, what+": times counted and logged", [2]int64{r.Stats().Lost, int64(r.logged(line))}, [2]int64{want, want})
 	}
 	// These lose nothing.
 	w.exec(`UPDATE agents SET name = 'other'`)
@@ -144,9 +136,7 @@ func TestInstanceWhoseRowIsHeldGoesOnUnderAnotherID(t *testing.T) {
 	if r.logged("change log connection lost")+r.logged("mended") != 0 || r.logged("it goes on under another id") != 1 {
 		t.Errorf("logged: %s", r.log)
 	}
-	if s := r.Stats(); s.Lost != 0 {
-		t.Errorf("stats %+v", s)
-	}
+	equal(t, "losses", r.Stats().Lost, 0)
 	release()
 	servertest.Eventually(t, "the old id is removed", func() bool {
 		return value[int](w, `SELECT count(*) FROM instances`) == 1 && w.seq(r) > 0
@@ -165,12 +155,8 @@ func TestHeldRowOfADeadInstanceCostsNobodyTheLease(t *testing.T) {
 		r.renew(1)
 		off.wants("without a cache", w.acme, "")
 	}
-	if s := r.log.String(); s != "" {
-		t.Errorf("logged: %s", s)
-	}
-	if !w.listed(dead) {
-		t.Error("a row that is held was removed")
-	}
+	equal(t, "logged", r.log.String(), "")
+	equal(t, "a row that is held is there", w.listed(dead), true)
 	release()
 	w.swept(dead)
 }

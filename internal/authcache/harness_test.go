@@ -595,3 +595,19 @@ func must[T any](v T, err error) func(*testing.T) T {
 		return v
 	}
 }
+
+// equal fails the test unless both are the same.
+func equal[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+// wantError fails the test unless the error is this one; nil stands for none.
+func wantError(t *testing.T, doing string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", doing, err, want)
+	}
+}

@@ -15,12 +15,8 @@ func TestHolderOfTheLogIsTold(t *testing.T) {
 	pid := value[int64](w, `SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()`)
 	for _, r := range []*runner{r, off} {
 		servertest.Eventually(t, "it is told", func() bool { return r.Holder() != nil && r.Holder().PID == pid && r.Stats().HeadHeld >= 1 })
-		if err := r.Ready(within(t)); err != nil {
-			t.Errorf("it is not ready: %v", err)
-		}
-		if r.Holder().Since.IsZero() {
-			t.Error("since when is not told")
-		}
+		wantError(t, "being ready", r.Ready(within(t)), nil)
+		equal(t, "since when is not told", r.Holder().Since.IsZero(), false)
 	}
 	release()
 	for _, r := range []*runner{r, off} {

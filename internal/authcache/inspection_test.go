@@ -53,21 +53,15 @@ func TestInstanceThatIsOutdatedStops(t *testing.T) {
 			}
 		}
 	}
-	if r.Stats().Held {
-		t.Error("it has a lease")
-	}
-	if n := r.logged("change log connection lost"); n != 1 {
-		t.Errorf("that it has no lease is logged %d times", n)
-	}
+	equal(t, "it has a lease", r.Stats().Held, false)
+	equal(t, "times that its loss is logged", r.logged("change log connection lost"), 1)
 	w.internally(`UPDATE change_head SET oldest_version = $1`, oldest)
 	for _, r := range []*runner{r, off} {
 		r.untroubled()
 		r.eventually(w.acme.readers()[0].cached, nil)
 		r.reads(w.acme)
 		for _, line := range []string{"something is wrong with the database", "nothing is wrong with the database any more"} {
-			if n := r.logged(line); n != 1 {
-				t.Errorf("%q is logged %d times", line, n)
-			}
+			equal(t, line, r.logged(line), 1)
 		}
 	}
 }
@@ -87,9 +81,7 @@ func TestTriggersThatDoNotFireAreNamed(t *testing.T) {
 	w.exec(`ALTER TABLE instances ENABLE ALWAYS TRIGGER guarded, ENABLE ALWAYS TRIGGER guarded_emptying`)
 	for _, r := range []*runner{r, off} {
 		r.untroubled()
-		if n := r.logged(names); n != 1 {
-			t.Errorf("it is logged %d times", n)
-		}
+		equal(t, "times logged", r.logged(names), 1)
 	}
 	// Firing always is as good.
 	w.exec(`ALTER TABLE agents ENABLE ALWAYS TRIGGER changed`)
@@ -129,16 +121,12 @@ func TestPoolThatReachesAnotherDatabaseIsSaid(t *testing.T) {
 		r.unavailable(reader.name+" that is unknown", reader.cached)
 	}
 	_, err := r.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.customer.ID, w.acme.key.ID)
-	if !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("a revocation: %v", err)
-	}
+	wantError(t, "a revocation", err, store.ErrUnavailable)
 	w.set(`RESET search_path`)
 	w.cut(feed)
 	r.untroubled()
 	r.reads(w.globex)
-	if r.logged("change log connection lost") != 0 {
-		t.Errorf("logged: %s", r.log)
-	}
+	equal(t, "lost connections logged", r.logged("change log connection lost"), 0)
 }
 
 // A database that only reads is not the one that revocations are written to: nothing that it says counts.

@@ -43,9 +43,7 @@ func TestInstanceThatDoesNotRunAnswersNothing(t *testing.T) {
 	r := w.newCache(long)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := r.Ready(ctx); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("ready: %v", err)
-	}
+	wantError(t, "being ready", r.Ready(ctx), store.ErrUnavailable)
 	for _, reader := range w.acme.readers() {
 		if _, _, err := reader.cached(ctx, r.Cache); !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%s: %v", reader.name, err)
@@ -70,12 +68,8 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 		for _, reader := range w.acme.readers() {
 			hits := r.Stats().Hits
 			_, _, err := reader.cached(within(t), r.Cache)
-			if !errors.Is(err, want) {
-				t.Errorf("%s, %s: %v, want %v", when, reader.name, err, want)
-			}
-			if got := r.Stats().Hits - hits; (got == 1) != (want == nil) {
-				t.Errorf("%s, %s: %d answers from memory", when, reader.name, got)
-			}
+			wantError(t, when+", "+reader.name, err, want)
+			equal(t, when+", "+reader.name+": from memory", r.Stats().Hits-hits == 1, want == nil)
 		}
 	}
 	ask("at once", nil)
@@ -86,9 +80,7 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 	}
 	r.advance(5 * time.Second)
 	ask("at the lease's end", store.ErrUnavailable)
-	if err := r.Ready(within(t)); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("ready without a lease: %v", err)
-	}
+	wantError(t, "being ready without a lease", r.Ready(within(t)), store.ErrUnavailable)
 	if s := r.Stats(); s.Held || s.Age < long {
 		t.Errorf("stats %+v", s)
 	}
@@ -96,9 +88,7 @@ func TestMemoryAnswersUntilTheLeaseEnds(t *testing.T) {
 	servertest.Eventually(t, "the instance is ready again", func() bool { return r.Ready(within(t)) == nil })
 	r.whole(w.acme)
 	for _, line := range []string{"change log connection lost", "the lease is held again"} {
-		if got := r.logged(line); got != 1 {
-			t.Errorf("%q is logged %d times", line, got)
-		}
+		equal(t, line, r.logged(line), 1)
 	}
 }
 
@@ -112,9 +102,7 @@ func TestRequestRenewsALeaseThatIsOver(t *testing.T) {
 		seq := w.seq(r)
 		r.advance(long + time.Second)
 		r.wants("after the lease", w.acme, everything) // by a new one
-		if w.seq(r) == seq {
-			t.Error("the lease was renewed without a heartbeat")
-		}
+		equal(t, "renewed without a heartbeat", w.seq(r) == seq, false)
 	}
 }
 
@@ -144,9 +132,7 @@ func TestLeaseIsTestedAfterTheLookUp(t *testing.T) {
 		c, err = r.AccessKeyByHash(within(t), w.acme.hash, nobody)
 		return err == nil
 	})
-	if c.TmDelete.Equal(store.Never()) {
-		t.Error("by the next lease: not deleted")
-	}
+	equal(t, "by the next lease it is there", c.TmDelete.Equal(store.Never()), false)
 }
 
 // A lease counts from a server that knows of the heartbeat: behind a pooler, another one could answer than the one that took it,
@@ -160,9 +146,7 @@ func TestNoLeaseFromAServerThatDoesNotKnowOfTheHeartbeat(t *testing.T) {
 	r.advance(long)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if err := r.Ready(ctx); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("it has a lease: %v", err)
-	}
+	wantError(t, "being ready", r.Ready(ctx), store.ErrUnavailable)
 	w.exec(`DROP TRIGGER forget ON instances`)
 	servertest.Eventually(t, "there is a lease", func() bool { return r.Ready(within(t)) == nil })
 }
@@ -175,39 +159,27 @@ func TestInstanceRegistersAndLeaves(t *testing.T) {
 	listed := func() int { return value[int](w, `SELECT count(*) FROM instances`) }
 	lease := func() int { return value[int](w, `SELECT lease_ms FROM change_head`) }
 	first, second := w.run(time.Second), w.run(5*time.Second)
-	if listed() != 2 || lease() != 5000 {
-		t.Errorf("%d instances, the longest lease is %d ms", listed(), lease())
-	}
+	equal(t, "instances, and the longest lease", [2]int{listed(), lease()}, [2]int{2, 5000})
 	first.reads(w.acme)
 	first.stop()
-	if listed() != 1 || value[uuid.UUID](w, `SELECT id FROM instances`) != second.ID() {
-		t.Errorf("%d instances after one has left", listed())
-	}
+	equal(t, "after one has left, in the list", value[string](w, `SELECT string_agg(id::text, ',') FROM instances`), second.ID().String())
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := first.AccessKeyByHash(ctx, w.acme.hash, nobody); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("after its end an instance says %v", err)
 	}
-	if s := first.Stats(); s.Held {
-		t.Errorf("stats %+v", s)
-	}
+	equal(t, "after its end it has a lease", first.Stats().Held, false)
 	second.stop()
 	third := w.run(time.Second)
-	if listed() != 1 || lease() != 1000 { // the longest one has gone
-		t.Errorf("%d instances, the longest lease is %d ms", listed(), lease())
-	}
+	equal(t, "instances, and the longest lease, when that has gone", [2]int{listed(), lease()}, [2]int{1, 1000})
 	// Without a cache there is nothing to wait for.
 	off := w.run(0)
-	if listed() != 1 {
-		t.Errorf("%d instances beside one without a cache", listed())
-	}
+	equal(t, "instances beside one without a cache", listed(), 1)
 	off.wants("without a cache", w.acme, "")
 	// Who was taken for dead registers again.
 	w.internally(`DELETE FROM instances`)
 	servertest.Eventually(t, "the instance is in the list again", func() bool { return listed() == 1 })
-	if id := value[uuid.UUID](w, `SELECT id FROM instances`); id != third.ID() {
-		t.Errorf("the list has %v, want %v", id, third.ID())
-	}
+	equal(t, "in the list", value[uuid.UUID](w, `SELECT id FROM instances`), third.ID())
 }
 
 // What has died goes out of the list once no lease of its can be left, by instances with a lease and by those without; who lives stays.
@@ -298,9 +270,7 @@ func TestAbandonedPrimarySaysNothing(t *testing.T) {
 			}
 		}
 	}
-	if got := value[string](w, `SELECT string_agg(seq || ' at ' || position, ', ') FROM instances`); got != "1 at 1" {
-		t.Errorf("the heartbeats that don't count have left %s", got)
-	}
+	equal(t, "the heartbeats that count", value[string](w, `SELECT string_agg(seq || ' at ' || position, ', ') FROM instances`), "1 at 1")
 	// Control: the position that it does hold.
 	for _, l := range lookups {
 		if found, err := w.store.Lookup(t.Context(), l, known, store.HeadFirst); err != nil || found.Head != known {

@@ -71,9 +71,7 @@ func TestProofThatTakesLongerThanALeaseIsNone(t *testing.T) {
 		_, err := r.ProvenAccessKeyByHash(within(t), newHash(), nobody)
 		return err
 	}
-	if err := prove(); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("in time: %v", err)
-	}
+	wantError(t, "in time", prove(), store.ErrNotFound)
 	release := w.lock(`LOCK TABLE accesskeys IN ACCESS EXCLUSIVE MODE`)
 	asked := make(chan error, 1)
 	go func() { asked <- prove() }()
@@ -115,9 +113,7 @@ func TestWhatIsMadeBeforeTheProofIsFound(t *testing.T) {
 		if want := must(reader.store(t.Context(), w.store))(t); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v, want %+v", reader.name, got, err, want)
 		}
-		if !reader.peek(r.Cache) {
-			t.Errorf("%s: what the proof has found is not remembered", reader.name)
-		}
+		equal(t, reader.name+": what the proof has found is remembered", reader.peek(r.Cache), true)
 		r.stop()
 	}
 }
@@ -149,9 +145,7 @@ func TestProvenRowIsTheDatabasesAsItIs(t *testing.T) {
 		if now.Before(before) {
 			t.Errorf("%s: asked at %v, told %v", reader.name, before, now)
 		}
-		if w.seq(r) <= seq {
-			t.Errorf("%s: proven without a heartbeat", reader.name)
-		}
+		equal(t, reader.name+": proven by a heartbeat", w.seq(r) > seq, true)
 		if got, _, err = reader.proven(within(t), off.Cache); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s, without a lease: proven is %+v, %v, want %+v", reader.name, got, err, want)
 		}
@@ -199,9 +193,7 @@ func TestRoundsForProofsAreSharedAndFew(t *testing.T) {
 	if rounds, most := w.seq(r)-before, int64(time.Since(began)/(long/4)+1); rounds > most {
 		t.Errorf("%d heartbeats while nobody waits, want %d at most", rounds, most)
 	}
-	if s := r.log.String(); s != "" {
-		t.Errorf("logged: %s", s)
-	}
+	equal(t, "logged", r.log.String(), "")
 }
 
 // flood has so many strangers present unknown keys until it is stopped.

@@ -58,9 +58,7 @@ func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 		all := r.reads(w.acme)
 		unlogged := r.Stats().Unlogged
 		w.aroundTheLog(change.sql, change.id)
-		if n := r.RefreshDue(t.Context()); n != 0 {
-			t.Errorf("%s: %d rows are due before their time", change.sql, n)
-		}
+		equal(t, change.sql+": rows that are due before their time", r.RefreshDue(t.Context()), 0)
 		r.advance(due)
 		// Nothing has told it.
 		for _, reader := range w.acme.readers() {
@@ -68,28 +66,20 @@ func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 				t.Errorf("%s: %s: %v", change.sql, reader.name, err)
 			}
 		}
-		if r.Stats().Unlogged != unlogged {
-			t.Errorf("%s: it is noticed already", change.sql)
-		}
+		equal(t, change.sql+": it is noticed already", r.Stats().Unlogged != unlogged, false)
 		if n := r.RefreshDue(t.Context()); n < len(all) {
 			t.Errorf("%s: %d rows are due of %d", change.sql, n, len(all))
 		}
 		r.wants(change.sql, w.acme, strings.Join(change.remembered, ", "))
 		r.wants(change.sql, w.globex, everything)
-		if n := r.Stats().Unlogged - unlogged; n != 1 {
-			t.Errorf("%s: %d rows are counted as changed around the log", change.sql, n)
-		}
+		equal(t, change.sql+": rows that are counted as changed around the log", r.Stats().Unlogged-unlogged, 1)
 		lines := strings.Split(strings.TrimSpace(r.log.String()), "\n")
 		if last := lines[len(lines)-1]; !strings.Contains(last, "level=ERROR") || !strings.Contains(last, change.row+" "+change.id.String()) {
 			t.Errorf("%s: logged: %s", change.sql, last)
 		}
-		if n := r.RefreshDue(t.Context()); n != 0 {
-			t.Errorf("%s: %d rows are due again", change.sql, n)
-		}
+		equal(t, change.sql+": rows that are due again", r.RefreshDue(t.Context()), 0)
 	}
-	if s := r.Stats(); s.Aged != 0 {
-		t.Errorf("%d rows were forgotten for their age", s.Aged)
-	}
+	equal(t, "rows that were forgotten for their age", r.Stats().Aged, 0)
 }
 
 // A row that is changed in the ordinary way while rows are read again is no error, and rows that are as they were stay.
@@ -165,14 +155,10 @@ func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 	r.started()
 	r.reads(w.acme)
 	r.advance(due)
-	if n := r.RefreshDue(t.Context()); n != 4 {
-		t.Errorf("%d rows are due", n)
-	}
+	equal(t, "rows that are due", r.RefreshDue(t.Context()), 4)
 	r.wants("while there is time", w.acme, everything)
 	r.advance(late - due)
-	if n := r.RefreshDue(t.Context()); n != 0 {
-		t.Errorf("%d rows are due that are too old", n)
-	}
+	equal(t, "rows that are due, and too old", r.RefreshDue(t.Context()), 0)
 	if s := r.Stats(); s.Aged != 4 || s.Entries != 0 || s.Unlogged != 0 {
 		t.Errorf("stats %+v", s)
 	}
@@ -206,13 +192,9 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 			if err != nil || reflect.DeepEqual(got, want) != age.changed {
 				t.Errorf("%s, %s: it has the row as it is: want %v; %v", reader.name, age.name, age.changed, err)
 			}
-			if fromMemory := r.Stats().Hits > hits; fromMemory == age.changed {
-				t.Errorf("%s, %s: from memory: %v", reader.name, age.name, fromMemory)
-			}
+			equal(t, reader.name+", "+age.name+": from memory", r.Stats().Hits > hits, !age.changed)
 		}
-		if !reader.peek(r.Cache) {
-			t.Errorf("%s: what was read anew is not remembered", reader.name)
-		}
+		equal(t, reader.name+": what was read anew is remembered", reader.peek(r.Cache), true)
 	}
 }
 
@@ -245,9 +227,7 @@ func TestReadingAgainRemembersNothing(t *testing.T) {
 		w.applied(r)
 	})
 	r.wants("after it", w.acme, "agent, service account's key")
-	if s := r.Stats(); s.Unlogged != 0 || rows != 4 {
-		t.Errorf("%d rows were due; stats %+v", rows, s)
-	}
+	equal(t, "rows that were due, and that are counted as changed around the log", [2]int64{int64(rows), r.Stats().Unlogged}, [2]int64{4, 0})
 }
 
 // Rows that were read anew while older ones are read again are left alone: they may be newer than that reading.
@@ -262,9 +242,7 @@ func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 		r.reads(w.acme)
 	})
 	r.wants("after it", w.acme, everything)
-	if s := r.Stats(); s.Unlogged != 0 {
-		t.Errorf("%d rows are counted as changed around the log: %s", s.Unlogged, r.log)
-	}
+	equal(t, "rows that are counted as changed around the log", r.Stats().Unlogged, 0)
 }
 
 // Rows are judged only once the log has been applied that they may be newer by.
@@ -286,16 +264,10 @@ func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 	w.aroundTheLog(`UPDATE customers SET tm_delete = '2030-01-01'`)
 	r.advance(due)
 	r.RefreshDue(t.Context())
-	if s := r.Stats(); s.Unlogged != 0 {
-		t.Errorf("stats %+v", s)
-	}
+	equal(t, "rows that are counted as changed around the log", r.Stats().Unlogged, 0)
 	ahead.Store(false)
-	if n := r.RefreshDue(t.Context()); n != 4 { // none was taken for checked
-		t.Errorf("%d rows are due", n)
-	}
-	if s := r.Stats(); s.Unlogged != 1 {
-		t.Errorf("stats %+v", s)
-	}
+	equal(t, "rows that are due, none of which was taken for checked", r.RefreshDue(t.Context()), 4)
+	equal(t, "rows that are counted as changed around the log", r.Stats().Unlogged, 1)
 	r.wants("after it", w.acme, "")
 }
 

@@ -3,6 +3,7 @@ package authcache_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -85,12 +86,8 @@ func TestRememberedKeysTimeIsTheDatabasesAndNeverLate(t *testing.T) {
 			// The time of a round trip ahead at most; five seconds are a busy machine's.
 			t.Errorf("%v later, between %v and %v of the database's, it is said to be %v", ahead, before, after, c.Now)
 		}
-		if fromMemory := r.Stats().Hits > hits; ahead > 0 && !fromMemory {
-			t.Error("it was not remembered")
-		}
-		if alive := c.TmExpire.After(c.Now); alive != (ahead < 10*time.Second) {
-			t.Errorf("%v after its creation a key for 10 s is good: %v", ahead, alive)
-		}
+		equal(t, "it was remembered", r.Stats().Hits > hits || ahead == 0, true)
+		equal(t, ahead.String()+" after its creation a key for 10 s is good", c.TmExpire.After(c.Now), ahead < 10*time.Second)
 	}
 }
 
@@ -107,9 +104,7 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 	for name, id := range ids {
 		var hash store.TokenHash
 		copy(hash[:], id[:])
-		if _, err := r.AccessKeyByHash(within(t), hash, nobody); !errors.Is(err, store.ErrNotFound) {
-			t.Errorf("the %s's id as a hash: %v", name, err)
-		}
+		r.refused("the "+name+"'s id as a hash", hash)
 		if _, err := r.AgentCredential(within(t), id, nobody); name != "agent" && !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("the %s's id as an agent's: %v", name, err)
 		}
@@ -117,9 +112,7 @@ func TestWhatIsRememberedIsFoundAsItsOwnKindOnly(t *testing.T) {
 			t.Errorf("the %s's id as a pair's: %v", name, err)
 		}
 	}
-	if got := r.Stats().Hits - hits; got != 2 { // the agent as an agent, the pair as a pair
-		t.Errorf("%d hits, want 2", got)
-	}
+	equal(t, "hits: the agent as an agent, the pair as a pair", r.Stats().Hits-hits, 2)
 }
 
 // Every change to a row makes just what depends on it be forgotten, by any client and statement.
@@ -198,9 +191,8 @@ func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 			}
 		}
 		w.between(disable.String(), enable.String(), `TRUNCATE `+table+` CASCADE`)
-		if !value[bool](w, `SELECT EXISTS (SELECT FROM changes WHERE position > $1 AND subjects IS NULL)`, before) {
-			t.Errorf("TRUNCATE %s is not in the log", table)
-		}
+		inLog := value[bool](w, `SELECT EXISTS (SELECT FROM changes WHERE position > $1 AND subjects IS NULL)`, before)
+		equal(t, "TRUNCATE "+table+" is in the log", inLog, true)
 	}
 }
 
@@ -222,9 +214,7 @@ func TestAStatementOverManyRowsIsForgotten(t *testing.T) {
 			remembered = ""
 		}
 		r.wants("after", w.acme, remembered)
-		if named := value[bool](w, `SELECT subjects IS NOT NULL FROM changes ORDER BY position DESC LIMIT 1`); named != (rows < 1000) {
-			t.Errorf("the %d rows are named: %v", rows+2, named)
-		}
+		equal(t, "the rows are named", value[bool](w, `SELECT subjects IS NOT NULL FROM changes ORDER BY position DESC LIMIT 1`), rows < 1000)
 	}
 }
 
@@ -282,13 +272,9 @@ func TestOneLookUpServesAllWhoAskAtOnce(t *testing.T) {
 		}
 	}
 	for _, stayed := range append(waiting.others[:], underWay.others[:]...) {
-		if got := <-stayed; got.err != nil {
-			t.Errorf("who stayed: %v", got.err)
-		}
+		wantError(t, "who stayed", (<-stayed).err, nil)
 	}
-	if n := held.begun.Load() - authcache.LookupsAtOnce; n != 1 {
-		t.Errorf("%d look-ups for all who asked at once", n)
-	}
+	equal(t, "look-ups for all who asked at once", held.begun.Load()-authcache.LookupsAtOnce, 1)
 }
 
 // A request gets no look-up that was under way before it: not after a change was applied; not after a key was created that a client has
@@ -358,9 +344,7 @@ func TestUsesOfARememberedKeyAreNotedApart(t *testing.T) {
 		for i, later := range []time.Duration{0, apart - time.Second, apart + time.Second} {
 			c := must(r.AccessKeyByHash(within(t), w.acme.hash, nobody))(t)
 			c.Now = c.Now.Add(later)
-			if got := c.NoteUse(apart); got != want[i] {
-				t.Errorf("lease %v, %v after the first use: %v, want %v", lease, later, got, want[i])
-			}
+			equal(t, fmt.Sprintf("lease %v, %v after the first use", lease, later), c.NoteUse(apart), want[i])
 		}
 	}
 }

@@ -30,9 +30,7 @@ func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 	var sweeper authcache.Census
 	sweep := func() {
 		t.Helper()
-		if err := sweeper.Sweep(t.Context(), feed, uuid.New()); err != nil {
-			t.Fatal(err)
-		}
+		wantError(t, "sweeping", sweeper.Sweep(t.Context(), feed, uuid.New()), nil)
 	}
 	beat(1)
 	sweep()                                                            // sees r, and stands still
@@ -40,9 +38,7 @@ func TestSweeperThatStoodStillRemovesNobodyWhoHasComeBack(t *testing.T) {
 	w.internally(`DELETE FROM instances WHERE id = $1 AND seq = 1`, r) // r stood still, too, and another one has swept it
 	beat(2)                                                            // r is back
 	sweep()
-	if !w.listed(r) {
-		t.Error("an instance with a lease was removed: no revocation waits for it")
-	}
+	equal(t, "an instance with a lease, which revocations wait for, is there", w.listed(r), true)
 }
 
 // Changes that don't stop coming neither cost an instance its connection nor keep those waiting who need a lease.
@@ -72,7 +68,5 @@ func TestInstanceKeepsUpWithSteadyChanges(t *testing.T) {
 	}
 	stop()
 	t.Logf("%d changes in %v", <-changed, time.Since(began))
-	if s := r.log.String(); s != "" {
-		t.Errorf("logged: %s", s)
-	}
+	equal(t, "logged", r.log.String(), "")
 }

@@ -46,42 +46,52 @@ func naiveReadings(query string, authorization []string) (byGo, bySemicolons []r
 	return byGo, bySemicolons
 }
 
-// agree reports whether both have found one and the same.
-func agree(byGo, bySemicolons []reading) bool {
-	return len(byGo) == 1 && slices.Equal(byGo, bySemicolons)
-}
-
 // Contract, section 3: More than one, or one repeated: 401; the pitfall is "?accesskey=a;accesskey=b vanishes from URL.Query()". What
-// Extract accepts is what every naive reader would find, and the only thing it would.
+// Extract accepts is what every naive reader would find, and the only thing it would. Section 12: exactly one in all. Several queries are
+// read as one that has all of their pairs, but for copies; so nothing hides in the seam between two, and the order makes no difference.
 func FuzzExtract(f *testing.F) {
 	const key, token = aKey, aJWT
-	for _, query := range []string{
+	queries := []string{
 		"", "token=" + token, "accesskey=" + key, "accesskey=" + token, "token=" + key, "token=" + token + "&accesskey=" + key,
 		"%74oken=" + token, "accesskey=" + key + ";accesskey=" + key, "x=1;token=" + token, "token=%zz&accesskey=" + key,
 		"accesskey=" + key + "%3B", "token&token=" + token, "token=+" + token, "a=b&&=&accesskey=" + key, "Token=" + token,
 		"x=%zz;accesskey=" + key, "accesskey=%00", "token=" + token + "&token=" + token + "&token=",
-	} {
-		f.Add(query, "", "", uint8(0))
-		f.Add(query, "Bearer "+key, "", uint8(1))
-		f.Add(query, "Basic x", "bearer "+token, uint8(2))
+		"accesskey=", "token", "x=1", "token=%zz", "accesskey=" + key + "&", "%61ccesskey=" + key, "token=" + token + "&token=", "&", "access",
+		"key=" + key, "accesskey=" + key + ";",
 	}
-	f.Add("", "BEARER  "+token+" ", "", uint8(1))
-	f.Add("", "Bearer "+key, "Bearer "+key, uint8(2))
+	for i, first := range queries {
+		f.Add(first, "", "", "", "", uint8(1))
+		f.Add(first, "", "", "Bearer "+key, "", uint8(1+4))
+		f.Add(first, first, first, "Basic x", "bearer "+token, uint8(i%4+8))
+		for j, second := range queries {
+			f.Add(first, second, queries[(i+j)%len(queries)], "bearer "+token, "", uint8(i+j))
+		}
+	}
+	f.Add("", "", "", "BEARER  "+token+" ", "", uint8(4))
+	f.Add("", "", "", "Bearer "+key, "Bearer "+key, uint8(8))
 	shape := regexp.MustCompile(`\Avb_[0-9A-Za-z_-]{32}\z`)
-	f.Fuzz(func(t *testing.T, query, first, second string, headers uint8) {
-		authorization := []string{first, second}[:headers%3]
-		c, err := Extract(query, authorization)
-		byGo, bySemicolons := naiveReadings(query, authorization)
+	f.Fuzz(func(t *testing.T, first, second, third, header, another string, numbers uint8) {
+		all, authorization := []string{first, second, third}[:numbers%4], []string{header, another}[:numbers/4%3]
+		var distinct []string
+		for _, query := range all {
+			if !slices.Contains(distinct, query) {
+				distinct = append(distinct, query)
+			}
+		}
+		joined := strings.Join(distinct, "&")
+		c, err := Extract(joined, authorization)
+		byGo, bySemicolons := naiveReadings(joined, authorization)
+		none, invalid := errors.Is(err, ErrNoCredential), errors.Is(err, ErrInvalidCredential)
 		switch {
-		case errors.Is(err, ErrNoCredential):
+		case none:
 			if len(byGo)+len(bySemicolons) != 0 {
 				t.Fatalf("nothing found, where others find %q and %q", byGo, bySemicolons)
 			}
-		case errors.Is(err, ErrInvalidCredential):
+		case invalid:
 		case err != nil:
 			t.Fatalf("an error that is neither: %v", err)
 		default:
-			if !agree(byGo, bySemicolons) {
+			if len(byGo) != 1 || !slices.Equal(byGo, bySemicolons) {
 				t.Fatalf("accepted, where others find %q and %q", byGo, bySemicolons)
 			}
 			accepted, wrongCarrier := c.jwt, "accesskey"
@@ -91,61 +101,20 @@ func FuzzExtract(f *testing.F) {
 					t.Fatalf("accepted %q as an access key", accepted)
 				}
 			}
-			if accepted != byGo[0].value || byGo[0].carrier == wrongCarrier || c.jwt != "" && !c.token.Empty() {
+			if c.Kind == "" || accepted != byGo[0].value || byGo[0].carrier == wrongCarrier || c.jwt != "" && !c.token.Empty() {
 				t.Fatalf("accepted %q as %s, where others find %q", accepted, c.Kind, byGo)
 			}
 		}
 		if err != nil && c != (Credential{}) {
 			t.Fatalf("a refusal that gives %v", c.Kind)
 		}
-	})
-}
-
-// Contract, section 12: exactly one in all. Several queries are read as one that has all of their pairs, but for copies; so nothing hides in
-// the seam between two, nothing is accepted that Extract would refuse, and the order makes no difference.
-func FuzzExtractForwarded(f *testing.F) {
-	const key, token = aKey, aJWT
-	queries := []string{
-		"", "token=" + token, "accesskey=" + key, "token=" + key, "accesskey=", "token", "x=1", "x=1;token=" + token, "token=%zz", "accesskey=" + key + "&",
-		"%61ccesskey=" + key, "token=" + token + "&token=", "&", "access", "key=" + key, "accesskey=" + key + ";",
-	}
-	for i, first := range queries {
-		f.Add(first, "", "", "", uint8(0))
-		f.Add(first, first, first, "Bearer "+key, uint8(i))
-		for j, second := range queries {
-			f.Add(first, second, queries[(i+j)%len(queries)], "bearer "+token, uint8(i+j))
-		}
-	}
-	f.Fuzz(func(t *testing.T, first, second, third, header string, shape uint8) {
-		all := []string{first, second, third}[:shape%4]
-		var authorization []string
-		if shape%8 >= 4 {
-			authorization = []string{header}
-		}
-		var distinct []string
-		for _, query := range all {
-			if !slices.Contains(distinct, query) {
-				distinct = append(distinct, query)
-			}
-		}
-		joined := strings.Join(distinct, "&")
-		c, err := ExtractForwarded(all, authorization)
-		one, oneErr := Extract(joined, authorization)
-		if c != one || errors.Is(err, ErrNoCredential) != errors.Is(oneErr, ErrNoCredential) ||
-			errors.Is(err, ErrInvalidCredential) != errors.Is(oneErr, ErrInvalidCredential) {
-			t.Fatalf("%q and %q: %v %v, as one query %v %v", all, authorization, c.Kind, err, one.Kind, oneErr)
-		}
-		if byGo, bySemicolons := naiveReadings(joined, authorization); err == nil && !agree(byGo, bySemicolons) {
-			t.Fatalf("%q and %q: accepted, where others find %q and %q", all, authorization, byGo, bySemicolons)
-		}
-		if err != nil && c != (Credential{}) || err == nil && c.Kind == "" {
-			t.Fatalf("%q and %q: %v with %v", all, authorization, c.Kind, err)
-		}
 		backwards := slices.Clone(all)
 		slices.Reverse(backwards)
-		again, againErr := ExtractForwarded(backwards, authorization)
-		if c != again || errors.Is(err, ErrNoCredential) != errors.Is(againErr, ErrNoCredential) || (err == nil) != (againErr == nil) {
-			t.Fatalf("%q and %q: %v %v, backwards %v %v", all, authorization, c.Kind, err, again.Kind, againErr)
+		for _, queries := range [][]string{all, backwards} {
+			got, err := ExtractForwarded(queries, authorization)
+			if got != c || errors.Is(err, ErrNoCredential) != none || errors.Is(err, ErrInvalidCredential) != invalid {
+				t.Fatalf("%q and %q: %v %v, as one query %v", queries, authorization, got.Kind, err, c.Kind)
+			}
 		}
 	})
 }

@@ -128,15 +128,12 @@ type runner struct {
 	held  *heldLookups // nil for none
 }
 
-// newCache makes an instance that doesn't run.
-func (w *fixture) newCache(lease time.Duration) *runner { return w.newCacheOf(lease, 0) }
-
-// newCacheOf is newCache with a bound on the age of rows.
-func (w *fixture) newCacheOf(lease, maxAge time.Duration) *runner {
+// newCache makes an instance that doesn't run, with a bound on the age of rows where one is given.
+func (w *fixture) newCache(lease time.Duration, maxAge ...time.Duration) *runner {
 	w.t.Helper()
 	r := &runner{t: w.t, store: w.open(), log: &servertest.Log{}, stop: func() {}}
 	r.Cache = must(authcache.New(authcache.Config{
-		Store: r.store, Log: r.log.Logger(), Lease: lease, MaxAge: maxAge, CacheBytes: 16 << 20,
+		Store: r.store, Log: r.log.Logger(), Lease: lease, MaxAge: append(maxAge, 0)[0], CacheBytes: 16 << 20,
 	}))(w.t)
 	r.SetClock(func() time.Duration { return authcache.BootTime() + time.Duration(r.ahead.Load()) })
 	return r

@@ -168,19 +168,16 @@ func TestThoseWhoWaitAreToldOfTheEnd(t *testing.T) {
 	r, held := w.held(0, authcache.LookupsAtOnce)
 	held.fill(r, newHash())
 	const askers = 50
-	results := make(chan error, askers)
-	for n := range askers {
-		go func() {
-			_, err := r.AccessKeyByHash(within(t), newHash(), from(n))
-			results <- err
-		}()
+	var waiting [askers]<-chan answer
+	for i := range waiting {
+		waiting[i] = r.ask(within(t), newHash())
 	}
 	r.waiting(askers)
 	var stopping sync.WaitGroup
 	stopping.Go(r.stop)
 	held.let()
-	for range askers { // looked up, or told of the end
-		err := <-results
+	for _, got := range waiting { // looked up, or told of the end
+		err := (<-got).err
 		if !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}

@@ -31,7 +31,7 @@ const (
 func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCacheOf(long, maxAge).started()
+	r := w.newCache(long, maxAge).started()
 	key, agent, pair, made := "access key", "agent", "service account's key", "account's access key"
 	for _, change := range []struct {
 		sql        string
@@ -86,7 +86,7 @@ func TestRowThatWasChangedAroundTheLogIsForgotten(t *testing.T) {
 func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCacheOf(long, maxAge).started()
+	r := w.newCache(long, maxAge).started()
 	ctx, stop := context.WithCancel(t.Context())
 	var others sync.WaitGroup
 	var changes atomic.Int64
@@ -145,7 +145,7 @@ func TestOrdinaryChangesAreNotTakenForOthers(t *testing.T) {
 func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCacheOf(long, maxAge)
+	r := w.newCache(long, maxAge)
 	r.onLookups(func(_ store.Lookup, order store.Order, lookup func() (store.Found, error)) (store.Found, error) {
 		if order == store.HeadLast {
 			return store.Found{}, store.ErrUnavailable
@@ -170,7 +170,7 @@ func TestRowsThatCanNotBeReadAgainAreForgotten(t *testing.T) {
 func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCacheOf(long, maxAge).started()
+	r := w.newCache(long, maxAge).started()
 	for i, reader := range w.acme.readers() {
 		if _, _, err := reader.cached(within(t), r.Cache); err != nil {
 			t.Fatal(err)
@@ -202,7 +202,7 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 // come to.
 func (w *fixture) overtaken(happens func(r *runner)) (r *runner, rows int) {
 	w.t.Helper()
-	r = w.newCacheOf(long, maxAge)
+	r = w.newCache(long, maxAge)
 	once := sync.OnceFunc(func() { happens(r) })
 	r.onLookups(func(_ store.Lookup, order store.Order, lookup func() (store.Found, error)) (store.Found, error) {
 		found, err := lookup()
@@ -249,7 +249,7 @@ func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCacheOf(long, maxAge)
+	r := w.newCache(long, maxAge)
 	var ahead atomic.Bool
 	ahead.Store(true)
 	r.onLookups(func(_ store.Lookup, order store.Order, lookup func() (store.Found, error)) (store.Found, error) {
@@ -275,7 +275,7 @@ func TestRowsAreJudgedOnceTheLogIsApplied(t *testing.T) {
 func TestChangeAroundTheLogHoldsWithinTheAge(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r := w.newCacheOf(long, authcache.MinMaxAge).started()
+	r := w.newCache(long, authcache.MinMaxAge).started()
 	for _, sql := range []string{
 		`UPDATE accesskeys SET tm_delete = '2030-01-01'`, `UPDATE agents SET permission = 0`, `UPDATE customers SET tm_delete = '2030-01-01'`,
 	} {

@@ -11,20 +11,10 @@ import (
 	"accesskeys/internal/store"
 )
 
+// The bounds that tests look at.
 const (
-	// LogPoll is how often the log is read where no notification comes.
-	LogPoll = logPoll
-	// AgeParts is how many times in its life a row is looked at.
-	AgeParts = ageParts
-	// LookupsAtOnce is how many connections of the pool are used to look credentials up.
-	LookupsAtOnce = lookupsAtOnce
-	// LookupBatch is how many credentials go together at most.
-	LookupBatch = lookupBatch
-	// LookupsMax bounds how many wait, LookupsPerNetwork how many of one network.
-	LookupsMax        = lookupsMax
-	LookupsPerNetwork = lookupsPerNetwork
-	// ProofPause is the least time between two rounds that are made for proofs alone.
-	ProofPause = proofPause
+	AgeParts, ProofPause                                      = ageParts, proofPause
+	LookupsAtOnce, LookupBatch, LookupsMax, LookupsPerNetwork = lookupsAtOnce, lookupBatch, lookupsMax, lookupsPerNetwork
 )
 
 // BootTime is the clock of a lease.

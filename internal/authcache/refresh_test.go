@@ -198,13 +198,16 @@ func TestNoRowIsUsedThatIsTooOld(t *testing.T) {
 	}
 }
 
-// overtaken has acme's rows, which are due, read again, and something happen when they are read and not judged yet. It returns what it has
-// come to.
-func (w *fixture) overtaken(happens func(r *runner)) (r *runner, rows int) {
+// overtaken has acme's rows, which are due, read again, and something happen before they are read, or when they are and not judged yet. It
+// returns what it has come to.
+func (w *fixture) overtaken(before bool, happens func(r *runner)) (r *runner, rows int) {
 	w.t.Helper()
 	r = w.newCache(long, maxAge)
 	once := sync.OnceFunc(func() { happens(r) })
 	r.onLookups(func(_ store.Lookup, order store.Order, lookup func() (store.Found, error)) (store.Found, error) {
+		if order == store.HeadLast && before {
+			once()
+		}
 		found, err := lookup()
 		if order == store.HeadLast {
 			once()
@@ -222,7 +225,7 @@ func (w *fixture) overtaken(happens func(r *runner)) (r *runner, rows int) {
 func TestReadingAgainRemembersNothing(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r, rows := w.overtaken(func(r *runner) {
+	r, rows := w.overtaken(false, func(r *runner) {
 		w.exec(`UPDATE accesskeys SET tm_delete = now() WHERE customer_id = $1`, w.acme.customer.ID)
 		w.applied(r)
 	})
@@ -234,15 +237,17 @@ func TestReadingAgainRemembersNothing(t *testing.T) {
 func TestRowsThatAreReadAnewMeanwhileAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	r, _ := w.overtaken(func(r *runner) {
-		for _, table := range loggedTables {
-			w.exec(`UPDATE ` + table + ` SET tm_delete = '2030-01-01'`)
-		}
-		w.applied(r)
-		r.reads(w.acme)
-	})
-	r.wants("after it", w.acme, everything)
-	equal(t, "rows that are counted as changed around the log", r.Stats().Unlogged, 0)
+	for i, before := range []bool{true, false} {
+		r, _ := w.overtaken(before, func(r *runner) {
+			for _, table := range loggedTables {
+				w.exec(`UPDATE `+table+` SET tm_delete = '2030-01-01'::timestamptz + make_interval(days => $1)`, i)
+			}
+			w.applied(r)
+			r.reads(w.acme)
+		})
+		r.wants("after it", w.acme, everything)
+		equal(t, "rows that are counted as changed around the log", r.Stats().Unlogged, 0)
+	}
 }
 
 // Rows are judged only once the log has been applied that they may be newer by.

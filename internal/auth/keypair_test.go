@@ -245,7 +245,8 @@ func unsupportedTexts(t *testing.T) map[string]string {
 		"PKCS #1":                  block("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&private.PublicKey)),
 		"PKCS #1 under this name":  block("PUBLIC KEY", x509.MarshalPKCS1PublicKey(&private.PublicKey)),
 		"a certificate":            block("CERTIFICATE", certificate), "a certificate, renamed": block("PUBLIC KEY", certificate),
-		"a byte more inside": block("PUBLIC KEY", append(bytes.Clone(der.Bytes), 0)), "a byte less inside": block("PUBLIC KEY", der.Bytes[:len(der.Bytes)-1]),
-		"an empty block": block("PUBLIC KEY", nil), "another name": block("PUBLIC  KEY", der.Bytes), "OpenSSH's": block("OPENSSH PUBLIC KEY", der.Bytes),
+		"a byte more inside": block("PUBLIC KEY", append(bytes.Clone(der.Bytes), 0)),
+		"a byte less inside": block("PUBLIC KEY", der.Bytes[:len(der.Bytes)-1]),
+		"an empty block":     block("PUBLIC KEY", nil), "another name": block("PUBLIC  KEY", der.Bytes), "OpenSSH's": block("OPENSSH PUBLIC KEY", der.Bytes),
 	}
 }

@@ -13,12 +13,12 @@ func (t *Tries) take(name string, after time.Duration) (undo func(), wait time.D
 	return t.Take(name, t.began.Add(after))
 }
 
-// use takes all tries that a name has, by its spellings in turn.
-func (t *Tries) use(tt *testing.T, spellings ...string) {
-	tt.Helper()
+// useUp takes all tries that a name has, by its spellings in turn.
+func useUp(t *testing.T, tries *Tries, spellings ...string) {
+	t.Helper()
 	for n := range maxTries {
-		if _, wait := t.take(spellings[n%len(spellings)], 0); wait > 0 {
-			tt.Fatalf("%q: refused after %d", spellings, n)
+		if _, wait := tries.take(spellings[n%len(spellings)], 0); wait > 0 {
+			t.Fatalf("%q: refused after %d", spellings, n)
 		}
 	}
 }
@@ -61,7 +61,7 @@ func TestNameIsTriedTwentyTimesInAnyMinute(t *testing.T) {
 // It measures memory, so it runs before the tests that are parallel.
 func TestFloodOfNamesFreesNoCountAndTakesNoMemory(t *testing.T) {
 	tries := NewTries()
-	tries.use(t, "victim")
+	useUp(t, tries, "victim")
 	heap := func() uint64 {
 		runtime.GC()
 		var stats runtime.MemStats
@@ -147,7 +147,7 @@ func TestSpellingsOfANameShareTheirTries(t *testing.T) {
 		{"σίσυφος", "ΣΊΣΥΦΟΣ", "σίσυφοσ"},
 	} {
 		tries := NewTries()
-		tries.use(t, spellings...)
+		useUp(t, tries, spellings...)
 		for _, spelling := range spellings {
 			if _, wait := tries.take(spelling, 0); wait == 0 {
 				t.Errorf("%q has tries of its own", spelling)
@@ -155,7 +155,7 @@ func TestSpellingsOfANameShareTheirTries(t *testing.T) {
 		}
 	}
 	tries := NewTries()
-	tries.use(t, "alice")
+	useUp(t, tries, "alice")
 	if _, wait := tries.take("alice2", 0); wait > 0 { // the control
 		t.Error("names of others are counted together")
 	}

@@ -120,6 +120,7 @@ func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	instances := []*runner{w.run(long), w.run(long)}
+	const key, agent, pair, made = "access key", "agent", "service account's key", "account's access key"
 	for _, change := range []struct {
 		name, sql string
 		id        any
@@ -128,20 +129,21 @@ func TestAChangeIsForgottenOnEveryInstance(t *testing.T) {
 	}{
 		{"no row", `UPDATE agents SET name = 'x' WHERE id = $1`, uuid.New(), everything, everything},
 		{"no row that is read", `UPDATE signups SET tries = 1 WHERE id = $1`, w.acme.key.ID, everything, everything},
-		{"key changed", `UPDATE accesskeys SET name = 'other' WHERE id = $1`, w.acme.key.ID, "agent, service account's key, account's access key", everything},
-		{"key deleted", `UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, w.acme.key.ID, "agent, service account's key, account's access key", everything},
-		{"account's key changed", `UPDATE accesskeys SET name = 'other' WHERE id = $1`, w.acme.made.ID, "access key, agent, service account's key", everything},
-		{"agent changed", `UPDATE agents SET permission = 16 WHERE id = $1`, w.acme.agent.ID, "service account's key, account's access key", everything},
-		{"account changed", `UPDATE service_accounts SET roles = '{}' WHERE id = $1`, w.acme.account.ID, "access key, agent", everything},
-		{"pair changed", `UPDATE service_account_keys SET spki = 'other' WHERE id = $1`, w.acme.pair.ID, "access key, agent, account's access key", everything},
+		{"key changed", `UPDATE accesskeys SET name = 'other' WHERE id = $1`, w.acme.key.ID, agent + ", " + pair + ", " + made, everything},
+		{"key deleted", `UPDATE accesskeys SET tm_delete = now() WHERE id = $1`, w.acme.key.ID, agent + ", " + pair + ", " + made, everything},
+		{"account's key changed", `UPDATE accesskeys SET name = 'other' WHERE id = $1`, w.acme.made.ID, key + ", " + agent + ", " + pair, everything},
+		{"agent changed", `UPDATE agents SET permission = 16 WHERE id = $1`, w.acme.agent.ID, pair + ", " + made, everything},
+		{"account changed", `UPDATE service_accounts SET roles = '{}' WHERE id = $1`, w.acme.account.ID, key + ", " + agent, everything},
+		{"pair changed", `UPDATE service_account_keys SET spki = 'other' WHERE id = $1`, w.acme.pair.ID, key + ", " + agent + ", " + made, everything},
 		{"customer changed", `UPDATE customers SET tm_delete = '2030-01-01' WHERE id = $1`, w.acme.customer.ID, "", everything},
 		{"customer merged", `MERGE INTO customers c USING (SELECT $1::uuid AS id) s ON c.id = s.id WHEN MATCHED THEN UPDATE SET tm_delete = '2031-01-01'`,
 			w.acme.customer.ID, "", everything},
 		{"customer upserted", `INSERT INTO customers (id, name) VALUES ($1, 'acme') ON CONFLICT (id) DO UPDATE SET tm_delete = '2032-01-01'`,
 			w.acme.customer.ID, "", everything},
-		{"every row of a table", `UPDATE agents SET description = 'other' WHERE id <> $1`, uuid.New(), "service account's key, account's access key", "service account's key, account's access key"},
-		{"two tables at once", `WITH k AS (UPDATE accesskeys SET description = 'other' WHERE customer_id = $1) UPDATE agents SET name = 'other' WHERE customer_id = $1`,
-			w.acme.customer.ID, "service account's key", everything},
+		{"every row of a table", `UPDATE agents SET description = 'other' WHERE id <> $1`, uuid.New(), pair + ", " + made, pair + ", " + made},
+		{"two tables at once", `WITH k AS (UPDATE accesskeys SET description = 'other' WHERE customer_id = $1)
+			UPDATE agents SET name = 'other' WHERE customer_id = $1`,
+			w.acme.customer.ID, pair, everything},
 		{"a noun of tomorrow", `SELECT append_change('gadgets', ARRAY[uuid_send($1)], '{}')`, uuid.New(), "", ""},
 		{"a subject that is none", `SELECT append_change('agents', ARRAY[substr(uuid_send($1), 2)], '{}')`, uuid.New(), "", ""},
 		{"more than can be named", `SELECT append_change('agents', NULL, NULL) WHERE $1::uuid IS NOT NULL`, uuid.New(), "", ""},

@@ -13,7 +13,6 @@ import (
 	"runtime/pprof"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -52,8 +51,7 @@ func (h *harness) hold(req request) (*heldRequest, *response) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(h.t.Context(), "tcp", address.Host)
+	conn, err := (&net.Dialer{}).DialContext(h.t.Context(), "tcp", address.Host)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -121,11 +119,10 @@ func (r response) late() bool {
 		r.code == http.StatusBadRequest && strings.Contains(string(r.raw), "could not be read to its end in time")
 }
 
-// revocable is a caller with all the ways that end it, or what it may do.
+// revocable is a caller with all the ways that end it, or what it may do to others.
 type revocable struct {
 	caller
-	ends    map[string]revocation // after which the caller is nobody
-	lessens map[string]revocation // after which it may do nothing to others
+	ways map[string]revocation
 }
 
 // revocation is one by a request of somebody else's, or by hand.
@@ -133,93 +130,64 @@ type revocation struct {
 	request request
 	sql     string
 	args    []any
-}
-
-// way returns a way with the answer that it leaves to the caller.
-func (r revocable) way(name string) (revocation, int) {
-	if way, ends := r.ends[name]; ends {
-		return way, http.StatusUnauthorized
-	}
-	return r.lessens[name], http.StatusForbidden
-}
-
-// ways are the names of all.
-func (r revocable) ways() []string {
-	return append(slices.Sorted(maps.Keys(r.ends)), slices.Sorted(maps.Keys(r.lessens))...)
+	answer  int // that it leaves to the caller: 401, or 403 where the caller is somebody still
 }
 
 // revocables make callers of all kinds that may do as much as their kind can.
 func revocables() map[string]func(h *harness, customer uuid.UUID) revocable {
 	del := func(table string, id any) revocation {
+		path := fmt.Sprintf("/v1.0/%s/%v", table, id)
 		return revocation{
-			request{method: http.MethodDelete, path: fmt.Sprintf("/v1.0/%s/%v", table, id)},
-			`UPDATE ` + table + ` SET tm_delete = now() WHERE id = $1`, []any{id},
+			request{method: http.MethodDelete, path: path}, `UPDATE ` + table + ` SET tm_delete = now() WHERE id = $1`, []any{id}, 401,
 		}
 	}
-	put := func(path string, body any, sql string, args ...any) revocation {
-		return revocation{request{method: http.MethodPut, path: "/v1.0/" + path, body: body}, sql, args}
+	put := func(path, body, sql string, id uuid.UUID, answer int) revocation {
+		return revocation{request{method: http.MethodPut, path: "/v1.0/" + path, body: body}, sql, []any{id}, answer}
 	}
 	customerKey := func(h *harness, customer uuid.UUID) revocable {
-		made := h.post("/v1.0/accesskeys", h.newAdmin(customer), `{}`).wants(200).json()
-		return revocable{
-			caller: caller{bearer: made["token"].(string)},
-			ends:   map[string]revocation{"key deleted": del("accesskeys", made["id"]), "customer deleted": del("customers", customer)},
-		}
+		made, token := h.madeBy(h.newAdmin(customer), uuid.Nil)
+		return revocable{caller{bearer: token}, map[string]revocation{
+			"key deleted": del("accesskeys", made["id"]), "customer deleted": del("customers", customer),
+		}}
 	}
 	agent := func(h *harness, customer uuid.UUID) revocable {
 		a := h.newAgent(customer, auth.PermissionProjectSuperAdmin)
 		key, _ := h.newBoundKey(a)
 		path := "agents/" + a.ID.String()
-		return revocable{
-			caller: caller{bearer: h.jwtFor(a), agent: a, mine: key.ID},
-			ends: map[string]revocation{
-				"agent deleted": del("agents", a.ID),
-				"password changed": put(path+"/password", map[string]any{"password": "another"},
-					`UPDATE agents SET tm_password = tm_password + interval '1 microsecond' WHERE id = $1`, a.ID),
-				"customer deleted": del("customers", customer),
-			},
-			lessens: map[string]revocation{
-				"agent demoted": put(path+"/permission", map[string]any{"permission": 16}, `UPDATE agents SET permission = 16 WHERE id = $1`, a.ID),
-			},
-		}
-	}
-	userKey := func(h *harness, customer uuid.UUID) revocable {
-		r := agent(h, customer)
-		made := h.post("/v1.0/accesskeys", r.bearer, map[string]any{"agent_id": r.agent.ID}).wants(200).json()
-		r.bearer = made["token"].(string)
-		delete(r.ends, "password changed") // which is nothing to a key
-		r.ends["key deleted"] = del("accesskeys", made["id"])
-		return r
+		return revocable{caller{bearer: h.jwtFor(a), agent: a, mine: key.ID}, map[string]revocation{
+			"agent deleted": del("agents", a.ID),
+			"password changed": put(path+"/password", `{"password":"another"}`,
+				`UPDATE agents SET tm_password = tm_password + interval '1 microsecond' WHERE id = $1`, a.ID, 401),
+			"customer deleted": del("customers", customer),
+			"agent demoted":    put(path+"/permission", `{"permission":16}`, `UPDATE agents SET permission = 16 WHERE id = $1`, a.ID, 403),
+		}}
 	}
 	account := func(h *harness, customer uuid.UUID) revocable {
 		p := h.newProgram(customer, auth.RoleCustomerAdmin)
 		path := "service_accounts/" + p.account.ID.String()
-		return revocable{
-			caller: caller{bearer: p.token},
-			ends: map[string]revocation{
-				"account deleted": del("service_accounts", p.account.ID),
-				"key pair deleted": {
-					request{method: http.MethodDelete, path: "/v1.0/" + path + "/keys/" + p.key.ID.String()},
-					`UPDATE service_account_keys SET tm_delete = now() WHERE id = $1`, []any{p.key.ID},
-				},
-				"customer deleted": del("customers", customer),
-			},
-			lessens: map[string]revocation{
-				"roles taken": put(path, map[string]any{"roles": []string{}}, `UPDATE service_accounts SET roles = '{}' WHERE id = $1`, p.account.ID),
-			},
+		pair := del("service_account_keys", p.key.ID)
+		pair.request.path = "/v1.0/" + path + "/keys/" + p.key.ID.String()
+		return revocable{caller{bearer: p.token}, map[string]revocation{
+			"account deleted":  del("service_accounts", p.account.ID),
+			"key pair deleted": pair,
+			"customer deleted": del("customers", customer),
+			"roles taken":      put(path, `{"roles":[]}`, `UPDATE service_accounts SET roles = '{}' WHERE id = $1`, p.account.ID, 403),
+		}}
+	}
+	// keyOf is a key that such a caller makes, which ends with it, and not by what is nothing to a key.
+	keyOf := func(maker func(*harness, uuid.UUID) revocable, except string) func(*harness, uuid.UUID) revocable {
+		return func(h *harness, customer uuid.UUID) revocable {
+			r := maker(h, customer)
+			made, token := h.madeBy(r.bearer, r.agent.ID)
+			r.bearer = token
+			delete(r.ways, except)
+			r.ways["key deleted"] = del("accesskeys", made["id"])
+			return r
 		}
 	}
-	accountsKey := func(h *harness, customer uuid.UUID) revocable {
-		r := account(h, customer)
-		made := h.post("/v1.0/accesskeys", r.bearer, `{}`).wants(200).json()
-		r.bearer = made["token"].(string)
-		delete(r.ends, "key pair deleted") // which has signed nothing that is presented
-		r.ends["key deleted"] = del("accesskeys", made["id"])
-		return r
-	}
 	return map[string]func(*harness, uuid.UUID) revocable{
-		"customer-wide key": customerKey, "agent": agent, "user key": userKey, "service account": account,
-		"service account's key": accountsKey,
+		"customer-wide key": customerKey, "agent": agent, "user key": keyOf(agent, "password changed"), "service account": account,
+		"service account's key": keyOf(account, "key pair deleted"),
 	}
 }
 
@@ -264,56 +232,57 @@ func (h *harness) requestBy(r row, c caller, own belongings) request {
 	return req
 }
 
-// No write of a caller takes effect once that caller's revocation has been answered, however long its body takes. Head and a part of the
-// body reach one server, the caller is revoked at another, and then the rest comes: it is refused, and nothing is written. What only lessens
-// the caller's rights is a 403. The control is the same request without the revocation: a 200.
-func TestRequestThatIsHeldBackWritesNothingOnceItsCallerIsRevoked(t *testing.T) {
-	t.Parallel()
+// attempt is a way to write while one's rights end.
+type attempt struct {
+	alone  func(request) response                                  // the control: nothing is revoked
+	amid   func(request, revocation) (got response, before string) // with what the database held after the revocation
+	every  func(row) bool                                          // are all ways to revoke tried on this route; else one after the other
+	routes []row
+}
+
+// writeWhileRevoked has each kind of caller write, on each route that it may use, while it is revoked: it is refused, and nothing is written.
+// What only lessens the caller's rights is a 403. The control is the same request without the revocation: a 200.
+func writeWhileRevoked(t *testing.T, atLeast int, attemptOf func(h *harness) attempt) {
+	t.Helper()
 	for kind, newCaller := range revocables() {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			h := newHarness(t)
-			other := h.instance()
+			a := attemptOf(h)
 			tried := 0
-			for _, route := range h.withBody() {
+			for _, route := range a.routes {
 				own := h.newBelongings()
 				c := newCaller(h, own.customer)
-				held, refusal := h.hold(h.requestBy(route, c.caller, own))
-				if refusal != nil {
-					t.Fatalf("%s: %d %s", route, refusal.code, refusal.raw)
-				}
-				if got := held.end(); got.code == http.StatusForbidden && kind != "agent" {
+				if got := a.alone(h.requestBy(route, c.caller, own)); got.code == http.StatusForbidden && kind != "agent" {
 					continue // this kind of caller may not do it at all
 				} else if got.code != http.StatusOK {
 					t.Errorf("%s, not revoked: %d %s", route, got.code, got.raw)
 					continue
 				}
-				for _, way := range c.ways() {
+				ways := slices.Sorted(maps.Keys(c.ways))
+				if !a.every(route) {
+					ways = ways[tried%len(ways):][:1]
+				}
+				for _, way := range ways {
 					tried++
-					h.holdAndRevoke(other, route, way, newCaller)
+					h.tryWhileRevoked(a, route, way, newCaller)
 				}
 			}
-			if tried < 15 {
+			if tried < atLeast {
 				t.Errorf("only %d cases", tried)
 			}
 		})
 	}
 }
 
-// holdAndRevoke is one case of it, again where it took too long to tell.
-func (h *harness) holdAndRevoke(other *harness, route row, way string, newCaller func(*harness, uuid.UUID) revocable) {
+// tryWhileRevoked is one case of it, again where it took too long to tell.
+func (h *harness) tryWhileRevoked(a attempt, route row, way string, newCaller func(*harness, uuid.UUID) revocable) {
 	h.t.Helper()
-	for attempt := 1; ; attempt++ {
+	for tries := 1; ; tries++ {
 		own := h.newBelongings()
 		c := newCaller(h, own.customer)
-		revocation, want := c.way(way)
-		held, refusal := h.hold(h.requestBy(route, c.caller, own))
-		if refusal != nil {
-			h.t.Fatalf("%s: %d %s", route, refusal.code, refusal.raw)
-		}
-		other.revoke(revocation)
-		before := h.contents()
-		got := held.end()
+		want := c.ways[way].answer
+		got, before := a.amid(h.requestBy(route, c.caller, own), c.ways[way])
 		written := h.contents() != before
 		if route.path == "/v1.0/me/password" && want == http.StatusForbidden {
 			want, written = http.StatusOK, !written // it needs no permission
@@ -321,17 +290,54 @@ func (h *harness) holdAndRevoke(other *harness, route row, way string, newCaller
 		if written {
 			h.t.Errorf("%s, %s: %d %s, and what is written is not as it should be", route, way, got.code, got.raw)
 		}
-		switch {
-		case got.code == want:
+		if got.code == want {
 			return
-		case !got.late():
+		}
+		if !got.late() || tries == 5 {
 			h.t.Errorf("%s, %s: %d %s, want %d", route, way, got.code, got.raw, want)
-			return
-		case attempt == 5:
-			h.t.Errorf("%s, %s: %d time and again: %s", route, way, got.code, got.raw)
 			return
 		}
 	}
+}
+
+// No write of a caller takes effect once that caller's revocation has been answered, however long its body takes. Head and a part of the
+// body reach one server, the caller is revoked at another, and then the rest comes.
+func TestRequestThatIsHeldBackWritesNothingOnceItsCallerIsRevoked(t *testing.T) {
+	t.Parallel()
+	writeWhileRevoked(t, 15, func(h *harness) attempt {
+		other := h.instance()
+		hold := func(req request) *heldRequest {
+			held, refusal := h.hold(req)
+			if refusal != nil {
+				h.t.Fatalf("%s %s: %d %s", req.method, req.path, refusal.code, refusal.raw)
+			}
+			return held
+		}
+		return attempt{
+			alone: func(req request) response { return hold(req).end() },
+			amid: func(req request, way revocation) (response, string) {
+				held := hold(req)
+				other.revoke(way)
+				before := h.contents()
+				return held.end(), before
+			},
+			every:  func(row) bool { return true },
+			routes: h.withBody(),
+		}
+	})
+}
+
+// later sends a request, whose answer comes by the channel.
+func (h *harness) later(req request) <-chan response {
+	answered := make(chan response, 1)
+	go func() {
+		_, _, got, err := h.do(req)
+		if err != nil {
+			h.t.Error(err)
+		}
+		answered <- got
+	}()
+	return answered
 }
 
 // amid runs a request that decides, and then waits to write, while a transaction that changes rows by hand is open; that is committed
@@ -352,14 +358,7 @@ func (h *harness) amid(req request, change string, args ...any) (got response, b
 		h.t.Fatal(err)
 	}
 	before = contents(h.t, by)
-	answered := make(chan response, 1)
-	go func() {
-		_, _, got, err := h.do(req)
-		if err != nil {
-			h.t.Error(err)
-		}
-		answered <- got
-	}()
+	answered := h.later(req)
 	const waiting = `SELECT count(*) > 0 FROM pg_locks l JOIN pg_database d ON d.oid = l.database
 		WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted`
 	for h.text(waiting) != "true" {
@@ -380,67 +379,20 @@ func (h *harness) amid(req request, change string, args ...any) (got response, b
 // caller is open while the request decides, and is committed when the request waits to write.
 func TestWriteThatWaitsWritesNothingOnceItsCallerIsRevoked(t *testing.T) {
 	t.Parallel()
-	for kind, newCaller := range revocables() {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			h := newHarness(t)
-			tried := 0
-			for _, route := range h.routesOf() {
-				method, path, _ := strings.Cut(route, " ")
-				if method == http.MethodGet {
-					continue
-				}
-				r := row{method: method, path: path, target: "-"}
-				own := h.newBelongings()
-				c := newCaller(h, own.customer)
-				if got := h.send(h.requestBy(r, c.caller, own)); got.code == http.StatusForbidden && kind != "agent" {
-					continue // this kind of caller may not do it at all
-				} else if got.code != http.StatusOK {
-					t.Errorf("%s, not revoked: %d %s", r, got.code, got.raw)
-					continue
-				}
-				ways := c.ways()
-				if path != "/v1.0/accesskeys" && path != "/v1.0/agents/{id}" {
-					ways = ways[tried%len(ways):][:1] // one after the other
-				}
-				for _, way := range ways {
-					tried++
-					h.changeAmid(r, way, newCaller)
-				}
+	writeWhileRevoked(t, 12, func(h *harness) attempt {
+		var writes []row
+		for _, route := range h.routesOf() {
+			if method, path, _ := strings.Cut(route, " "); method != http.MethodGet {
+				writes = append(writes, row{method: method, path: path, target: "-"})
 			}
-			if tried < 12 {
-				t.Errorf("only %d cases", tried)
-			}
-		})
-	}
-}
-
-// changeAmid is one case of it, again where it took too long to tell.
-func (h *harness) changeAmid(r row, way string, newCaller func(*harness, uuid.UUID) revocable) {
-	h.t.Helper()
-	for attempt := 1; ; attempt++ {
-		own := h.newBelongings()
-		c := newCaller(h, own.customer)
-		revocation, want := c.way(way)
-		got, before := h.amid(h.requestBy(r, c.caller, own), revocation.sql, revocation.args...)
-		written := h.contents() != before
-		if r.path == "/v1.0/me/password" && want == http.StatusForbidden {
-			want, written = http.StatusOK, !written // it needs no permission
 		}
-		if r.path == "/v1.0/customers/{id}" && way == "customer deleted" && got.code == http.StatusNotFound {
-			h.t.Errorf("%s: a caller that is nobody is told what there is", r)
+		return attempt{
+			alone:  h.send,
+			amid:   func(req request, way revocation) (response, string) { return h.amid(req, way.sql, way.args...) },
+			every:  func(r row) bool { return r.path == "/v1.0/accesskeys" || r.path == "/v1.0/agents/{id}" },
+			routes: writes,
 		}
-		if written {
-			h.t.Errorf("%s, %s: %d %s, and what is written is not as it should be", r, way, got.code, got.raw)
-		}
-		switch {
-		case got.code == want:
-			return
-		case !got.late() || attempt == 5:
-			h.t.Errorf("%s, %s: %d %s, want %d", r, way, got.code, got.raw, want)
-			return
-		}
-	}
+	})
 }
 
 // stacks are those of all goroutines.
@@ -462,7 +414,8 @@ func TestRequestThatWaitsForATurnWritesNothingOnceItsCallerIsRevoked(t *testing.
 	other := h.instance()
 	until := func(function string) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); !strings.Contains(stacks(t), function); time.Sleep(time.Millisecond) { // a look stops the fixture
+		// A look stops the program.
+		for deadline := time.Now().Add(time.Minute); !strings.Contains(stacks(t), function); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("nobody is in %s", function)
 			}
@@ -472,27 +425,17 @@ func TestRequestThatWaitsForATurnWritesNothingOnceItsCallerIsRevoked(t *testing.
 	try := func(req request, key store.AccessKey, cost int) (got response, held bool) {
 		t.Helper()
 		slow := h.newBcryptAgent(uuid.NewString(), "the right one", cost)
-		var requests sync.WaitGroup
-		requests.Go(func() {
-			_, _, _, err := h.do(request{
-				method: http.MethodPost, path: "/auth/login", body: map[string]any{"username": slow.Username, "password": "wrong"},
-			})
-			if err != nil {
-				t.Error(err)
-			}
+		login := h.later(request{
+			method: http.MethodPost, path: "/auth/login", body: map[string]any{"username": slow.Username, "password": "wrong"},
 		})
 		until(turn)
-		requests.Go(func() {
-			var err error
-			if _, _, got, err = h.do(req); err != nil {
-				t.Error(err)
-			}
-		})
+		answered := h.later(req)
 		until(waiting)
 		other.delete("/v1.0/accesskeys/"+key.ID.String(), h.globex.superJWT).wants(http.StatusOK)
 		before := h.contents()
 		held = strings.Contains(stacks(t), turn)
-		requests.Wait()
+		<-login
+		got = <-answered
 		if held && h.contents() != before {
 			t.Errorf("%s %s: %d, and something was written", req.method, req.path, got.code)
 		}

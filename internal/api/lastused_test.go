@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,17 +59,13 @@ func TestKeyShowsWhenItWasLastUsed(t *testing.T) {
 			expired, expiredToken := h.newKey(h.acme.customer, 3600)
 			h.exec(`UPDATE accesskeys SET tm_create = now() - interval '2 hours', tm_expire = now() - interval '1 hour' WHERE id = $1`, expired.ID)
 			before := h.clock()
-			for range 3 {
-				other.get("/v1.0/me", usedToken).wants(http.StatusOK)
-			}
+			other.accepts(usedToken, usedToken, usedToken)
 			other.get("/v1.0/accesskeys/"+h.globex.key.ID.String(), deniedToken).refuses(http.StatusForbidden, "PERMISSION_DENIED")
 			after := h.clock()
-			other.get("/v1.0/me", expiredToken).refuses(http.StatusUnauthorized, "INVALID_CREDENTIALS")
-			other.get("/v1.0/me", usedToken+"x").refuses(http.StatusUnauthorized, "INVALID_CREDENTIALS")
+			other.rejects(expiredToken, usedToken+"x")
 			stop()
 			shown := map[string]any{}
-			for _, item := range h.get("/v1.0/accesskeys", h.acme.adminJWT).wants(http.StatusOK).json()["result"].([]any) {
-				key := item.(map[string]any)
+			for _, key := range h.get("/v1.0/accesskeys", h.acme.adminJWT).items() {
 				shown[key["id"].(string)] = key["tm_last_used"]
 			}
 			for _, k := range []store.AccessKey{used, denied, unused, expired, h.acme.key} {
@@ -87,11 +84,8 @@ func TestKeyShowsWhenItWasLastUsed(t *testing.T) {
 				if at := parseTime(t, got); at.Before(before) || at.After(after.Add(time.Second)) {
 					t.Errorf("used between %v and %v, it says at %v", before, after, at)
 				}
-				if changed := h.put(path, h.acme.adminJWT, map[string]any{"name": "other"}).wants(http.StatusOK).json()["tm_last_used"]; changed != got {
-					t.Errorf("the answer to PUT says %v, want %v", changed, got)
-				}
-				if deleted := h.delete(path, h.acme.adminJWT).wants(http.StatusOK).json()["tm_last_used"]; deleted != got {
-					t.Errorf("the answer to DELETE says %v, want %v", deleted, got)
+				for _, changed := range []response{h.put(path, h.acme.adminJWT, `{"name":"other"}`), h.delete(path, h.acme.adminJWT)} {
+					equalJSON(t, changed.wants(http.StatusOK).json()["tm_last_used"], got)
 				}
 			}
 			if n := h.text(`SELECT count(*) FROM accesskey_uses`); n != "2" {
@@ -111,10 +105,8 @@ func (h *harness) clock() time.Time {
 func TestMetricsTellOfTheCacheAndTheLease(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	for range 5 {
-		h.get("/v1.0/me", h.acme.token).wants(http.StatusOK)
-	}
-	h.get("/v1.0/me", h.acme.adminJWT).wants(http.StatusOK)
+	h.accepts(slices.Repeat([]string{h.acme.token}, 5)...)
+	h.accepts(h.acme.adminJWT)
 	h.exec(`UPDATE agents SET description = 'x' WHERE id = $1`, h.acme.plain.ID)
 	on := h.figures()
 	for name, bounds := range map[string][2]float64{
@@ -134,7 +126,7 @@ func TestMetricsTellOfTheCacheAndTheLease(t *testing.T) {
 		}
 	}
 	off := h.uncached()
-	off.get("/v1.0/me", h.acme.token).wants(http.StatusOK)
+	off.accepts(h.acme.token)
 	for name, got := range off.figures() {
 		if (strings.HasPrefix(name, "accesskeys_lease_") || strings.HasPrefix(name, "accesskeys_cache_")) && got != 0 {
 			t.Errorf("without a cache %s is %v", name, got)

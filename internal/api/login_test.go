@@ -10,15 +10,18 @@ import (
 
 	"github.com/google/uuid"
 
-	"accesskeys/internal/auth"
-	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
 
 // login logs in with the password of every tenant's agents.
 func (h *harness) login(username string) response {
 	h.t.Helper()
-	return h.post("/auth/login", "", map[string]string{"username": username, "password": tenantPassword})
+	return h.loginWith(username, tenantPassword)
+}
+
+func (h *harness) loginWith(username, password string) response {
+	h.t.Helper()
+	return h.post("/auth/login", "", map[string]string{"username": username, "password": password})
 }
 
 // Contract, section 2: 200 {username, token}, "the JWT's header is exactly {"alg":"HS256","typ":"JWT"}; exp is iat + 604800; claims also
@@ -26,7 +29,7 @@ func (h *harness) login(username string) response {
 func TestLoginGivesTheContractsToken(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	before := h.text(`SELECT floor(extract(epoch FROM now()))`)
+	began := h.now()
 	got := h.login(h.acme.admin.Username).wants(200)
 	shape := regexp.MustCompile(`^\{"username":"admin@acme\.example","token":"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+"\}$`)
 	parts := shape.FindSubmatch(got.raw)
@@ -44,96 +47,23 @@ func TestLoginGivesTheContractsToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var claims map[string]json.RawMessage
+	var claims map[string]any
 	if err := json.Unmarshal(payload, &claims); err != nil {
 		t.Fatalf("claims %s: %v", payload, err)
 	}
-	var iat, exp, began int64
-	var jti uuid.UUID
-	for from, to := range map[*json.RawMessage]any{
-		ptr(claims["iat"]): &iat, ptr(claims["exp"]): &exp, ptr(claims["jti"]): &jti, ptr(json.RawMessage(before)): &began,
-	} {
-		if err := json.Unmarshal(*from, to); err != nil {
-			t.Fatalf("claims %s: %v", payload, err)
-		}
-	}
-	if exp != iat+604800 {
-		t.Errorf("exp is iat + %d", exp-iat)
-	}
-	if iat < began || iat > began+60 {
-		t.Errorf("iat %d, the login began at %d", iat, began)
+	iat, _ := claims["iat"].(float64)
+	if jti, _ := claims["jti"].(string); uuid.Validate(jti) != nil || int64(iat) < began || int64(iat) > began+60 {
+		t.Errorf("claims %s of a login at %d", payload, began)
 	}
 	a := h.acme.admin
-	for claim, want := range map[string]any{
-		"sub": a.ID, "type": "agent", "customer_id": a.CustomerID, "iss": "accesskeys",
-		"agent": map[string]any{
-			"id": a.ID, "customer_id": a.CustomerID, "username": a.Username, "name": a.Name, "permission": a.Permission,
-		},
-	} {
-		var held any
-		if err := json.Unmarshal(claims[claim], &held); err != nil {
-			t.Fatalf("claim %s in %s: %v", claim, payload, err)
-		}
-		equalJSON(t, held, roundTrip(t, want))
-	}
-	if strings.Contains(string(payload), "argon2") || strings.Contains(string(payload), tenantPassword) {
-		t.Errorf("claims %s", payload)
-	}
-	h.get("/v1.0/me", got.json()["token"].(string)).wants(200)
+	equalJSON(t, claims, map[string]any{
+		"iss": "accesskeys", "sub": a.ID, "jti": claims["jti"], "iat": iat, "exp": iat + 604800, "password_time": a.TmPassword.UnixMicro(),
+		"type": "agent", "customer_id": a.CustomerID,
+		"agent": map[string]any{"id": a.ID, "customer_id": a.CustomerID, "username": a.Username, "name": a.Name, "permission": a.Permission},
+	})
+	h.accepts(got.json()["token"].(string))
 	if again := h.login(a.Username).wants(200).json()["token"]; again == got.json()["token"] {
 		t.Error("two logins gave the same token")
-	}
-}
-
-func ptr[T any](v T) *T { return &v }
-
-// roundTrip is v as a decoder gives it.
-func roundTrip(t *testing.T, v any) (decoded any) {
-	t.Helper()
-	text, err := json.Marshal(v)
-	if err == nil {
-		err = json.Unmarshal(text, &decoded)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return decoded
-}
-
-// Contract, section 2: user names match without regard to case. The answer has the name as it is stored.
-func TestUsernamesMatchInAnyCase(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	agent, err := h.store.CreateAgent(t.Context(), store.Operator(), store.NewAgent{
-		CustomerID: h.acme.customer.ID, Username: "Jürgen.ÆØÅ.Жанна@acme.example", PasswordHash: tenantHash(), Permission: 32,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for sent, want := range map[string]store.Agent{
-		"ADMIN@ACME.EXAMPLE":            h.acme.admin,
-		"Admin@Acme.Example":            h.acme.admin,
-		agent.Username:                  agent,
-		"jürgen.æøå.жанна@acme.example": agent,
-		"JÜRGEN.ÆØÅ.ЖАННА@ACME.EXAMPLE": agent,
-	} {
-		got := h.login(sent).wants(200).json()
-		if got["username"] != want.Username {
-			t.Errorf("%s logged in as %v, want %s", sent, got["username"], want.Username)
-		}
-		me := h.get("/v1.0/me", got["token"].(string)).wants(200).json()
-		if me["id"] != want.ID.String() {
-			t.Errorf("%s is agent %v, want %s", sent, me["id"], want.ID)
-		}
-	}
-	for _, other := range []string{"admin@acme.example.", "ad min@acme.example", "admin@acme.exampl", "jurgen.æøå.жанна@acme.example", "%"} {
-		h.login(other).refuses(401, "INVALID_CREDENTIALS")
-	}
-	_, err = h.store.CreateAgent(t.Context(), store.Operator(), store.NewAgent{
-		CustomerID: h.globex.customer.ID, Username: "JÜRGEN.æøå.жанна@acme.example", PasswordHash: tenantHash(), Permission: 32,
-	})
-	if err == nil {
-		t.Error("another agent was stored whose name differs in case alone")
 	}
 }
 
@@ -181,7 +111,7 @@ func TestLoginTellsWhatIsWrongWithItsBody(t *testing.T) {
 		`{"username":"a","username":"a","password":"b"}`, "{\"username\":\"\xff\",\"password\":\"b\"}",
 	} {
 		got := h.post("/auth/login", "", body).refuses(400, "INVALID_JSON_BODY")
-		if _, has := got.json()["error"].(map[string]any)["details"]; has {
+		if _, has := got.failure()["details"]; has {
 			t.Errorf("%q: %s", body, got.raw)
 		}
 	}
@@ -217,7 +147,7 @@ func refusedFields(t *testing.T, got response, fields ...string) {
 
 func refusedDetails(t *testing.T, got response, reason string, fields ...string) {
 	t.Helper()
-	details, _ := got.refuses(400, reason).json()["error"].(map[string]any)["details"].([]any)
+	details, _ := got.refuses(400, reason).failure()["details"].([]any)
 	var named []string
 	for _, d := range details {
 		entry := d.(map[string]any)
@@ -227,36 +157,4 @@ func refusedDetails(t *testing.T, got response, reason string, fields ...string)
 		named = append(named, entry["field"].(string))
 	}
 	equalJSON(t, named, fields)
-}
-
-// Contract, section 6: seen on the wire: JWT_SECRET_PREVIOUS "verifies only".
-func TestTokenOfThePreviousSecretIsStillAccepted(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	issue := func(key string) string {
-		sessions, err := auth.NewSessions(secret.New(key), secret.Value{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := h.agentCredential(h.acme.admin.ID)
-		token, err := sessions.Issue(c.Agent, c.Now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return token.Reveal()
-	}
-	h.get("/v1.0/me", issue(jwtSecretPrevious)).wants(200)
-	h.get("/v1.0/me", issue(jwtSecret)).wants(200)
-	h.get("/v1.0/me", issue("a-secret-that-this-server-was-never-given-0")).refuses(401, "INVALID_CREDENTIALS")
-
-	// What it issues is signed with the current one: a server that knows only that one accepts it.
-	token := h.login(h.acme.admin.Username).wants(200).json()["token"].(string)
-	onlyCurrent, err := auth.NewSessions(secret.New(jwtSecret), secret.Value{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.sessions = onlyCurrent
-	rotated := h.instance()
-	rotated.get("/v1.0/me", token).wants(200)
-	rotated.get("/v1.0/me", issue(jwtSecretPrevious)).refuses(401, "INVALID_CREDENTIALS")
 }

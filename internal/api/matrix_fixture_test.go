@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -10,11 +11,72 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/store"
 )
+
+// accepts fails the test unless the server takes each of these credentials.
+func (h *harness) accepts(bearers ...string) {
+	h.t.Helper()
+	for i, bearer := range bearers {
+		if got := h.get("/v1.0/me", bearer); got.code != http.StatusOK {
+			h.t.Errorf("credential %d of %d: %d %s", i+1, len(bearers), got.code, got.raw)
+		}
+	}
+}
+
+// rejects fails the test unless the server refuses each of these credentials.
+func (h *harness) rejects(bearers ...string) {
+	h.t.Helper()
+	for _, bearer := range bearers {
+		h.get("/v1.0/me", bearer).refuses(http.StatusUnauthorized, "INVALID_CREDENTIALS")
+	}
+}
+
+// failure is the object in an error's envelope, nil in other answers.
+func (r response) failure() map[string]any {
+	r.t.Helper()
+	failure, _ := r.json()["error"].(map[string]any)
+	return failure
+}
+
+// items are the objects of a list.
+func (r response) items() (items []map[string]any) {
+	r.t.Helper()
+	for _, item := range r.wants(http.StatusOK).json()["result"].([]any) {
+		items = append(items, item.(map[string]any))
+	}
+	return items
+}
+
+// atOnce sends requests at the same time, to one server after the other.
+func atOnce(t *testing.T, servers []*harness, requests ...request) []response {
+	t.Helper()
+	answers := make([]response, len(requests))
+	var group errgroup.Group
+	for i, req := range requests {
+		group.Go(func() (err error) {
+			_, _, answers[i], err = servers[i%len(servers)].do(req)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return answers
+}
+
+// statuses counts answers by their status.
+func statuses(answers []response) map[int]int {
+	counts := map[int]int{}
+	for _, answer := range answers {
+		counts[answer.code]++
+	}
+	return counts
+}
 
 // newAgent makes an agent through the store, with the password of every tenant's.
 func (h *harness) newAgent(customer uuid.UUID, permission auth.Permission) store.Agent {

@@ -14,7 +14,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"accesskeys/internal/auth"
@@ -34,7 +33,7 @@ func TestNewKeyPairIsTheFileThatSignsTokens(t *testing.T) {
 	a := h.newAccount(h.acme.adminJWT, auth.EdDSA)
 	keys := "/v1.0/service_accounts/" + a.id + "/keys"
 	h.delete(keys+"/"+a.kid, h.acme.adminJWT).wants(http.StatusOK)
-	h.get(keys, h.acme.adminJWT).same(`{"result":[],"next_page_token":null}`)
+	h.get(keys, h.acme.adminJWT).same(lastPage())
 	file := regexp.MustCompile(`^\{"account_id":"` + a.id + `","key_id":"(` + reUUID + `)","private_key":"-----BEGIN PRIVATE KEY-----\\n[0-9A-Za-z+/=\\n]+` +
 		`\\n-----END PRIVATE KEY-----\\n"\}$`)
 	listed := []string{}
@@ -43,7 +42,6 @@ func TestNewKeyPairIsTheFileThatSignsTokens(t *testing.T) {
 		alg  auth.Algorithm
 	}{
 		{nil, auth.RS256},
-		{"", auth.RS256},
 		{`{"algorithm":null,"public_key":null}`, auth.RS256},
 		{`{"algorithm":"RS256"}`, auth.RS256},
 		{`{"algorithm":"ES256"}`, auth.ES256},
@@ -59,9 +57,6 @@ func TestNewKeyPairIsTheFileThatSignsTokens(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if key, isRSA := private.(*rsa.PrivateKey); isRSA && key.N.BitLen() != 2048 {
-			t.Errorf("RSA of %d bits", key.N.BitLen())
-		}
 		by := &account{h: h, id: a.id, kid: string(found[1]), alg: step.alg, private: private.(crypto.Signer)}
 		by.accepted(t, h, by.token())
 		_, public := by.public()
@@ -74,24 +69,19 @@ func TestNewKeyPairIsTheFileThatSignsTokens(t *testing.T) {
 		}
 		listed = append([]string{inner}, listed...)
 	}
-	h.get(keys, h.acme.adminJWT).same(`{"result":[` + strings.Join(listed, ",") + `],"next_page_token":null}`)
-	for field, bodies := range map[string][]string{
-		"algorithm":  {`{"algorithm":"HS256"}`, `{"algorithm":"none"}`, `{"algorithm":"rs256"}`, `{"algorithm":""}`, `{"algorithm":1}`, `{"algorithm":["RS256"]}`},
-		"public_key": {`{"public_key":""}`, `{"public_key":1}`, `{"public_key":["x"]}`, `{"public_key":"-----BEGIN PUBLIC KEY-----"}`, `{"public_key":"` + strings.Repeat("x", 4097) + `"}`},
+	h.get(keys, h.acme.adminJWT).same(lastPage(listed...))
+	for field, values := range map[string][]string{
+		"algorithm":  {`"HS256"`, `"none"`, `"rs256"`, `""`, `1`, `["RS256"]`},
+		"public_key": {`""`, `1`, `["x"]`, `"-----BEGIN PUBLIC KEY-----"`, `"` + strings.Repeat("x", 4097) + `"`},
 	} {
-		for _, body := range bodies {
-			got := h.post(keys, h.acme.adminJWT, body)
-			got.refuses(http.StatusBadRequest, "INVALID_ARGUMENT")
-			details := got.json()["error"].(map[string]any)["details"].([]any)
-			if len(details) != 1 || details[0].(map[string]any)["field"] != field {
-				t.Errorf("%.80s: details %v", body, details)
-			}
+		for _, value := range values {
+			refusedFields(t, h.post(keys, h.acme.adminJWT, `{"`+field+`":`+value+`}`), field)
 		}
 	}
-	h.get(keys, h.acme.adminJWT).same(`{"result":[` + strings.Join(listed, ",") + `],"next_page_token":null}`)
+	h.get(keys, h.acme.adminJWT).same(lastPage(listed...))
 }
 
-// With {"public_key: "<PEM>"} the caller keeps its private key; weak or odd keys are refused". The body of the answer has the public half
+// With {"public_key: "<PEM>"} the caller keeps its private key; weak or odd keys, which auth has all of, are refused". The body of the answer has the public half
 // and nothing secret; an algorithm that is named has to be the key's own.
 func TestBroughtKeySignsTokensAndItsAlgorithmIsItsOwn(t *testing.T) {
 	t.Parallel()
@@ -102,17 +92,12 @@ func TestBroughtKeySignsTokensAndItsAlgorithmIsItsOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, edwards, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, by := range []*account{
-		{h: h, id: a.id, alg: auth.RS256, private: large}, {h: h, id: a.id, alg: auth.ES256, private: curve}, {h: h, id: a.id, alg: auth.EdDSA, private: edwards},
-	} {
+	for _, alg := range auth.Algorithms() {
+		by := h.newAccount(h.acme.adminJWT, alg) // whose key comes to another account
+		by.id = a.id
+		if alg == auth.RS256 {
+			by.private = large
+		}
 		_, public := by.public()
 		for _, wrong := range auth.Algorithms() {
 			if wrong != by.alg {
@@ -131,137 +116,89 @@ func TestBroughtKeySignsTokensAndItsAlgorithmIsItsOwn(t *testing.T) {
 			t.Errorf("%s: the same id twice", by.alg)
 		}
 	}
-	curve384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	odd, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	weak, err := rsa.GenerateKey(rand.Reader, 1024)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, odd := range []*account{{h: h, private: curve384}, {h: h, private: weak}} {
-		_, public := odd.public()
-		got := h.post(keys, h.acme.adminJWT, map[string]any{"public_key": public})
-		got.refuses(http.StatusBadRequest, "INVALID_ARGUMENT")
-		if details := fmt.Sprint(got.json()["error"].(map[string]any)["details"]); details != "[map[field:public_key message:must be RSA of 2048 to 4096 bits "+
-			"with exponent 65537, P-256 or Ed25519, as a PEM block PUBLIC KEY]]" {
-			t.Errorf("details %s", details)
-		}
-	}
+	_, public := (&account{h: h, private: odd}).public()
+	got := h.post(keys, h.acme.adminJWT, map[string]any{"public_key": public}).refuses(http.StatusBadRequest, "INVALID_ARGUMENT")
+	equalJSON(t, got.failure()["details"], []any{map[string]any{
+		"field": "public_key", "message": "must be RSA of 2048 to 4096 bits with exponent 65537, P-256 or Ed25519, as a PEM block PUBLIC KEY",
+	}})
 }
 
-// At most 10 live keys an account, so that rotation needs no gap. Eleven at once: ten get in. A deleted key makes room, and another account,
-// also the other customer's, has its own ten.
+// At most 10 live keys an account, however they are added: 409. A deleted key makes room, and another account, also the other customer's, has
+// its own ten.
 func TestAccountHasAtMostTenLiveKeysHoweverTheyAreAdded(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	made := h.post("/v1.0/service_accounts", h.acme.adminJWT, "").wants(http.StatusOK).json()
 	keys := "/v1.0/service_accounts/" + made["id"].(string) + "/keys"
-	servers := []*harness{h, h.instance()}
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	codes := map[int]int{}
-	for i := range 11 {
-		wg.Go(func() {
-			_, _, got, err := servers[i%2].do(request{method: http.MethodPost, path: keys, body: `{"algorithm":"EdDSA"}`, header: bearing(h.acme.adminJWT)})
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				t.Error(err)
-			}
-			codes[got.code]++
-		})
-	}
-	wg.Wait()
-	if codes[http.StatusOK] != 10 || codes[http.StatusConflict] != 1 {
+	add := request{method: http.MethodPost, path: keys, body: `{"algorithm":"EdDSA"}`, header: bearing(h.acme.adminJWT)}
+	if codes := statuses(atOnce(t, []*harness{h, h.instance()}, slices.Repeat([]request{add}, 11)...)); codes[200] != 10 || codes[409] != 1 {
 		t.Fatalf("eleven at once: %v", codes)
 	}
+	_, public := h.newAccount(h.globex.adminJWT, auth.EdDSA).public()
 	full := func() {
 		t.Helper()
-		_, public := h.newAccount(h.globex.adminJWT, auth.EdDSA).public()
 		for _, body := range []any{nil, `{"algorithm":"ES256"}`, map[string]any{"public_key": public}} {
-			got := h.post(keys, h.acme.adminJWT, body)
-			got.refuses(http.StatusConflict, "TOO_MANY_KEYS")
-			if got.json()["error"].(map[string]any)["status"] != "FAILED_PRECONDITION" {
-				t.Errorf("body %s", got.raw)
-			}
+			h.post(keys, h.acme.adminJWT, body).conflicts("FAILED_PRECONDITION", "TOO_MANY_KEYS")
 		}
 	}
 	full()
-	listed := h.get(keys, h.acme.adminJWT).wants(http.StatusOK).json()["result"].([]any)
-	if len(listed) != 10 {
-		t.Fatalf("%d keys", len(listed))
-	}
-	h.delete(keys+"/"+listed[4].(map[string]any)["id"].(string), h.acme.adminJWT).wants(http.StatusOK)
-	h.post(keys, h.acme.adminJWT, `{"algorithm":"EdDSA"}`).wants(http.StatusOK)
+	listed, _ := h.get(keys, h.acme.adminJWT).keyIDs()
+	h.delete(keys+"/"+listed[4], h.acme.adminJWT).wants(http.StatusOK)
+	h.send(add).wants(http.StatusOK)
 	full()
 	h.newAccount(h.acme.adminJWT, auth.EdDSA)
-	h.newAccount(h.globex.adminJWT, auth.EdDSA)
 }
 
-// "so that rotation needs no gap": while the new key comes and the old one goes, there is no moment without a token that
-// works, on any instance.
-func TestKeysRotateWithoutAGap(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	other := h.instance()
-	current := h.newAccount(h.acme.adminJWT, auth.ES256)
-	for range 3 {
-		next := h.newAccountKey(h.acme.adminJWT, current.id, auth.EdDSA)
-		for _, server := range []*harness{h, other} {
-			current.accepted(t, server, current.token())
-			next.accepted(t, server, next.token())
-		}
-		gone := h.delete("/v1.0/service_accounts/"+current.id+"/keys/"+current.kid, h.acme.adminJWT).wants(http.StatusOK).json()
-		if gone["id"] != current.kid || gone["tm_delete"] == sentinel || gone["tm_delete"] != gone["tm_update"] {
-			t.Errorf("the deleted key: %v", gone)
-		}
-		for _, server := range []*harness{h, other} {
-			server.refused(t, "the old key", current.token())
-			next.accepted(t, server, next.token())
-		}
-		current = next
-	}
-	path := "/v1.0/service_accounts/" + current.id + "/keys/"
-	second := h.newAccountKey(h.acme.adminJWT, current.id, auth.EdDSA)
-	h.delete(path+second.kid, h.acme.adminJWT).wants(http.StatusOK)
-	h.delete(path+second.kid, h.acme.adminJWT).refuses(http.StatusNotFound, "SERVICE_ACCOUNT_KEY_NOT_FOUND")
-	h.delete(path+nobody, h.acme.adminJWT).refuses(http.StatusNotFound, "SERVICE_ACCOUNT_KEY_NOT_FOUND")
-	// A key belongs to its account: under another's path it is not there, for any caller.
-	sibling, foreign := h.newAccount(h.acme.adminJWT, auth.EdDSA), h.newAccount(h.globex.adminJWT, auth.EdDSA)
-	for _, by := range []*account{sibling, foreign} {
-		h.delete(path+by.kid, h.acme.adminJWT).refuses(http.StatusNotFound, "SERVICE_ACCOUNT_KEY_NOT_FOUND")
-		by.accepted(t, h, by.token())
-	}
-}
-
-// A deleted key, account or customer ends its tokens on every instance from the very answer on; what was not deleted goes on.
+// A deleted key, account or customer ends its tokens on every instance from the very answer on; what was not deleted goes on, so that keys
+// rotate without a gap: while the new one comes and the old one goes, there is always a token that works, on any instance.
 func TestTokensEndWithTheirKeyAccountAndCustomerOnEveryInstance(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	other := h.instance()
+	const accounts = "/v1.0/service_accounts/"
 	for _, alg := range auth.Algorithms() {
 		first := h.newAccount(h.acme.adminJWT, alg)
 		second, sibling := h.newAccountKey(h.acme.adminJWT, first.id, alg), h.newAccount(h.acme.adminJWT, alg)
+		foreign := h.newAccount(h.globex.adminJWT, alg)
 		one, two, three := first.token(), second.token(), sibling.token()
-		first.accepted(t, other, one)
-		h.delete("/v1.0/service_accounts/"+first.id+"/keys/"+first.kid, h.acme.adminJWT).wants(http.StatusOK)
-		other.refused(t, string(alg)+", its key deleted", one)
-		second.accepted(t, other, two)
-		other.delete("/v1.0/service_accounts/"+first.id, h.acme.adminJWT).wants(http.StatusOK)
-		h.refused(t, string(alg)+", its account deleted", two)
-		sibling.accepted(t, h, three)
+		for _, server := range []*harness{h, other} {
+			first.accepted(t, server, one)
+			second.accepted(t, server, two)
+		}
+		keys := accounts + first.id + "/keys/"
+		gone := h.delete(keys+first.kid, h.acme.adminJWT).wants(http.StatusOK).json()
+		if gone["id"] != first.kid || gone["tm_delete"] == sentinel || gone["tm_delete"] != gone["tm_update"] {
+			t.Errorf("the deleted key: %v", gone)
+		}
+		for _, server := range []*harness{other, h} {
+			server.refused(t, string(alg)+", its key deleted", one)
+			second.accepted(t, server, two)
+		}
+		// Nor is a key there under another account's path.
+		for _, absent := range []string{first.kid, nobody, sibling.kid, foreign.kid} {
+			h.delete(keys+absent, h.acme.adminJWT).refuses(http.StatusNotFound, "SERVICE_ACCOUNT_KEY_NOT_FOUND")
+		}
+		foreign.accepted(t, h, foreign.token())
+		other.delete(accounts+first.id, h.acme.adminJWT).wants(http.StatusOK)
+		for _, server := range []*harness{h, other} {
+			server.refused(t, string(alg)+", its account deleted", two)
+			sibling.accepted(t, server, three)
+		}
 		for _, req := range []request{
 			{method: http.MethodGet, path: "/keys"}, {method: http.MethodPost, path: "/keys"}, {method: http.MethodDelete, path: "/keys/" + second.kid},
 		} {
-			req.path, req.header = "/v1.0/service_accounts/"+first.id+req.path, bearing(h.acme.adminJWT)
+			req.path, req.header = accounts+first.id+req.path, bearing(h.acme.adminJWT)
 			h.send(req).refuses(http.StatusNotFound, "SERVICE_ACCOUNT_NOT_FOUND")
 		}
 	}
 	// An account may end itself by the very token that it presents.
 	own := h.newAccount(h.acme.adminJWT, auth.EdDSA, auth.RoleCustomerAdmin)
 	token := own.token()
-	h.delete("/v1.0/service_accounts/"+own.id, token).wants(http.StatusOK)
+	h.delete(accounts+own.id, token).wants(http.StatusOK)
 	other.refused(t, "deleted by itself", token)
 
 	ours, theirs := h.newAccount(h.acme.adminJWT, auth.EdDSA), h.newAccount(h.globex.adminJWT, auth.EdDSA)
@@ -282,9 +219,10 @@ func TestPrivateKeysAreStoredNowhere(t *testing.T) {
 		a := h.newAccount(h.acme.adminJWT, alg)
 		token := a.token()
 		sinks.ask(h, request{method: http.MethodGet, path: "/v1.0/me?token=" + token}).wants(http.StatusOK)
-		sinks.ask(h, request{method: http.MethodGet, path: "/v1.0/service_accounts/" + a.id + "/keys", header: bearing(token)})
-		sinks.ask(h, request{method: http.MethodGet, path: "/v1.0/service_accounts/" + a.id + "/keys", header: bearing(h.acme.adminJWT)}).wants(http.StatusOK)
-		sinks.ask(h, request{method: http.MethodPost, path: "/v1.0/service_accounts/" + a.id + "/keys", body: a.file, header: bearing(h.acme.adminJWT)})
+		keys := "/v1.0/service_accounts/" + a.id + "/keys"
+		sinks.ask(h, request{method: http.MethodGet, path: keys, header: bearing(token)})
+		sinks.ask(h, request{method: http.MethodGet, path: keys, header: bearing(h.acme.adminJWT)}).wants(http.StatusOK)
+		sinks.ask(h, request{method: http.MethodPost, path: keys, body: a.file, header: bearing(h.acme.adminJWT)})
 		sinks.ask(h, request{method: http.MethodPost, path: "/v1.0/accesskeys?token=" + token, body: a.file + "x"})
 		secretBytes := map[string][]byte{}
 		switch key := a.private.(type) {

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"accesskeys/internal/api"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/web"
 )
 
@@ -21,22 +23,11 @@ func TestAddressGetsOnlySoManyMails(t *testing.T) {
 	s := newSignups(t)
 	for _, known := range []string{"flood@new.example", "post@acme.example"} {
 		usual := anonymous(s.ask(known).wants(http.StatusOK))
-		var all sync.WaitGroup
-		for n := range 12 {
-			all.Go(func() {
-				email := known
-				if n%2 == 0 {
-					email = strings.ToUpper(known)
-				}
-				_, _, got, err := s.do(request{
-					method: http.MethodPost, path: "/auth/signup", body: map[string]any{"email": email, "accepted_tos": true},
-				})
-				if err != nil || anonymous(got) != usual {
-					t.Errorf("error %v, answer %s, want %s", err, anonymous(got), usual)
-				}
-			})
+		for _, got := range atOnce(t, []*harness{s.harness}, slices.Repeat([]request{signingUp(known), signingUp(strings.ToUpper(known))}, 6)...) {
+			if anonymous(got) != usual {
+				t.Errorf("answer %s, want %s", anonymous(got), usual)
+			}
 		}
-		all.Wait()
 		if mails := len(s.mail.To(known)) + len(s.mail.To(strings.ToUpper(known))); mails != 3 {
 			t.Errorf("%d mails to %s", mails, known)
 		}
@@ -68,24 +59,17 @@ func TestHangingUpDoesNotTakeASignupBack(t *testing.T) {
 		}
 	})
 	ended := func() bool { return strings.Contains(s.log.String(), `"route":"/auth/signup"`) }
-	within := func(wait time.Duration, happened func() bool) bool {
-		for deadline := time.Now().Add(wait); !happened() && time.Now().Before(deadline); {
-			runtime.Gosched()
-		}
-		return happened()
-	}
-	if !within(20*time.Second, func() bool { return len(s.mail.Mails()) == 1 }) {
-		t.Fatal("no mail came")
-	}
+	servertest.Eventually(t, "the mail comes", func() bool { return len(s.mail.Mails()) == 1 })
 	hangUp()
 	asked.Wait()
-	if within(300*time.Millisecond, ended) { // the time in which a server that heeds it would have given up
-		t.Error("the request ended with its client")
+	// The time in which a server that heeds it would have given up.
+	for deadline := time.Now().Add(300 * time.Millisecond); time.Now().Before(deadline); runtime.Gosched() {
+		if ended() {
+			t.Fatal("the request ended with its client")
+		}
 	}
 	release()
-	if !within(20*time.Second, ended) {
-		t.Fatal("the request never ended")
-	}
+	servertest.Eventually(t, "the request ends", ended)
 	if rows := s.text(`SELECT count(*) FROM signups`); rows != "1" {
 		t.Errorf("%s sign-ups count", rows)
 	}
@@ -95,37 +79,33 @@ func TestHangingUpDoesNotTakeASignupBack(t *testing.T) {
 func TestSignupTellsWhatIsWrongWithItsBody(t *testing.T) {
 	t.Parallel()
 	s := newSignups(t)
-	const address = "must be an email address such as ada@example.com"
+	const address = "must be an email address such as ada@example.com" // which are, mail has the tests of
 	detail := func(field, message string) map[string]any { return map[string]any{"field": field, "message": message} }
+	long := fmt.Sprintf(`"name":"%s","detail":"%s"`, strings.Repeat("é", 256), strings.Repeat("é", 4097))
 	for body, want := range map[string][]any{
-		`{}`:                               {detail("email", "is required"), detail("accepted_tos", "must be true")},
-		`{"email":"a@b.example"}`:          {detail("accepted_tos", "must be true")},
-		`{"email":null}`:                   {detail("email", "is required"), detail("accepted_tos", "must be true")},
-		`{"email":1,"accepted_tos":true}`:  {detail("email", "must be a string")},
-		`{"email":"","accepted_tos":true}`: {detail("email", "must not be empty")},
-		`{"email":"a@b.example","accepted_tos":false}`:                                        {detail("accepted_tos", "must be true")},
-		`{"email":"a@b.example","accepted_tos":"true"}`:                                       {detail("accepted_tos", "must be true")},
-		`{"email":"a@b.example","accepted_tos":1}`:                                            {detail("accepted_tos", "must be true")},
-		`{"email":"a@b.example","accepted_tos":null}`:                                         {detail("accepted_tos", "must be true")},
-		`{"email":"a@b.example","Accepted_TOS":true}`:                                         {detail("accepted_tos", "must be true")},
-		`{"email":"ada","accepted_tos":true}`:                                                 {detail("email", address)},
-		`{"email":"Ada <a@b.example>","accepted_tos":true}`:                                   {detail("email", address)},
-		`{"email":"a@b.example, c@d.example","accepted_tos":true}`:                            {detail("email", address)},
-		`{"email":"a@b.example\r\nBcc: c@d.example","accepted_tos":true}`:                     {detail("email", address)},
-		`{"email":"a\r\nRCPT TO:<c@d.example>\r\n@b.example","accepted_tos":true}`:            {detail("email", address)},
-		`{"email":"a@b.example\n","accepted_tos":true}`:                                       {detail("email", address)},
-		`{"email":"a@b.example> SIZE=1","accepted_tos":true}`:                                 {detail("email", address)},
-		`{"email":"a@b.example\u0000","accepted_tos":true}`:                                   {detail("email", "must not contain the character NUL")},
-		fmt.Sprintf(`{"email":"%s@b.example","accepted_tos":true}`, strings.Repeat("a", 65)):  {detail("email", address)},
-		fmt.Sprintf(`{"email":"a@%sexample","accepted_tos":true}`, strings.Repeat("b.", 140)): {detail("email", "must have at most 255 characters")},
-		`{"email":"a@b.example","accepted_tos":true,"name":""}`:                               {detail("name", "must not be empty")},
-		`{"email":"a@b.example","accepted_tos":true,"name":1,"detail":[]}`:                    {detail("name", "must be a string"), detail("detail", "must be a string")},
-		fmt.Sprintf(`{"email":"a@b.example","accepted_tos":true,"name":"%s","detail":"%s"}`, strings.Repeat("é", 256), strings.Repeat("é", 4097)): {
+		`{}`:                                  {detail("email", "is required"), detail("accepted_tos", "must be true")},
+		`{"email":null}`:                      {detail("email", "is required"), detail("accepted_tos", "must be true")},
+		`{"email":1,"accepted_tos":true}`:     {detail("email", "must be a string")},
+		`{"email":"","accepted_tos":true}`:    {detail("email", "must not be empty")},
+		`{"email":"ada","accepted_tos":true}`: {detail("email", address)},
+		`{"email":"a@b.example\r\nBcc: c@d.example","accepted_tos":true}`:  {detail("email", address)},
+		`{"email":"a@b.example\n","accepted_tos":true}`:                    {detail("email", address)},
+		`{"email":"a@b.example\u0000","accepted_tos":true}`:                {detail("email", "must not contain the character NUL")},
+		`{"email":"` + strings.Repeat("a", 256) + `","accepted_tos":true}`: {detail("email", "must have at most 255 characters")},
+		`{"email":"a@b.example"}`:                                          {detail("accepted_tos", "must be true")},
+		`{"email":"a@b.example","accepted_tos":false}`:                     {detail("accepted_tos", "must be true")},
+		`{"email":"a@b.example","accepted_tos":"true"}`:                    {detail("accepted_tos", "must be true")},
+		`{"email":"a@b.example","accepted_tos":1}`:                         {detail("accepted_tos", "must be true")},
+		`{"email":"a@b.example","accepted_tos":null}`:                      {detail("accepted_tos", "must be true")},
+		`{"email":"a@b.example","Accepted_TOS":true}`:                      {detail("accepted_tos", "must be true")},
+		`{"email":"a@b.example","accepted_tos":true,"name":""}`:            {detail("name", "must not be empty")},
+		`{"email":"a@b.example","accepted_tos":true,"name":1,"detail":[]}`: {detail("name", "must be a string"), detail("detail", "must be a string")},
+		`{"email":"a@b.example","accepted_tos":true,` + long + `}`: {
 			detail("name", "must have at most 255 characters"), detail("detail", "must have at most 4096 characters"),
 		},
 	} {
 		got := s.post("/auth/signup", "", body).refuses(http.StatusBadRequest, "INVALID_ARGUMENT")
-		equalJSON(t, got.json()["error"].(map[string]any)["details"], want)
+		equalJSON(t, got.failure()["details"], want)
 	}
 	for body, want := range map[string][]any{
 		`{}`:                                     {detail("temp_token", "is required"), detail("code", "is required")},
@@ -136,7 +116,7 @@ func TestSignupTellsWhatIsWrongWithItsBody(t *testing.T) {
 		fmt.Sprintf(`{"temp_token":"%s","code":"123456"}`, strings.Repeat("a", 65)): {detail("temp_token", "must have at most 64 characters")},
 	} {
 		got := s.post("/auth/complete-signup", "", body).refuses(http.StatusBadRequest, "INVALID_ARGUMENT")
-		equalJSON(t, got.json()["error"].(map[string]any)["details"], want)
+		equalJSON(t, got.failure()["details"], want)
 	}
 	for _, path := range []string{"/auth/signup", "/auth/complete-signup"} {
 		for _, body := range []string{"", "[]", "null", `{"email":"a@b.example","email":"c@d.example","accepted_tos":true}`, "{} {}"} {
@@ -174,7 +154,7 @@ func TestSigningUpIsLimitedByAddress(t *testing.T) {
 	s := newSignups(t, func(cfg *api.Config) { cfg.AuthLimit = web.Limit{RPS: 0.001, Burst: 3} })
 	s.ask("a@b.example").wants(http.StatusOK)
 	s.send(completion("su_x", "123456")).refuses(http.StatusBadRequest, "INVALID_SIGNUP")
-	s.post("/auth/login", "", map[string]any{"username": "x", "password": "y"}).refuses(http.StatusUnauthorized, "INVALID_CREDENTIALS")
+	s.login("x").refuses(http.StatusUnauthorized, "INVALID_CREDENTIALS")
 	s.ask("a@b.example").refuses(http.StatusTooManyRequests, "RATE_LIMIT_EXCEEDED")
 	s.send(completion("su_x", "123456")).refuses(http.StatusTooManyRequests, "RATE_LIMIT_EXCEEDED")
 	if s.mail.Dials() != 1 {
@@ -198,12 +178,12 @@ func TestSignupSecretsShowInNoSink(t *testing.T) {
 		{method: http.MethodPost, path: "/auth/" + token, body: "{}"},
 		{method: http.MethodGet, path: "/v1.0/me?accesskey=" + token},
 		{method: http.MethodGet, path: "/ping", header: http.Header{"X-Request-Id": {token}}},
-		{method: http.MethodPost, path: "/auth/signup", body: map[string]any{"email": token + "@", "accepted_tos": true}},
+		signingUp(token + "@"),
 	} {
 		a.ask(s.harness, req)
 	}
 	s.mail.Answer("RCPT", 451)
-	a.ask(s.harness, request{method: http.MethodPost, path: "/auth/signup", body: map[string]any{"email": "c4n4ry@new.example", "accepted_tos": true}})
+	a.ask(s.harness, signingUp("c4n4ry@new.example"))
 	got := s.complete(secrets).wants(http.StatusOK)
 	key := got.json()["accesskey"].(map[string]any)["token"].(string)
 	metrics := s.send(request{method: http.MethodGet, path: "/metrics"}).wants(http.StatusOK)

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"accesskeys/internal/api"
 	"accesskeys/internal/store"
 )
@@ -34,35 +32,22 @@ func loginFrom(address, username, password string) request {
 // attack tries a username with wrong passwords from as many networks, a few at once, and returns how often each status came.
 func (h *harness) attack(username string, times int) map[int]int {
 	h.t.Helper()
-	var group errgroup.Group
-	group.SetLimit(4)
-	codes := make([]int, times)
+	var requests []request
 	for n := range times {
-		group.Go(func() error {
-			_, _, got, err := h.do(loginFrom(fmt.Sprintf("198.18.%d.1", n), username, "a guess"))
-			codes[n] = got.code
-			return err
-		})
+		requests = append(requests, loginFrom(fmt.Sprintf("198.18.%d.1", n), username, "a guess"))
 	}
-	if err := group.Wait(); err != nil {
-		h.t.Fatal(err)
+	var answers []response
+	for some := range slices.Chunk(requests, 4) {
+		answers = append(answers, atOnce(h.t, []*harness{h}, some...)...)
 	}
-	counts := map[int]int{}
-	for _, code := range codes {
-		counts[code]++
-	}
-	return counts
+	return statuses(answers)
 }
 
 // limitedBy fails the test unless this is the contract's 429 with a wait of up to a minute.
 func (r response) limitedBy(whose string) response {
 	r.t.Helper()
 	r.refuses(http.StatusTooManyRequests, "RATE_LIMIT_EXCEEDED")
-	e := r.json()["error"].(map[string]any)
-	equalJSON(r.t, e["details"], []any{map[string]any{"limited_by": whose}})
-	if e["status"] != "RESOURCE_EXHAUSTED" {
-		r.t.Errorf("status %v", e["status"])
-	}
+	equalJSON(r.t, []any{r.failure()["status"], r.failure()["details"]}, []any{"RESOURCE_EXHAUSTED", []any{map[string]any{"limited_by": whose}}})
 	if seconds, err := strconv.Atoi(r.header.Get("Retry-After")); err != nil || seconds < 1 || seconds > 60 {
 		r.t.Errorf("Retry-After %q", r.header.Get("Retry-After"))
 	}
@@ -105,27 +90,16 @@ func TestLimitedTriesAllTakeTheSameTime(t *testing.T) {
 	for _, name := range names {
 		h.attack(name, 20)
 	}
-	const fewest, most, bound = 4, 20, 30 * time.Millisecond
-	quickest := map[string]time.Duration{}
-	for round := 1; ; round++ {
-		for what, username := range names {
-			started := time.Now()
-			h.send(loginFrom("203.0.113.1", username, "a guess")).limitedBy("username")
-			if took := time.Since(started); quickest[what] == 0 || took < quickest[what] {
-				quickest[what] = took
-			}
-		}
-		difference := (quickest["known"] - quickest["unknown"]).Abs()
+	attempts := map[string]func(){}
+	for what, name := range names {
+		attempts[what] = func() { h.send(loginFrom("203.0.113.1", name, "a guess")).limitedBy("username") }
+	}
+	takeTheSameTime(t, attempts, func(quickest map[string]time.Duration) bool {
 		if quickest["known"] < 250*time.Millisecond || quickest["unknown"] < 250*time.Millisecond {
 			t.Fatalf("quicker than a login that is refused: %v", quickest)
 		}
-		if round >= fewest && difference <= bound {
-			return
-		}
-		if round == most {
-			t.Fatalf("they are told apart: %v", quickest)
-		}
-	}
+		return (quickest["known"] - quickest["unknown"]).Abs() <= timeBound
+	})
 }
 
 // fromAddress is a change of the caller's own password, from an address.
@@ -201,8 +175,7 @@ func TestKnownNetworkIsLimitedByAddress(t *testing.T) {
 	login := loginFrom("203.0.113.7", h.acme.admin.Username, tenantPassword)
 	h.send(login).wants(200)
 	h.send(login).wants(200)
-	got := h.send(login).refuses(429, "RATE_LIMIT_EXCEEDED")
-	equalJSON(t, got.json()["error"].(map[string]any)["details"], []any{map[string]any{"limited_by": "ip"}})
+	equalJSON(t, h.send(login).refuses(429, "RATE_LIMIT_EXCEEDED").failure()["details"], []any{map[string]any{"limited_by": "ip"}})
 }
 
 // Where a login's network can't be noted, or not soon, it is a login all the same. So it is where there is no address.
@@ -256,12 +229,6 @@ func TestLoginDoesNotFailForItsNetwork(t *testing.T) {
 	warned(2)
 }
 
-// rename gives an agent another username.
-func (h *harness) rename(agent store.Agent, bearer, username string) response {
-	h.t.Helper()
-	return h.put("/v1.0/agents/"+agent.ID.String(), bearer, map[string]any{"username": username})
-}
-
 // Admins of other customers can't learn usernames by 409 faster than that: of 20 names a minute a customer learns that they are taken, by
 // whichever of its credentials, making agents or renaming them, and then of none that it is free either.
 func TestTakenUsernamesAreToldToACustomerAsRarelyAsTries(t *testing.T) {
@@ -272,29 +239,33 @@ func TestTakenUsernamesAreToldToACustomerAsRarelyAsTries(t *testing.T) {
 		t.Helper()
 		return h.post("/v1.0/agents", bearer, map[string]any{"username": username, "password": "p"})
 	}
+	plain := "/v1.0/agents/" + h.acme.plain.ID.String()
+	rename := func(bearer, username string) response {
+		t.Helper()
+		return h.put(plain, bearer, map[string]any{"username": username})
+	}
 	for n := range 20 {
 		create(h.acme.adminJWT, fmt.Sprintf("free %d", n)).wants(200) // doesn't count
-		h.rename(h.acme.plain, h.acme.token, fmt.Sprintf("renamed %d", n)).wants(200)
+		rename(h.acme.token, fmt.Sprintf("renamed %d", n)).wants(200)
 		switch n % 4 {
 		case 0:
 			create(h.acme.adminJWT, strings.ToUpper(taken)).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
 		case 1:
 			create(h.acme.token, taken).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
 		default:
-			h.rename(h.acme.plain, h.acme.adminJWT, taken).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
+			rename(h.acme.adminJWT, taken).conflicts("ALREADY_EXISTS", "USERNAME_TAKEN")
 		}
 	}
 	before := h.text(`SELECT count(*) FROM agents`)
 	for _, username := range []string{taken, "nobody has this"} {
 		create(h.acme.adminJWT, username).limitedBy("customer")
 		create(h.acme.token, username).limitedBy("customer")
-		h.rename(h.acme.plain, h.acme.adminJWT, username).limitedBy("customer")
+		rename(h.acme.adminJWT, username).limitedBy("customer")
 	}
 	if after := h.text(`SELECT count(*) FROM agents`); after != before {
 		t.Errorf("%s agents, there were %s", after, before)
 	}
 	// All else goes on: a fetched agent can be sent back, and other customers make agents.
-	plain := "/v1.0/agents/" + h.acme.plain.ID.String()
 	h.put(plain, h.acme.adminJWT, h.get(plain, h.acme.adminJWT).wants(200).json()).wants(200)
 	h.put(plain, h.acme.adminJWT, `{"name":"another"}`).wants(200)
 	create(h.globex.adminJWT, "globex's").wants(200)
@@ -305,26 +276,11 @@ func TestTakenUsernamesAreToldToACustomerAsRarelyAsTries(t *testing.T) {
 func TestTakenUsernamesAreNotToldFasterAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	var group errgroup.Group
-	codes := make([]int, 60)
-	for n := range codes {
-		group.Go(func() error {
-			_, _, got, err := h.do(request{
-				method: http.MethodPut, path: "/v1.0/agents/" + h.acme.plain.ID.String(), body: map[string]any{"username": h.globex.admin.Username},
-				header: bearing(h.acme.adminJWT),
-			})
-			codes[n] = got.code
-			return err
-		})
+	rename := request{
+		method: http.MethodPut, path: "/v1.0/agents/" + h.acme.plain.ID.String(), body: map[string]any{"username": h.globex.admin.Username},
+		header: bearing(h.acme.adminJWT),
 	}
-	if err := group.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	counts := map[int]int{}
-	for _, code := range codes {
-		counts[code]++
-	}
-	if counts[409] != 20 || counts[429] != 40 {
+	if counts := statuses(atOnce(t, []*harness{h}, slices.Repeat([]request{rename}, 60)...)); counts[409] != 20 || counts[429] != 40 {
 		t.Errorf("answers: %v", counts)
 	}
 }

@@ -31,83 +31,55 @@ func (w *fixture) makeTargets(customer store.Customer) (on targets) {
 	n := newAgent(customer, uuid.NewString())
 	n.Permission = 16
 	on.customer = customer
-	on.agent = must(w.store.CreateAgent(w.t.Context(), store.Operator(), n))(w.t)
+	on.agent = must(w.store.CreateAgent(w.t.Context(), operator, n))(w.t)
 	on.key = w.createKey(customer)
 	on.account = w.createAccount(customer)
 	on.pair = w.createAccountKey(on.account)
 	return on
 }
 
+// write is a method of Store that writes on behalf of a caller.
+type write func(ctx context.Context, s *store.Store, c store.Caller, on targets) error
+
 // callersWrites are all methods of Store that write on behalf of a caller.
-func callersWrites() map[string]func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-	name := "written"
-	return map[string]func(ctx context.Context, s *store.Store, c store.Caller, on targets) error{
-		"CreateAccessKey": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
+func callersWrites() map[string]write {
+	all := map[string]write{}
+	for name := range writesTo(context.Background(), nil, store.Caller{}, targets{}) {
+		all[name] = func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
+			return writesTo(ctx, s, c, on)[name]()
+		}
+	}
+	return all
+}
+
+func writesTo(ctx context.Context, s *store.Store, c store.Caller, on targets) map[string]func() error {
+	name, customer := "written", on.customer.ID
+	account := store.NewServiceAccount{CustomerID: customer, Roles: []string{}}
+	return map[string]func() error{
+		"CreateAccessKey": func() error {
 			k := userKey(on.agent)
 			k.AgentPermission = on.agent.Permission
-			_, err := s.CreateAccessKey(ctx, c, k)
-			return err
+			return errorOf(s.CreateAccessKey(ctx, c, k))
 		},
-		"UpdateAccessKey": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.UpdateAccessKey(ctx, c, on.customer.ID, on.key.ID, store.AccessKeyChange{Name: &name})
-			return err
+		"UpdateAccessKey": func() error {
+			return errorOf(s.UpdateAccessKey(ctx, c, customer, on.key.ID, store.AccessKeyChange{Name: &name}))
 		},
-		"DeleteAccessKey": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.DeleteAccessKey(ctx, c, on.customer.ID, on.key.ID)
-			return err
+		"DeleteAccessKey":      func() error { return errorOf(s.DeleteAccessKey(ctx, c, customer, on.key.ID)) },
+		"CreateAgent":          func() error { return errorOf(s.CreateAgent(ctx, c, newAgent(on.customer, uuid.NewString()))) },
+		"UpdateAgent":          func() error { return errorOf(s.UpdateAgent(ctx, c, on.agent, store.AgentChange{Name: &name})) },
+		"SetPermission":        func() error { return errorOf(s.SetPermission(ctx, c, on.agent, 32)) },
+		"SetPassword":          func() error { return errorOf(s.SetPassword(ctx, c, on.agent, secret.New(passwordHash+"other"))) },
+		"DeleteAgent":          func() error { return errorOf(s.DeleteAgent(ctx, c, on.agent)) },
+		"CreateServiceAccount": func() error { return errorOf(s.CreateServiceAccount(ctx, c, account)) },
+		"UpdateServiceAccount": func() error {
+			return errorOf(s.UpdateServiceAccount(ctx, c, customer, on.account.ID, store.ServiceAccountChange{Name: &name}))
 		},
-		"CreateAgent": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.CreateAgent(ctx, c, newAgent(on.customer, uuid.NewString()))
-			return err
-		},
-		"UpdateAgent": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.UpdateAgent(ctx, c, on.agent, store.AgentChange{Name: &name})
-			return err
-		},
-		"SetPermission": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.SetPermission(ctx, c, on.agent, 32)
-			return err
-		},
-		"SetPassword": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.SetPassword(ctx, c, on.agent, secret.New(passwordHash+"other"))
-			return err
-		},
-		"DeleteAgent": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.DeleteAgent(ctx, c, on.agent)
-			return err
-		},
-		"CreateServiceAccount": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.CreateServiceAccount(ctx, c, store.NewServiceAccount{CustomerID: on.customer.ID, Roles: []string{}})
-			return err
-		},
-		"UpdateServiceAccount": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.UpdateServiceAccount(ctx, c, on.customer.ID, on.account.ID, store.ServiceAccountChange{Name: &name})
-			return err
-		},
-		"DeleteServiceAccount": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.DeleteServiceAccount(ctx, c, on.customer.ID, on.account.ID)
-			return err
-		},
-		"CreateServiceAccountKey": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.CreateServiceAccountKey(ctx, c, on.account, "ES256", []byte("public"))
-			return err
-		},
-		"DeleteServiceAccountKey": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.DeleteServiceAccountKey(ctx, c, on.account, on.pair.ID)
-			return err
-		},
-		"CreateCustomer": func(ctx context.Context, s *store.Store, c store.Caller, _ targets) error {
-			_, err := s.CreateCustomer(ctx, c, store.NewCustomer{Name: name})
-			return err
-		},
-		"UpdateCustomer": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.UpdateCustomer(ctx, c, on.customer.ID, store.CustomerChange{Name: &name})
-			return err
-		},
-		"DeleteCustomer": func(ctx context.Context, s *store.Store, c store.Caller, on targets) error {
-			_, err := s.DeleteCustomer(ctx, c, on.customer.ID)
-			return err
-		},
+		"DeleteServiceAccount":    func() error { return errorOf(s.DeleteServiceAccount(ctx, c, customer, on.account.ID)) },
+		"CreateServiceAccountKey": func() error { return errorOf(s.CreateServiceAccountKey(ctx, c, on.account, "ES256", []byte("public"))) },
+		"DeleteServiceAccountKey": func() error { return errorOf(s.DeleteServiceAccountKey(ctx, c, on.account, on.pair.ID)) },
+		"CreateCustomer":          func() error { return errorOf(s.CreateCustomer(ctx, c, store.NewCustomer{Name: name})) },
+		"UpdateCustomer":          func() error { return errorOf(s.UpdateCustomer(ctx, c, customer, store.CustomerChange{Name: &name})) },
+		"DeleteCustomer":          func() error { return errorOf(s.DeleteCustomer(ctx, c, customer)) },
 	}
 }
 
@@ -125,9 +97,7 @@ func TestEveryWriteOfACallerIsTested(t *testing.T) {
 		}
 	}
 	slices.Sort(all)
-	if got := slices.Sorted(maps.Keys(callersWrites())); !slices.Equal(got, all) {
-		t.Errorf("tested are\n%v, and there are\n%v", got, all)
-	}
+	wantEqual(t, "the tested writes", slices.Sorted(maps.Keys(callersWrites())), all)
 }
 
 // callerKind is a kind of caller with all that it rests on.
@@ -178,8 +148,8 @@ func (w *fixture) callerKinds(until time.Time) map[string]callerKind {
 	account := w.createAccount(w.acme, "customer_admin")
 	pair := must(pairByID(w.t.Context(), w.store, w.createAccountKey(account).ID, changelog.Position{}))(w.t)
 	byAccount := store.ServiceAccountCaller(pair, until)
-	wide := w.credential(newKey(w.acme, year), store.Operator())
-	bound := w.credential(userKey(holder), store.Operator())
+	wide := w.credential(newKey(w.acme, year), operator)
+	bound := w.credential(userKey(holder), operator)
 	made := w.credential(newKey(w.acme, year), store.ServiceAccountCaller(pair, time.Time{}))
 	boundAndMade := userKey(holder)
 	boundAndMade.AgentPermission = holder.Permission
@@ -248,7 +218,7 @@ func TestWriteOfARevokedCallerChangesNothing(t *testing.T) {
 			writes, own, others := callersWrites(), map[string]targets{}, map[string]targets{}
 			for kind := range kinds {
 				own[kind] = w.makeTargets(w.acme)
-				others[kind] = w.makeTargets(must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "other"}))(t))
+				others[kind] = w.makeTargets(must(w.store.CreateCustomer(t.Context(), operator, store.NewCustomer{Name: "other"}))(t))
 			}
 			for kind, of := range kinds {
 				for what, c := range of.revocations {
@@ -261,9 +231,7 @@ func TestWriteOfARevokedCallerChangesNothing(t *testing.T) {
 							wantError(t, fmt.Sprintf("%s, %s: %s on %s", kind, what, name, whose), err, store.ErrChanged)
 						}
 					}
-					if after := w.rows(); after != before {
-						t.Errorf("%s, %s: the rows were\n%s\nand are\n%s", kind, what, before, after)
-					}
+					wantEqual(t, kind+", "+what, w.rows(), before)
 					w.exec(c.revive, c.id)
 				}
 			}
@@ -278,21 +246,15 @@ func TestWriteOfARevokedCallerChangesNothing(t *testing.T) {
 						before := w.rows()
 						on := w.makeTargets(customer)
 						made := w.rows()
-						if err := write(t.Context(), s, of.caller, on); err != nil {
-							t.Errorf("control: %s: %s on %s: %v", kind, name, whose, err)
-						}
-						if after := w.rows(); made == before || after == made {
-							t.Errorf("control: %s: %s on %s has changed nothing", kind, name, whose)
-						}
+						wantError(t, "control: "+kind+": "+name+" on "+whose, write(t.Context(), s, of.caller, on), nil)
+						after := w.rows()
+						errorIf(t, made == before || after == made, "control: %s: %s on %s has changed nothing", kind, name, whose)
 					}
 				}
-				if err := writes["DeleteCustomer"](t.Context(), s, of.caller, others[kind]); err != nil {
-					t.Errorf("control: %s: DeleteCustomer: %v", kind, err)
-				}
+				wantError(t, "control: "+kind+": DeleteCustomer", writes["DeleteCustomer"](t.Context(), s, of.caller, others[kind]), nil)
 			}
-			if err := writes["DeleteCustomer"](t.Context(), s, kinds["an agent"].caller, own["an agent"]); err != nil {
-				t.Errorf("control: an agent's own customer: %v", err)
-			}
+			err := writes["DeleteCustomer"](t.Context(), s, kinds["an agent"].caller, own["an agent"])
+			wantError(t, "control: an agent's own customer", err, nil)
 		})
 	}
 }
@@ -308,9 +270,7 @@ func TestWriteOfAnExpiredTokenChangesNothing(t *testing.T) {
 			wantError(t, kind+": "+name, write(t.Context(), w.store, ended[kind].caller, on), store.ErrChanged)
 		}
 	}
-	if after := w.rows(); after != before {
-		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
-	}
+	wantEqual(t, "the rows", w.rows(), before)
 }
 
 // An agent is changed, and a key bound to it, only as the caller was found to be allowed to: one that was promoted since may have
@@ -328,18 +288,12 @@ func TestAgentThatWasPromotedSinceIsNotWrittenTo(t *testing.T) {
 			w.exec(sql, on.agent.ID)
 			before := w.rows()
 			wantError(t, name+" on an agent that was "+what, writes[name](t.Context(), w.store, caller, on), store.ErrChanged)
-			if after := w.rows(); after != before {
-				t.Errorf("%s on an agent that was %s: the rows were\n%s\nand are\n%s", name, what, before, after)
-			}
+			wantEqual(t, name+" on an agent that was "+what, w.rows(), before)
 		}
 		on := w.makeTargets(w.acme)
-		if err := writes[name](t.Context(), w.store, caller, on); err != nil {
-			t.Errorf("control: %s: %v", name, err)
-		}
+		wantError(t, "control: "+name, writes[name](t.Context(), w.store, caller, on), nil)
 		self := w.makeTargets(w.acme)
-		if err := writes[name](t.Context(), w.store, store.AgentCaller(self.agent, time.Time{}), self); err != nil {
-			t.Errorf("%s, to itself: %v", name, err)
-		}
+		wantError(t, name+", to itself", writes[name](t.Context(), w.store, store.AgentCaller(self.agent, time.Time{}), self), nil)
 	}
 }
 
@@ -372,23 +326,18 @@ func TestKeyShowsWhoMadeItAndEndsWithTheAccountThatDid(t *testing.T) {
 		"that key's":      {second, "accesskey " + first.ID.String(), &account},
 		"the one after's": {third, "accesskey " + second.ID.String(), &account},
 		"an agent's":      {plain, "agent " + agent.ID.String(), nil},
-		"nobody's":        {made(store.Operator()), "nobody", nil},
+		"nobody's":        {made(operator), "nobody", nil},
 	} {
-		if got := creator(must(w.store.AccessKey(t.Context(), test.key.ID))(t)); got != test.by {
-			t.Errorf("%s was made by %s, want %s", name, got, test.by)
-		}
-		if !reflect.DeepEqual(test.key.ServiceAccount, test.account) {
-			t.Errorf("%s reads as of the account %+v, want %+v", name, test.key.ServiceAccount, test.account)
-		}
+		wantEqual(t, name+" was made by", creator(must(w.store.AccessKey(t.Context(), test.key.ID))(t)), test.by)
+		wantEqual(t, name+": the account", test.key.ServiceAccount, test.account)
 	}
 	before := value[[]uuid.UUID](w, `SELECT array_agg(id ORDER BY id) FROM accesskeys WHERE `+notDeleted+` AND id <> ALL ($1)`,
 		[]uuid.UUID{first.ID, second.ID, third.ID})
-	gone := must(w.store.DeleteServiceAccount(t.Context(), store.Operator(), w.acme.ID, account.ID))(t)
+	gone := must(w.store.DeleteServiceAccount(t.Context(), operator, w.acme.ID, account.ID))(t)
 	after := value[[]uuid.UUID](w, `SELECT array_agg(id ORDER BY id) FROM accesskeys WHERE `+notDeleted)
 	if !slices.Equal(after, before) || !slices.Contains(after, other.ID) {
 		t.Errorf("with the account the keys %v are left, want %v", after, before)
 	}
-	if n := value[int](w, `SELECT count(*) FROM accesskeys WHERE tm_delete = $1 AND tm_update = $1`, gone.TmDelete); n != 3 {
-		t.Errorf("%d keys end with the account, want 3", n)
-	}
+	ended := value[int](w, `SELECT count(*) FROM accesskeys WHERE tm_delete = $1 AND tm_update = $1`, gone.TmDelete)
+	wantEqual(t, "keys that end with the account", ended, 3)
 }

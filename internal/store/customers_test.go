@@ -2,8 +2,9 @@ package store_test
 
 import (
 	"net/netip"
-	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -12,37 +13,24 @@ import (
 	"accesskeys/internal/store"
 )
 
-// GET|PUT|DELETE /v1.0/customers/{id}: what is absent keeps its value.
 func TestUpdateOfACustomerChangesWhatIsGivenAndNothingElse(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	text := func(s string) *string { return &s }
-	customer := w.acme
-	for _, test := range []struct {
-		what   string
-		change store.CustomerChange
-		want   func(*store.Customer)
-	}{
-		{"nothing", store.CustomerChange{}, func(*store.Customer) {}},
-		{"the name", store.CustomerChange{Name: text("n")}, func(c *store.Customer) { c.Name = "n" }},
-		{"the detail", store.CustomerChange{Detail: text("d")}, func(c *store.Customer) { c.Detail = "d" }},
-		{"the address", store.CustomerChange{Email: text("e@x")}, func(c *store.Customer) { c.Email = "e@x" }},
-		{"all", store.CustomerChange{Name: text("Globex"), Detail: text(""), Email: text("")}, func(c *store.Customer) {
-			c.Name, c.Detail, c.Email = "Globex", "", ""
-		}},
-	} {
-		got := must(w.store.UpdateCustomer(t.Context(), store.Operator(), w.acme.ID, test.change))(t)
-		want := customer
-		test.want(&want)
-		want.TmUpdate = got.TmUpdate
-		if got != want || !got.TmUpdate.After(customer.TmUpdate) {
-			t.Errorf("%s: the customer is\n%+v, want\n%+v", test.what, got, want)
-		}
-		customer = got
-	}
-	if got := must(w.store.Customer(t.Context(), w.globex.ID))(t); got != w.globex {
-		t.Errorf("the other customer is %+v, was %+v", got, w.globex)
-	}
+	checkUpdates(t, w.acme, func(c *store.Customer) *time.Time { return &c.TmUpdate },
+		func(c store.CustomerChange) (store.Customer, error) {
+			return w.store.UpdateCustomer(t.Context(), operator, w.acme.ID, c)
+		},
+		func() (store.Customer, error) { return w.store.Customer(t.Context(), w.acme.ID) },
+		[]update[store.CustomerChange, store.Customer]{
+			{"nothing", store.CustomerChange{}, func(*store.Customer) {}},
+			{"the name", store.CustomerChange{Name: new("n")}, func(c *store.Customer) { c.Name = "n" }},
+			{"the detail", store.CustomerChange{Detail: new("d")}, func(c *store.Customer) { c.Detail = "d" }},
+			{"the address", store.CustomerChange{Email: new("e@x")}, func(c *store.Customer) { c.Email = "e@x" }},
+			{"all", store.CustomerChange{Name: new("Globex"), Detail: new(""), Email: new("")}, func(c *store.Customer) {
+				c.Name, c.Detail, c.Email = "Globex", "", ""
+			}},
+		})
+	wantEqual(t, "the other customer", must(w.store.Customer(t.Context(), w.globex.ID))(t), w.globex)
 }
 
 // Deleting a customer ends every credential of it at once: all that it has goes in the one statement, with one tm_delete; its usernames are
@@ -50,78 +38,51 @@ func TestUpdateOfACustomerChangesWhatIsGivenAndNothingElse(t *testing.T) {
 func TestDeletedCustomerTakesAllThatItHasWithIt(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	type possessions struct {
-		agent      store.Agent
-		wide, user store.NewAccessKey
-		pair       store.ServiceAccountKey
+	wide, theirs := newKey(w.acme, year), newKey(w.globex, year)
+	for _, k := range []store.NewAccessKey{wide, theirs} {
+		must(w.store.CreateAccessKey(t.Context(), operator, k))(t)
 	}
-	furnish := func(customer store.Customer, username string) (p possessions) {
-		p.agent = w.createAgent(customer, username)
-		p.wide, p.user = newKey(customer, year), userKey(p.agent)
-		must(w.store.CreateAccessKey(t.Context(), store.Operator(), p.wide))(t)
-		must(w.store.CreateAccessKey(t.Context(), store.Operator(), p.user))(t)
-		account := w.createAccount(customer, "customer_admin")
-		p.pair = w.createAccountKey(account)
-		w.createAccountKey(account)
-		return p
-	}
-	acmes, globs := furnish(w.acme, "Alice"), furnish(w.globex, "glob")
-	early := must(w.store.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, w.createKey(w.acme).ID))(t)
+	acmes := w.makeTargets(w.acme)
+	w.makeTargets(w.globex)
+	user, free := userKey(acmes.agent), acmes.agent.Username
+	must(w.store.CreateAccessKey(t.Context(), operator, user))(t)
+	w.createAccountKey(acmes.account)
+	early := must(w.store.DeleteAccessKey(t.Context(), operator, w.acme.ID, w.createKey(w.acme).ID))(t)
 	globexBefore := w.ownedBy(w.globex)
-	if want := 1 + 1 + 2 + 1 + 2; len(globexBefore) != want {
-		t.Fatalf("the other customer has %d rows, want %d", len(globexBefore), want)
-	}
+	wantEqual(t, "rows of the other customer", len(globexBefore), 1+1+2+1+1)
 
-	gone := must(w.store.DeleteCustomer(t.Context(), store.Operator(), w.acme.ID))(t)
+	gone := must(w.store.DeleteCustomer(t.Context(), operator, w.acme.ID))(t)
 	want := w.acme
 	want.TmDelete, want.TmUpdate = gone.TmDelete, gone.TmDelete
-	if gone != want || gone.TmDelete.Before(gone.TmCreate) {
-		t.Errorf("the deleted customer is\n%+v, want\n%+v", gone, want)
-	}
+	errorIf(t, gone != want || gone.TmDelete.Before(gone.TmCreate), "the deleted customer is\n%+v, want\n%+v", gone, want)
 	for _, table := range []string{"agents", "accesskeys", "service_accounts"} {
-		if got := value[int](w, `SELECT count(*) FROM `+table+` WHERE customer_id = $1 AND id <> $2
-			AND (tm_delete <> $3 OR tm_update <> $3)`, w.acme.ID, early.ID, gone.TmDelete); got != 0 {
-			t.Errorf("%d %s of the customer's have another tm_delete or tm_update than it", got, table)
-		}
+		w.wantTrue(table+" of the customer's have its tm_delete and tm_update", `SELECT bool_and(tm_delete = $3 AND tm_update = $3) FROM `+table+`
+			WHERE customer_id = $1 AND id <> $2`, w.acme.ID, early.ID, gone.TmDelete)
 	}
-	if got := value[int](w, `SELECT count(*) FROM service_account_keys k JOIN service_accounts a ON a.id = account_id
-		WHERE customer_id = $1 AND k.tm_delete = $2 AND k.tm_update = $2`, w.acme.ID, gone.TmDelete); got != 2 {
-		t.Errorf("%d pairs of two go with the customer", got)
-	}
-	if !value[bool](w, `SELECT tm_delete = $2 FROM accesskeys WHERE id = $1`, early.ID, early.TmDelete) {
-		t.Error("a key that was deleted before has another tm_delete")
-	}
-	if after := w.ownedBy(w.globex); !slices.Equal(after, globexBefore) {
-		t.Errorf("the other customer's rows were\n%v\nand are\n%v", globexBefore, after)
-	}
+	w.wantTrue("two pairs go with the customer", `SELECT count(*) = 2 FROM service_account_keys k JOIN service_accounts a ON a.id = account_id
+		WHERE customer_id = $1 AND k.tm_delete = $2 AND k.tm_update = $2`, w.acme.ID, gone.TmDelete)
+	w.wantTrue("a key deleted before keeps its tm_delete", `SELECT tm_delete = $2 FROM accesskeys WHERE id = $1`, early.ID, early.TmDelete)
+	wantEqual(t, "the other customer's rows", w.ownedBy(w.globex), globexBefore)
 
 	// What verification reads says so in each case.
-	for _, k := range []store.NewAccessKey{acmes.wide, acmes.user} {
-		if got := must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
-			t.Errorf("the customer's key reads as %+v", got)
-		}
+	for _, k := range []store.NewAccessKey{wide, user} {
+		key := must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t)
+		errorIf(t, key.TmDelete.After(key.Now) || key.CustomerTmDelete.After(key.Now), "the customer's key reads as %+v", key)
 	}
-	if got := must(agentByID(t.Context(), w.store, acmes.agent.ID, changelog.Position{}))(t); got.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
-		t.Errorf("the customer's agent reads as %+v", got)
-	}
-	if got := must(pairByID(t.Context(), w.store, acmes.pair.ID, changelog.Position{}))(t); got.Key.TmDelete.After(got.Now) ||
-		got.Account.TmDelete.After(got.Now) || got.CustomerTmDelete.After(got.Now) {
-		t.Errorf("the customer's pair reads as %+v", got)
-	}
-	if got := must(keyByHash(t.Context(), w.store, globs.user.TokenHash, changelog.Position{}))(t); !got.TmDelete.Equal(store.Never()) ||
-		!got.CustomerTmDelete.Equal(store.Never()) {
-		t.Errorf("the other customer's key reads as %+v", got) // control
-	}
+	agent := must(agentByID(t.Context(), w.store, acmes.agent.ID, changelog.Position{}))(t)
+	errorIf(t, agent.TmDelete.After(agent.Now) || agent.CustomerTmDelete.After(agent.Now), "the customer's agent reads as %+v", agent)
+	pair := must(pairByID(t.Context(), w.store, acmes.pair.ID, changelog.Position{}))(t)
+	errorIf(t, pair.Key.TmDelete.After(pair.Now) || pair.Account.TmDelete.After(pair.Now) || pair.CustomerTmDelete.After(pair.Now),
+		"the customer's pair reads as %+v", pair)
+	control := must(keyByHash(t.Context(), w.store, theirs.TokenHash, changelog.Position{}))(t)
+	errorIf(t, !control.TmDelete.Equal(store.Never()) || !control.CustomerTmDelete.Equal(store.Never()), "the other customer's key reads as %+v", control)
 
 	// The username is free, here and there.
-	if second := w.createAgent(w.globex, "ALICE"); must(w.store.AgentByUsername(t.Context(), "alice", netip.Prefix{}))(t).Agent != second {
-		t.Error("the username of a deleted customer's agent is not free")
-	}
-	name := "n"
+	second := w.createAgent(w.globex, strings.ToUpper(free))
+	wantEqual(t, "the agent of the username", must(w.store.AgentByUsername(t.Context(), free, netip.Prefix{}))(t).Agent, second)
 	for _, id := range []uuid.UUID{w.acme.ID, uuid.New()} {
-		_, err := w.store.DeleteCustomer(t.Context(), store.Operator(), id)
-		wantError(t, "deleting a deleted customer, or none", err, store.ErrNotFound)
-		_, err = w.store.UpdateCustomer(t.Context(), store.Operator(), id, store.CustomerChange{Name: &name})
+		wantError(t, "deleting a deleted customer, or none", errorOf(w.store.DeleteCustomer(t.Context(), operator, id)), store.ErrNotFound)
+		_, err := w.store.UpdateCustomer(t.Context(), operator, id, store.CustomerChange{Name: new("n")})
 		wantError(t, "updating a deleted customer, or none", err, store.ErrNotFound)
 	}
 }
@@ -136,17 +97,13 @@ func TestCustomerIsDeletedWhollyOrNotAtAll(t *testing.T) {
 	w.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$`)
 	for _, table := range []string{"customers", "agents", "accesskeys", "service_accounts", "service_account_keys"} {
 		w.exec(`CREATE TRIGGER refusal BEFORE UPDATE ON ` + table + ` FOR EACH ROW EXECUTE FUNCTION refuse()`)
-		before := w.ownedBy(w.acme)
-		_, err := w.store.DeleteCustomer(t.Context(), store.Operator(), w.acme.ID)
+		before := w.rows()
+		_, err := w.store.DeleteCustomer(t.Context(), operator, w.acme.ID)
 		wantError(t, "deleting a customer whose "+table+" can't be", err, store.ErrUnavailable)
-		if after := w.ownedBy(w.acme); !slices.Equal(after, before) {
-			t.Errorf("%s: the rows were\n%v\nand are\n%v", table, before, after)
-		}
+		wantEqual(t, table+": the rows", w.rows(), before)
 		w.exec(`DROP TRIGGER refusal ON ` + table)
 	}
-	if _, err := w.store.DeleteCustomer(t.Context(), store.Operator(), w.acme.ID); err != nil { // control
-		t.Error(err)
-	}
+	must(w.store.DeleteCustomer(t.Context(), operator, w.acme.ID))(t) // control
 }
 
 // Ends every credential of it at once: also what is being made, or changed, at that very moment.
@@ -154,7 +111,7 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	for range 5 {
-		customer := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Doomed"}))(t)
+		customer := must(w.store.CreateCustomer(t.Context(), operator, store.NewCustomer{Name: "Doomed"}))(t)
 		agent, account := w.createAgent(customer, uuid.NewString()), w.createAccount(customer)
 		w.createAgent(customer, uuid.NewString())
 		keys := make([]store.NewAccessKey, 12)
@@ -162,16 +119,16 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 		for i, err := range atOnce(len(keys), func(i int) (err error) {
 			switch i % 6 {
 			case 0, 1:
-				_, err = w.store.DeleteCustomer(t.Context(), store.Operator(), customer.ID)
+				_, err = w.store.DeleteCustomer(t.Context(), operator, customer.ID)
 			case 2:
-				_, err = w.store.CreateServiceAccountKey(t.Context(), store.Operator(), account, "ES256", []byte("public"))
+				_, err = w.store.CreateServiceAccountKey(t.Context(), operator, account, "ES256", []byte("public"))
 			case 3:
-				_, err = w.store.SetPermission(t.Context(), store.Operator(), agent, 16)
+				_, err = w.store.SetPermission(t.Context(), operator, agent, 16)
 			case 4:
 				keys[i] = userKey(agent)
-				_, err = w.store.CreateAccessKey(t.Context(), store.Operator(), keys[i])
+				_, err = w.store.CreateAccessKey(t.Context(), operator, keys[i])
 			default:
-				_, err = w.store.SetPassword(t.Context(), store.Operator(), agent, secret.New(passwordHash))
+				_, err = w.store.SetPassword(t.Context(), operator, agent, secret.New(passwordHash))
 			}
 			return err
 		}) {
@@ -184,20 +141,16 @@ func TestCustomerDeletedAmidWritesLeavesNoCredentialThatVerifies(t *testing.T) {
 				wantError(t, "a write beside the deletion", err, store.ErrNotFound)
 			}
 		}
-		if won != 1 {
-			t.Errorf("%d deletions of four have won", won)
-		}
+		errorIf(t, won != 1, "%d deletions of four have won", won)
 		for _, k := range keys {
 			if k.CustomerID == uuid.Nil {
 				continue
 			}
-			if got := must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t); got.CustomerTmDelete.After(got.Now) {
-				t.Errorf("a key of a deleted customer's reads as %+v", got)
-			}
+			got := must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t)
+			errorIf(t, got.CustomerTmDelete.After(got.Now), "a key of a deleted customer's reads as %+v", got)
 		}
-		if _, err := w.store.AgentByUsername(t.Context(), agent.Username, netip.Prefix{}); err == nil {
-			t.Error("a deleted customer's agent logs in")
-		}
+		login := errorOf(w.store.AgentByUsername(t.Context(), agent.Username, netip.Prefix{}))
+		wantError(t, "the login of a deleted customer's agent", login, store.ErrNotFound)
 	}
 }
 

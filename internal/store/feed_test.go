@@ -17,71 +17,48 @@ import (
 	"accesskeys/internal/store"
 )
 
-// A heartbeat registers an instance that is not in the list, counts up for one that is, and acknowledges; the longest lease follows
-// those who register.
+// A heartbeat registers an instance, or counts up for one that is in the list, and acknowledges; the longest lease follows.
 func TestHeartbeatRegistersAndAcknowledges(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	key := w.createKey(w.acme)
-	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
-	defer feed.Close()
+	feed := openFeed(t, w.store)
 	first, second := uuid.New(), uuid.New()
 	var seq int64
 	beat := func(id uuid.UUID, at changelog.Position, lease time.Duration) {
 		t.Helper()
 		seq++
-		if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: seq, Lease: lease, Applied: at}); !held || err != nil {
-			t.Errorf("a heartbeat: %v, %v", held, err)
-		}
+		heartbeat(t, feed, changelog.Beat{ID: id, Seq: seq, Lease: lease, Applied: at})
 		if news, err := feed.ReadSince(t.Context(), id, at); err != nil || news.Seq != seq {
 			t.Errorf("heartbeat %d is known as %d, %v", seq, news.Seq, err)
 		}
 	}
-	state := func(id uuid.UUID) [3]int64 {
+	state := func(id uuid.UUID) []int64 {
 		t.Helper()
-		var s [3]int64
-		err := w.db.QueryRow(t.Context(), `SELECT seq, position, lease_ms FROM instances WHERE id = $1`, id).Scan(&s[0], &s[1], &s[2])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
+		return value[[]int64](w, `SELECT ARRAY[seq, position, lease_ms] FROM instances WHERE id = $1`, id)
 	}
 	longest := func() int64 { return value[int64](w, `SELECT lease_ms FROM change_head`) }
 	start := w.head()
 	beat(first, start, 2*time.Second)
-	registered := state(first)
-	if registered[0] != 1 || registered[1] != 0 || registered[2] != 2000 || longest() != 2000 {
-		t.Errorf("registered as %v, the longest lease is %d", registered, longest())
-	}
+	wantEqual(t, "the instance registered", state(first), []int64{1, 0, 2000})
+	wantEqual(t, "the longest lease", longest(), 2000)
 	beat(second, start, 5*time.Second)
 	beat(first, start, 2*time.Second)
-	if longest() != 5000 || state(first)[0] != 3 {
-		t.Errorf("after a heartbeat %v, the longest lease is %d", state(first), longest())
-	}
+	errorIf(t, longest() != 5000 || state(first)[0] != 3, "after a heartbeat %v, the longest lease is %d", state(first), longest())
 	w.exec(`UPDATE accesskeys SET name = 'other' WHERE id = $1`, key.ID)
 	beat(first, w.head(), 2*time.Second)
-	if state(first)[1] != 1 || state(second)[1] != 0 {
-		t.Errorf("acknowledged: %v and %v", state(first), state(second))
-	}
+	errorIf(t, state(first)[1] != 1 || state(second)[1] != 0, "acknowledged: %v and %v", state(first), state(second))
 	// An instance that had another heartbeat in the meantime is not removed.
-	if err := feed.Unregister(t.Context(), first, state(first)[0]-1); err != nil || state(first)[1] != 1 {
-		t.Errorf("removed by an old heartbeat: %v", err)
-	}
+	noError(t, feed.Unregister(t.Context(), first, state(first)[0]-1))
+	wantEqual(t, "its position", state(first)[1], 1)
 	for _, id := range []uuid.UUID{second, first} {
-		if err := feed.Unregister(t.Context(), id, state(id)[0]); err != nil {
-			t.Error(err)
-		}
+		noError(t, feed.Unregister(t.Context(), id, state(id)[0]))
 	}
-	if n := value[int](w, `SELECT count(*) FROM instances`); n != 0 {
-		t.Errorf("%d instances are left", n)
-	}
+	wantEqual(t, "instances left", value[int](w, `SELECT count(*) FROM instances`), 0)
 	beat(first, w.head(), time.Second)
-	if longest() != 1000 { // the one with 5 s has gone
-		t.Errorf("the longest lease is %d", longest())
-	}
-	if err := feed.Leave(t.Context(), first); err != nil || value[int](w, `SELECT count(*) FROM instances`) != 0 {
-		t.Errorf("leaving: %v", err)
-	}
+	wantEqual(t, "the longest lease, as the one with 5 s has gone", longest(), 1000)
+	noError(t, feed.Leave(t.Context(), first))
+	wantEqual(t, "instances left", value[int](w, `SELECT count(*) FROM instances`), 0)
 }
 
 // Registering waits for a change that is under way, and a change for a registration: a change either sees an instance's lease, or
@@ -90,45 +67,27 @@ func TestRegistrationAndChangesWaitForEachOther(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	key := w.createKey(w.acme)
-	feed := must(w.store.Log.OpenFeed(t.Context()))(t)
-	defer feed.Close()
+	feed := openFeed(t, w.store)
 	at := w.head()
 	tx := w.begin()
-	if _, err := tx.Exec(t.Context(), `UPDATE accesskeys SET name = 'other' WHERE id = $1`, key.ID); err != nil {
-		t.Fatal(err)
-	}
-	registered := make(chan error, 1)
-	go func() {
-		_, err := feed.Heartbeat(context.Background(), changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: at})
-		registered <- err
-	}()
+	execIn(t, tx, `UPDATE accesskeys SET name = 'other' WHERE id = $1`, key.ID)
+	registered := started(func() error {
+		return errorOf(feed.Heartbeat(context.Background(), changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: at}))
+	})
 	w.untilWaiting()
-	if err := tx.Commit(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-registered; err != nil {
-		t.Error(err)
-	}
+	noError(t, tx.Commit(t.Context()))
+	noError(t, <-registered)
 }
 
 // A commit that has to be safe waits for the standby, whatever the database's default; where somebody cancels that wait,
 // nothing is said to have been done. (Postgres: "WARNING: canceling wait for synchronous replication due to user request".)
 func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	t.Parallel()
-	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Ephemeral: true, Getenv: os.Getenv}) // its settings are this test's
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := postgres.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	postgres := must(privatepg.Start(t.Context(), privatepg.Config{Ephemeral: true, Getenv: os.Getenv}))(t) // its settings are this test's
+	t.Cleanup(func() { noError(t, postgres.Close()) })
 	url := secret.New(postgres.URL("postgres"))
 	log := &servertest.Log{}
-	if _, err := store.Migrator(url, log.Logger()).Up(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must(store.Migrator(url, log.Logger()).Up(t.Context()))(t)
 	w := fixtureOn(t, url)
 	w.populate()
 	agent := w.createAgent(w.acme, "agent")
@@ -141,25 +100,21 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 	servertest.Eventually(t, "the server has a standby to wait for", func() bool { return value[string](w, `SHOW synchronous_standby_names`) == "nobody" })
 	w.db.Reset() // what the test does itself waits for nobody
 	s, name := open(t, url), "other"
-	key := must(s.CreateAccessKey(t.Context(), store.Operator(), newKey(w.acme, year)))(t) // by the default, which is not to wait
-	feed := must(s.Log.OpenFeed(t.Context()))(t)
-	t.Cleanup(feed.Close)
+	key := must(s.CreateAccessKey(t.Context(), operator, newKey(w.acme, year)))(t) // by the default, which is not to wait
+	openFeed(t, s)
 	id, at := uuid.New(), w.head()
 	waiting := func() (pid int) {
 		return value[int](w, `SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
 	}
 	cancelled := func(what string, do func() error) {
 		t.Helper()
-		done := make(chan error, 1)
-		go func() { done <- do() }()
+		done := started(func() error { return do() })
 		servertest.Eventually(t, what+" waits for the standby", func() bool { return waiting() != 0 })
 		pid := waiting()
 		w.exec(`SELECT pg_cancel_backend($1)`, pid)
 		err := <-done
 		wantError(t, what, err, store.ErrUnavailable)
-		if err != nil && !strings.Contains(err.Error(), "the wait for the standby was cancelled") {
-			t.Errorf("%s: %v", what, err)
-		}
+		errorIf(t, err != nil && !strings.Contains(err.Error(), "the wait for the standby was cancelled"), "%s: %v", what, err)
 		servertest.Eventually(t, "nobody waits", func() bool { return waiting() == 0 })
 	}
 	// Another process of Postgres's than the one that shows the setting decides whether commits wait, and may hear of it later.
@@ -193,38 +148,31 @@ func TestWhatMustNotBeLostWaitsForTheStandby(t *testing.T) {
 		w.exec(`ALTER DATABASE postgres SET client_min_messages = ` + []string{"error", "notice", "error"}[i])
 		s := open(t, url)
 		feed := must(s.Log.OpenFeed(t.Context()))(t)
-		cancelled(setting+": a revocation", func() error {
-			_, err := s.UpdateAccessKey(context.Background(), store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{Name: &name})
+		notHeld := func(b changelog.Beat) error {
+			held, err := feed.Heartbeat(context.Background(), b)
+			errorIf(t, held, "it counts as held")
 			return err
+		}
+		cancelled(setting+": a revocation", func() error {
+			return errorOf(s.UpdateAccessKey(context.Background(), operator, w.acme.ID, key.ID, store.AccessKeyChange{Name: &name}))
 		})
 		cancelled(setting+": a permission", func() error {
-			_, err := s.SetPermission(context.Background(), store.Operator(), agent, 48)
-			return err
+			return errorOf(s.SetPermission(context.Background(), operator, agent, 48))
 		})
 		cancelled(setting+": registering", func() error {
-			held, err := feed.Heartbeat(context.Background(), changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()})
-			if held {
-				t.Error("it counts as held")
-			}
-			return err
+			return notHeld(changelog.Beat{ID: uuid.New(), Seq: 1, Lease: time.Second, Applied: w.head()})
 		})
 		at = w.head()
 		cancelled(setting+": a first heartbeat", func() error {
-			_, err := feed.Heartbeat(context.Background(), changelog.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: at})
-			return err
+			return errorOf(feed.Heartbeat(context.Background(), changelog.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: at}))
 		})
 		cancelled(setting+": a heartbeat", func() error {
-			held, err := feed.Heartbeat(context.Background(), changelog.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: at})
-			if held {
-				t.Error("it counts as held")
-			}
-			return err
+			return notHeld(changelog.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: at})
 		})
 		feed.Close()
 	}
 	// By a default of "on" whatever is created waits as well.
 	cancelled("creating", func() error {
-		_, err := open(t, url).CreateAccessKey(context.Background(), store.Operator(), newKey(w.acme, year))
-		return err
+		return errorOf(open(t, url).CreateAccessKey(context.Background(), operator, newKey(w.acme, year)))
 	})
 }

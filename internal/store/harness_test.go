@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/url"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -46,6 +47,9 @@ func endsWithin(t *testing.T, bound time.Duration, what string, run func()) {
 // passwordHash has the form of one; nothing here verifies it.
 const passwordHash = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$Y2FuYXJ5LWhhc2g"
 
+// operator is the caller of what a test does itself.
+var operator = store.Operator()
+
 // year is a key's usual lifetime in seconds.
 const year = 31536000
 
@@ -73,8 +77,8 @@ func fixtureOn(t *testing.T, url secret.Value) *fixture {
 
 func (w *fixture) populate() {
 	w.t.Helper()
-	w.acme = must(w.store.CreateCustomer(w.t.Context(), store.Operator(), store.NewCustomer{Name: "Acme"}))(w.t)
-	w.globex = must(w.store.CreateCustomer(w.t.Context(), store.Operator(), store.NewCustomer{Name: "Globex"}))(w.t)
+	w.acme = must(w.store.CreateCustomer(w.t.Context(), operator, store.NewCustomer{Name: "Acme"}))(w.t)
+	w.globex = must(w.store.CreateCustomer(w.t.Context(), operator, store.NewCustomer{Name: "Globex"}))(w.t)
 }
 
 func open(t *testing.T, url secret.Value) *store.Store {
@@ -84,12 +88,13 @@ func open(t *testing.T, url secret.Value) *store.Store {
 	return s
 }
 
-// openTraced is a store whose pool tells the tracer of every statement.
-func openTraced(t *testing.T, url secret.Value, tracer pgx.QueryTracer) *store.Store {
+// openTraced is a store whose pool tells of every statement.
+func openTraced(t *testing.T, url secret.Value) (*store.Store, *statements) {
 	t.Helper()
+	tracer := &statements{}
 	db := must(postgres.OpenTraced(t.Context(), url, tracer))(t)
 	t.Cleanup(db.Close)
-	return &store.Store{DB: db, Log: changelog.New(db)}
+	return &store.Store{DB: db, Log: changelog.New(db)}, tracer
 }
 
 // migrator is store.Migrator with other steps, and another bound on the wait for the lock.
@@ -119,7 +124,7 @@ func newKey(customer store.Customer, expire int64) store.NewAccessKey {
 
 func (w *fixture) createKey(customer store.Customer) store.AccessKey {
 	w.t.Helper()
-	return must(w.store.CreateAccessKey(w.t.Context(), store.Operator(), newKey(customer, year)))(w.t)
+	return must(w.store.CreateAccessKey(w.t.Context(), operator, newKey(customer, year)))(w.t)
 }
 
 func newAgent(customer store.Customer, username string) store.NewAgent {
@@ -131,7 +136,7 @@ func newAgent(customer store.Customer, username string) store.NewAgent {
 
 func (w *fixture) createAgent(customer store.Customer, username string) store.Agent {
 	w.t.Helper()
-	return must(w.store.CreateAgent(w.t.Context(), store.Operator(), newAgent(customer, username)))(w.t)
+	return must(w.store.CreateAgent(w.t.Context(), operator, newAgent(customer, username)))(w.t)
 }
 
 // userKey is a key with a random token that is bound to an agent.
@@ -143,14 +148,14 @@ func userKey(agent store.Agent) store.NewAccessKey {
 
 func (w *fixture) createAccount(customer store.Customer, roles ...string) store.ServiceAccount {
 	w.t.Helper()
-	return must(w.store.CreateServiceAccount(w.t.Context(), store.Operator(), store.NewServiceAccount{
+	return must(w.store.CreateServiceAccount(w.t.Context(), operator, store.NewServiceAccount{
 		CustomerID: customer.ID, Name: "an account", Detail: "of " + customer.Name, Roles: append([]string{}, roles...),
 	}))(w.t)
 }
 
 func (w *fixture) createAccountKey(account store.ServiceAccount) store.ServiceAccountKey {
 	w.t.Helper()
-	return must(w.store.CreateServiceAccountKey(w.t.Context(), store.Operator(), account, "ES256", []byte("public")))(w.t)
+	return must(w.store.CreateServiceAccountKey(w.t.Context(), operator, account, "ES256", []byte("public")))(w.t)
 }
 
 // keyByHash looks one access key up, as verification does; ErrNotFound where there is none.
@@ -191,39 +196,22 @@ func accountOf(customer, id uuid.UUID) store.ServiceAccount {
 // revokes.
 func (w *fixture) holdLock(customer store.Customer, shared bool) pgx.Tx {
 	w.t.Helper()
-	tx := w.begin()
-	w.takeLock(tx, customer, shared)
-	return tx
-}
-
-func (w *fixture) takeLock(tx pgx.Tx, customer store.Customer, shared bool) {
-	w.t.Helper()
 	sql := `SELECT pg_advisory_xact_lock($1::int, $2::int)`
 	if shared {
 		sql = `SELECT pg_advisory_xact_lock_shared($1::int, $2::int)`
 	}
-	if _, err := tx.Exec(w.t.Context(), sql, store.CustomersLock, store.CustomerLockKey(customer.ID)); err != nil {
-		w.t.Fatal(err)
-	}
+	tx := w.begin()
+	execIn(w.t, tx, sql, store.CustomersLock, store.CustomerLockKey(customer.ID))
+	return tx
 }
 
 // internal runs SQL that changes the log or the list of instances, as the store does.
 func (w *fixture) internal(sql string, args ...any) {
 	w.t.Helper()
-	if err := w.internally(sql, args...); err != nil {
-		w.t.Fatalf("%s: %v", sql, err)
-	}
-}
-
-func (w *fixture) internally(sql string, args ...any) error {
-	w.t.Helper()
-	return pgx.BeginFunc(w.t.Context(), w.db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(w.t.Context(), `SET LOCAL accesskeys.internal = 'on'`); err != nil {
-			return err
-		}
-		_, err := tx.Exec(w.t.Context(), sql, args...)
-		return err
-	})
+	tx := w.begin()
+	execIn(w.t, tx, `SET LOCAL accesskeys.internal = 'on'`)
+	execIn(w.t, tx, sql, args...)
+	noError(w.t, tx.Commit(w.t.Context()))
 }
 
 // exec runs SQL of the test's own.
@@ -243,11 +231,19 @@ func value[T any](w *fixture, sql string, args ...any) (v T) {
 	return v
 }
 
+// wantTrue fails the test where a condition in SQL does not hold.
+func (w *fixture) wantTrue(what, sql string, args ...any) {
+	w.t.Helper()
+	if !value[bool](w, sql, args...) {
+		w.t.Error("not so: " + what)
+	}
+}
+
 // begin begins a transaction of the test's own. It is rolled back at the end if nothing has ended it by then: otherwise
 // a test that fails halfway would wait for its connection for ever.
 func (w *fixture) begin() pgx.Tx {
 	w.t.Helper()
-	tx := must(w.db.Begin(w.t.Context()))(w.t)
+	tx := must(w.db.BeginTx(w.t.Context(), pgx.TxOptions{IsoLevel: pgx.ReadCommitted}))(w.t) // whatever the default is
 	w.t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
 	return tx
 }
@@ -256,14 +252,10 @@ func (w *fixture) begin() pgx.Tx {
 func (w *fixture) lockKey(id uuid.UUID) (tx pgx.Tx, release func()) {
 	w.t.Helper()
 	tx = w.begin()
-	if _, err := tx.Exec(w.t.Context(), `SELECT FROM accesskeys WHERE id = $1 FOR UPDATE`, id); err != nil {
-		w.t.Fatal(err)
-	}
+	execIn(w.t, tx, `SELECT FROM accesskeys WHERE id = $1 FOR UPDATE`, id)
 	return tx, func() {
 		w.t.Helper()
-		if err := tx.Commit(w.t.Context()); err != nil {
-			w.t.Fatal(err)
-		}
+		noError(w.t, tx.Commit(w.t.Context()))
 	}
 }
 
@@ -293,10 +285,74 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
+// errorOf takes the error alone of a pair of results.
+func errorOf[T any](_ T, err error) error { return err }
+
+func noError(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// errorIf fails the test where something is wrong; fatalIf ends it, too.
+func errorIf(t *testing.T, wrong bool, format string, args ...any) {
+	t.Helper()
+	if wrong {
+		t.Errorf(format, args...)
+	}
+}
+
+func fatalIf(t *testing.T, wrong bool, format string, args ...any) {
+	t.Helper()
+	if wrong {
+		t.Fatalf(format, args...)
+	}
+}
+
+// wantError also takes nil for what is wanted.
 func wantError(t *testing.T, doing string, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Errorf("%s: %v, want %v", doing, err, want)
+	}
+}
+
+func wantEqual[T any](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%s:\n%+v, want\n%+v", what, got, want)
+	}
+}
+
+// started runs do beside the test, and returns where its error will be.
+func started(do func() error) chan error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	return done
+}
+
+// execIn runs SQL in a transaction of the test's own.
+func execIn(t *testing.T, tx pgx.Tx, sql string, args ...any) {
+	t.Helper()
+	if _, err := tx.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// openFeed is a Feed that is closed at the test's end, if nothing has closed it by then.
+func openFeed(t *testing.T, s *store.Store) *changelog.Feed {
+	t.Helper()
+	feed := must(s.Log.OpenFeed(t.Context()))(t)
+	t.Cleanup(feed.Close)
+	return feed
+}
+
+// heartbeat is one that has to be taken.
+func heartbeat(t *testing.T, feed *changelog.Feed, b changelog.Beat) {
+	t.Helper()
+	if held, err := feed.Heartbeat(t.Context(), b); !held || err != nil {
+		t.Fatalf("a heartbeat: %v, %v", held, err)
 	}
 }
 
@@ -327,4 +383,27 @@ func withSetting(t *testing.T, address secret.Value, name, value string) secret.
 	query.Set(name, value)
 	u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20") // pgx reads + as itself
 	return secret.New(u.String())
+}
+
+// update is a change, and what it does to a row.
+type update[C, T any] struct {
+	what   string
+	change C
+	want   func(*T)
+}
+
+// checkUpdates makes changes to a row, one after the other: what is given changes and nothing else, and tm_update moves.
+func checkUpdates[C, T any](t *testing.T, row T, tmUpdate func(*T) *time.Time, write func(C) (T, error), read func() (T, error), all []update[C, T]) {
+	t.Helper()
+	for _, u := range all {
+		got, want := must(write(u.change))(t), row
+		if !tmUpdate(&got).After(*tmUpdate(&row)) {
+			t.Errorf("%s: tm_update stays at %v", u.what, *tmUpdate(&got))
+		}
+		u.want(&want)
+		*tmUpdate(&want) = *tmUpdate(&got)
+		wantEqual(t, u.what+": the row", got, want)
+		wantEqual(t, u.what+": the stored row", must(read())(t), want)
+		row = got
+	}
 }

@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
@@ -56,8 +54,7 @@ func withoutTriggers() map[string]func(*fixture) *store.Store {
 	return ways
 }
 
-// Where no trigger fires, a change that the store makes is in the log all the same: as one to everything. Control: without that
-// function of the schema none is.
+// Where no trigger fires, a change of the store's is logged all the same: as one to everything. Control: without that function none is.
 func TestChangeIsLoggedWhereNoTriggerFires(t *testing.T) {
 	t.Parallel()
 	for way, take := range withoutTriggers() {
@@ -66,56 +63,95 @@ func TestChangeIsLoggedWhereNoTriggerFires(t *testing.T) {
 			w := newFixture(t)
 			s := take(w)
 			logs := func(name string) int64 {
-				on := w.makeTargets(must(s.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "c"}))(t))
+				on := w.makeTargets(must(s.CreateCustomer(t.Context(), operator, store.NewCustomer{Name: "c"}))(t))
 				before := w.head().Number
-				if err := callersWrites()[name](t.Context(), s, store.Operator(), on); err != nil {
-					t.Errorf("%s: %v", name, err)
-				}
+				wantError(t, name, callersWrites()[name](t.Context(), s, operator, on), nil)
 				return w.head().Number - before
 			}
 			for _, name := range revisions() {
-				if n := logs(name); n != 1 {
-					t.Errorf("%s has %d entries, want one", name, n)
-				}
-				if e := w.log(); e[len(e)-1].Subjects != nil {
-					t.Errorf("%s is logged as %+v", name, e[len(e)-1])
-				}
+				wantEqual(t, "entries of "+name, logs(name), 1)
+				e := w.log()
+				errorIf(t, e[len(e)-1].Subjects != nil, "%s is logged as %+v", name, e[len(e)-1])
 			}
 			login := must(s.AgentByUsername(t.Context(), w.createAgent(w.globex, "login").Username, netip.Prefix{}))(t)
 			before := w.head().Number
-			if err := s.RenewPasswordHash(t.Context(), login, secret.New(passwordHash+"renewed")); err != nil || w.head().Number != before+1 {
-				t.Errorf("renewing a hash: %v, %d entries", err, w.head().Number-before)
-			}
+			err := s.RenewPasswordHash(t.Context(), login, secret.New(passwordHash+"renewed"))
+			errorIf(t, err != nil || w.head().Number != before+1, "renewing a hash: %v, %d entries", err, w.head().Number-before)
 			// Control.
 			w.exec(`CREATE OR REPLACE FUNCTION ensure_logged(changed text) RETURNS void LANGUAGE sql AS ''`)
 			w.exec(`CREATE OR REPLACE FUNCTION log_everything() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$`)
 			for _, name := range revisions() {
-				if n := logs(name); n != 0 {
-					t.Errorf("control: %s has %d entries by itself", name, n)
-				}
+				wantEqual(t, "control: entries of "+name+" by itself", logs(name), 0)
 			}
 		})
 	}
 }
 
-// What is refused, or finds nothing to change, is not logged, with triggers or without.
-func TestWhatChangesNothingIsNotLogged(t *testing.T) {
+// A write names the customer whose row it is, or the account whose key: what is another's, deleted or nobody's is not found, stays as it is,
+// and is not logged, with triggers or without.
+func TestWritesReachLiveRowsOfTheirOwnersOnly(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	plain := w.store
-	replica := open(t, withSetting(t, w.url, "session_replication_role", "replica"))
-	nothing := targets{
-		customer: store.Customer{ID: uuid.New()}, agent: agentOf(w.acme.ID, uuid.New()), key: store.AccessKey{ID: uuid.New()},
-		account: accountOf(w.acme.ID, uuid.New()), pair: store.ServiceAccountKey{ID: uuid.New()},
+	mine, theirs, gone := w.makeTargets(w.acme), w.makeTargets(w.globex), w.makeTargets(w.acme)
+	gone.key = must(w.store.DeleteAccessKey(t.Context(), operator, w.acme.ID, gone.key.ID))(t)
+	gone.agent = must(w.store.DeleteAgent(t.Context(), operator, gone.agent))(t)
+	gone.pair = must(w.store.DeleteServiceAccountKey(t.Context(), operator, gone.account, gone.pair.ID))(t)
+	gone.account = must(w.store.DeleteServiceAccount(t.Context(), operator, w.acme.ID, gone.account.ID))(t)
+	lost := must(w.store.DeleteServiceAccountKey(t.Context(), operator, mine.account, w.createAccountKey(mine.account).ID))(t)
+	for what, tm := range map[string][3]time.Time{
+		"key": {gone.key.TmCreate, gone.key.TmUpdate, gone.key.TmDelete}, "agent": {gone.agent.TmCreate, gone.agent.TmUpdate, gone.agent.TmDelete},
+		"account": {gone.account.TmCreate, gone.account.TmUpdate, gone.account.TmDelete}, "pair": {lost.TmCreate, lost.TmUpdate, lost.TmDelete},
+	} {
+		errorIf(t, !tm[2].Equal(tm[1]) || !tm[2].After(tm[0]), "a deleted %s has tm_create, tm_update and tm_delete %v", what, tm)
 	}
+	for _, on := range []*targets{&mine, &theirs} { // admins, but not the last ones
+		w.createAgent(on.customer, uuid.NewString())
+		on.agent = must(w.store.SetPermission(t.Context(), operator, on.agent, 32))(t)
+	}
+	nobody := store.Customer{ID: uuid.New()}
 	before := w.rows()
-	for _, s := range []*store.Store{plain, replica} {
-		for _, name := range revisions() {
-			wantError(t, name, callersWrites()[name](t.Context(), s, store.Operator(), nothing), store.ErrNotFound)
+	for what, on := range map[string]targets{
+		"another customer's": {w.acme, agentOf(w.acme.ID, theirs.agent.ID), theirs.key, accountOf(w.acme.ID, theirs.account.ID), theirs.pair},
+		"no customer's":      {nobody, agentOf(nobody.ID, mine.agent.ID), mine.key, accountOf(nobody.ID, mine.account.ID), mine.pair},
+		"another account's":  {nobody, agentOf(w.acme.ID, uuid.Nil), store.AccessKey{}, accountOf(w.acme.ID, uuid.New()), mine.pair},
+		"deleted":            gone,
+		"none": {
+			nobody, agentOf(w.acme.ID, uuid.New()), store.AccessKey{ID: uuid.New()}, accountOf(w.acme.ID, uuid.New()),
+			store.ServiceAccountKey{ID: uuid.New()},
+		},
+	} {
+		for _, s := range []*store.Store{w.store, open(t, withSetting(t, w.url, "session_replication_role", "replica"))} {
+			for _, name := range append(revisions(), "CreateServiceAccountKey") {
+				if !strings.HasSuffix(name, "Customer") || on.customer == nobody {
+					wantError(t, what+": "+name, callersWrites()[name](t.Context(), s, operator, on), store.ErrNotFound)
+				}
+			}
+			for _, permission := range []int64{0, 0xFFFF} {
+				wantError(t, what+": SetPermission", errorOf(s.SetPermission(t.Context(), operator, on.agent, permission)), store.ErrNotFound)
+			}
 		}
 	}
-	if after := w.rows(); after != before {
-		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
+	for what, pair := range map[string]uuid.UUID{"another account's": theirs.pair.ID, "a deleted": lost.ID, "no": uuid.New()} {
+		err := errorOf(w.store.DeleteServiceAccountKey(t.Context(), operator, mine.account, pair))
+		wantError(t, "deleting "+what+" pair", err, store.ErrNotFound)
+	}
+	err := errorOf(w.store.CreateServiceAccountKey(t.Context(), operator, accountOf(w.acme.ID, mine.agent.ID), "ES256", []byte("public")))
+	wantError(t, "a pair for an agent", err, store.ErrNotFound)
+	wantEqual(t, "the rows", w.rows(), before)
+	for what, on := range map[string]targets{"deleted": gone, "none": {}} {
+		wantError(t, "reading a key: "+what, errorOf(w.store.AccessKey(t.Context(), on.key.ID)), store.ErrNotFound)
+		wantError(t, "reading an agent: "+what, errorOf(w.store.Agent(t.Context(), on.agent.ID)), store.ErrNotFound)
+		wantError(t, "reading an account: "+what, errorOf(w.store.ServiceAccount(t.Context(), on.account.ID)), store.ErrNotFound)
+	}
+	// What is there is read and listed as it was made.
+	for _, on := range []targets{mine, theirs} {
+		wantEqual(t, "the agent", must(w.store.Agent(t.Context(), on.agent.ID))(t), on.agent)
+		wantEqual(t, "the second agent listed", must(w.store.Agents(t.Context(), on.customer.ID, store.Start(), 100))(t)[1], on.agent)
+		wantEqual(t, "the keys", must(w.store.AccessKeys(t.Context(), on.customer.ID, store.Start(), 100))(t), []store.AccessKey{on.key})
+		accounts := must(w.store.ServiceAccounts(t.Context(), on.customer.ID, store.Start(), 100))(t)
+		wantEqual(t, "the accounts", accounts, []store.ServiceAccount{on.account})
+		pairs := must(w.store.ServiceAccountKeys(t.Context(), on.account.ID, store.Start(), 100))(t)
+		wantEqual(t, "the pairs", pairs, []store.ServiceAccountKey{on.pair})
 	}
 }
 
@@ -132,25 +168,18 @@ func TestChangesOfAnApplyWorkerAreLoggedOnceATransaction(t *testing.T) {
 	entries := func(role string, sql ...string) []entry {
 		t.Helper()
 		before := w.head().Number
-		err := pgx.BeginFunc(t.Context(), w.db, func(tx pgx.Tx) error {
-			for _, one := range append([]string{`SET LOCAL session_replication_role = ` + role}, sql...) {
-				if _, err := tx.Exec(t.Context(), one); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
+		tx := w.begin()
+		execIn(t, tx, `SET LOCAL session_replication_role = `+role)
+		for _, one := range sql {
+			execIn(t, tx, one)
 		}
+		noError(t, tx.Commit(t.Context()))
 		log := w.log()
 		return log[len(log)-int(w.head().Number-before):]
 	}
 	for _, noun := range nouns() {
 		got := entries("replica", `UPDATE `+noun+` SET tm_update = now()`, `UPDATE `+noun+` SET tm_update = now()`)
-		if len(got) != 1 || got[0].Subjects != nil {
-			t.Errorf("rows of %s are logged as %+v", noun, got)
-		}
+		errorIf(t, len(got) != 1 || got[0].Subjects != nil, "rows of %s are logged as %+v", noun, got)
 		if got := entries("origin", `UPDATE `+noun+` SET tm_update = now()`); len(got) != 1 || got[0].Noun != noun {
 			t.Errorf("rows of %s without replication are logged as %+v", noun, got)
 		}
@@ -168,9 +197,7 @@ func TestChangesOfAnApplyWorkerAreLoggedOnceATransaction(t *testing.T) {
 	// Control: what has no trigger that fires is not logged.
 	w.populate()
 	w.exec(`ALTER TABLE customers DISABLE TRIGGER applied`)
-	if got := entries("replica", `UPDATE customers SET tm_update = now()`); len(got) != 0 {
-		t.Errorf("control: logged as %+v", got)
-	}
+	wantEqual(t, "control: entries", len(entries("replica", `UPDATE customers SET tm_update = now()`)), 0)
 }
 
 // The functions find their tables whatever the search_path of the session that changes a row.
@@ -179,44 +206,29 @@ func TestChangesFromAnotherSearchPathAreLogged(t *testing.T) {
 	url := withSetting(t, pgtest.Empty(t), "search_path", "auth")
 	w := fixtureOn(t, url)
 	w.exec(`CREATE SCHEMA auth`)
-	must(store.Migrator(url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
+	w.up()
 	w.populate()
 	on := w.makeTargets(w.acme)
 	before := w.head().Number
-	err := pgx.BeginFunc(t.Context(), w.db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(t.Context(), `SET LOCAL search_path = public, pg_catalog`); err != nil {
-			return err
-		}
-		for _, noun := range nouns() {
-			if _, err := tx.Exec(t.Context(), `UPDATE auth.`+noun+` SET tm_update = now()`); err != nil {
-				return err
-			}
-		}
-		_, err := tx.Exec(t.Context(), `TRUNCATE auth.service_account_keys`)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
+	tx := w.begin()
+	execIn(t, tx, `SET LOCAL search_path = public, pg_catalog`)
+	for _, noun := range nouns() {
+		execIn(t, tx, `UPDATE auth.`+noun+` SET tm_update = now()`)
 	}
+	execIn(t, tx, `TRUNCATE auth.service_account_keys`)
+	noError(t, tx.Commit(t.Context()))
 	var logged []string
 	for _, e := range w.log() {
 		if e.Position > before {
 			logged = append(logged, e.Noun)
 		}
 	}
-	if want := append(nouns(), ""); !slices.Equal(logged, want) {
-		t.Errorf("logged are %q, want %q", logged, want)
-	}
-	if err := callersWrites()["DeleteAgent"](t.Context(), w.store, store.Operator(), on); err != nil {
-		t.Errorf("the store's own: %v", err)
-	}
-	if i := must(w.store.Log.Inspect(t.Context()))(t); len(i.BrokenTriggers) != 0 || i.Outdated || i.Elsewhere {
-		t.Errorf("inspected as %+v", i)
-	}
+	wantEqual(t, "the nouns logged", logged, append(nouns(), ""))
+	wantError(t, "the store's own", callersWrites()["DeleteAgent"](t.Context(), w.store, operator, on), nil)
+	i := must(w.store.Log.Inspect(t.Context()))(t)
+	errorIf(t, len(i.BrokenTriggers) != 0 || i.Outdated || i.Elsewhere, "inspected as %+v", i)
 	w.exec(`ALTER TABLE auth.agents DISABLE TRIGGER changed`)
-	if i := must(w.store.Log.Inspect(t.Context()))(t); !slices.Equal(i.BrokenTriggers, []string{"changed on agents"}) {
-		t.Errorf("inspected as %+v", i)
-	}
+	wantEqual(t, "broken triggers", must(w.store.Log.Inspect(t.Context()))(t).BrokenTriggers, []string{"changed on agents"})
 }
 
 // Inspect names each trigger that is missing, or does not fire when it should, and nothing when all is well.
@@ -231,16 +243,8 @@ func TestInspectionNamesTriggersThatDoNotFire(t *testing.T) {
 	check := func(table, trigger string, states ...string) {
 		t.Helper()
 		for _, sql := range states {
-			tx := w.begin()
-			if _, err := tx.Exec(t.Context(), fmt.Sprintf(sql, table, trigger)); err != nil {
-				t.Fatal(err)
-			}
-			if err := tx.Commit(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if got, want := broken(), []string{trigger + " on " + table}; !slices.Equal(got, want) {
-				t.Errorf("after %s: %q are broken, want %q", fmt.Sprintf(sql, table, trigger), got, want)
-			}
+			w.exec(fmt.Sprintf(sql, table, trigger))
+			wantEqual(t, "broken after "+fmt.Sprintf(sql, table, trigger), broken(), []string{trigger + " on " + table})
 		}
 	}
 	const disable, replica, enable = `ALTER TABLE %s DISABLE TRIGGER %s`, `ALTER TABLE %s ENABLE REPLICA TRIGGER %s`, `ALTER TABLE %s ENABLE TRIGGER %s`
@@ -271,8 +275,7 @@ func TestInspectionNamesTriggersThatDoNotFire(t *testing.T) {
 	}
 }
 
-// The log and the list of instances are not changed by hand, whatever triggers fire. A session that says that it is one of us may; so does the
-// store, all the time.
+// The log and the list of instances are not changed by hand, whatever triggers fire. A session that says that it is one of us may.
 func TestInternalTablesCannotBeChangedByHand(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -292,23 +295,17 @@ func TestInternalTablesCannotBeChangedByHand(t *testing.T) {
 	for _, role := range []string{"origin", "replica", "local"} {
 		for name, sql := range statements {
 			tx := w.begin()
-			if _, err := tx.Exec(t.Context(), `SET LOCAL session_replication_role = `+role); err != nil {
-				t.Fatal(err)
-			}
+			execIn(t, tx, `SET LOCAL session_replication_role = `+role)
 			if _, err := tx.Exec(t.Context(), sql); err == nil || !strings.Contains(err.Error(), "can't be changed by hand") {
 				t.Errorf("%s under %s: %v", name, role, err)
 			}
 			_ = tx.Rollback(t.Context())
 		}
 	}
-	if after := w.rows() + fmt.Sprint(w.log()); after != before {
-		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
-	}
+	wantEqual(t, "the rows", w.rows()+fmt.Sprint(w.log()), before)
 	for name, sql := range statements { // control
 		tx := w.begin()
-		if _, err := tx.Exec(t.Context(), `SET LOCAL accesskeys.internal = 'on'`); err != nil {
-			t.Fatal(err)
-		}
+		execIn(t, tx, `SET LOCAL accesskeys.internal = 'on'`)
 		if _, err := tx.Exec(t.Context(), sql); err != nil && name != "another head" {
 			t.Errorf("control: %s: %v", name, err)
 		}
@@ -339,35 +336,25 @@ func TestDamagedLogIsHealed(t *testing.T) {
 			feed := must(w.store.Log.OpenFeed(t.Context()))(t)
 			defer feed.Close()
 			id, known := uuid.New(), w.head()
-			if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: known}); !held || err != nil {
-				t.Fatalf("a heartbeat: %v, %v", held, err)
-			}
+			heartbeat(t, feed, changelog.Beat{ID: id, Seq: 1, Lease: time.Second, Applied: known})
 			w.exec(damage)
 			w.exec(`ALTER TABLE changes ENABLE ALWAYS TRIGGER guarded; ALTER TABLE change_head ENABLE ALWAYS TRIGGER guarded;
 				ALTER TABLE changes ENABLE ALWAYS TRIGGER guarded_emptying; ALTER TABLE change_head ENABLE ALWAYS TRIGGER guarded_emptying`)
 			if what == "head moved back" { // the next number is in use: that is nothing wrong with what is written
-				_, err := w.revoking(w.store, w.createKey(w.acme))
-				wantError(t, "a revocation", err, store.ErrUnavailable)
+				wantError(t, "a revocation", w.revoking(t.Context(), w.store, w.createKey(w.acme)), store.ErrUnavailable)
 			}
 			for range 2 { // the second time there is nothing to do
-				if err := feed.Heal(t.Context(), 7*time.Second); err != nil {
-					t.Fatalf("healing: %v", err)
-				}
+				noError(t, feed.Heal(t.Context(), 7*time.Second))
 			}
 			news, err := feed.ReadSince(t.Context(), id, known)
 			if what == "head moved back" { // nothing was lost
-				if err != nil || !news.Continues || news.Head != known {
-					t.Errorf("from before: %+v, %v", news, err)
-				}
+				errorIf(t, err != nil || !news.Continues || news.Head != known, "from before: %+v, %v", news, err)
 				return
 			}
 			// Either nothing is known of what was before, or all of it and that everything may have changed.
-			if forgets := !news.Continues || len(news.Changes) == 1 && news.Changes[0].Subjects == nil; err != nil || !forgets || news.Head == known {
-				t.Errorf("from before: %+v, %v", news, err)
-			}
-			if news.Continues != (what == "head emptied" || what == "head altered") {
-				t.Errorf("from before it continues: %v", news.Continues)
-			}
+			forgets := !news.Continues || len(news.Changes) == 1 && news.Changes[0].Subjects == nil
+			errorIf(t, err != nil || !forgets || news.Head == known, "from before: %+v, %v", news, err)
+			errorIf(t, news.Continues != (what == "head emptied" || what == "head altered"), "from before it continues: %v", news.Continues)
 			if news.WentBack != strings.Contains(what, "newest entry altered") || news.Head.Number <= known.Number {
 				t.Errorf("the log went back: %v", news.WentBack)
 			}
@@ -380,9 +367,7 @@ func TestDamagedLogIsHealed(t *testing.T) {
 			if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: 2, Lease: time.Second, Applied: known}); held != news.Continues || err != nil {
 				t.Errorf("a heartbeat at the position from before: %v, %v", held, err)
 			}
-			if held, err := feed.Heartbeat(t.Context(), changelog.Beat{ID: id, Seq: 3, Lease: time.Second, Applied: news.Head}); !held || err != nil {
-				t.Errorf("a heartbeat at the new one: %v, %v", held, err)
-			}
+			heartbeat(t, feed, changelog.Beat{ID: id, Seq: 3, Lease: time.Second, Applied: news.Head})
 			w.exec(`UPDATE customers SET tm_update = now()`)
 			if next, err := feed.ReadSince(t.Context(), id, news.Head); err != nil || !next.Continues || len(next.Changes) != 1 {
 				t.Errorf("after it: %+v, %v", next, err)

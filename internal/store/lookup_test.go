@@ -21,12 +21,11 @@ func TestLookupFindsEveryKindWithWhatItRestsOn(t *testing.T) {
 	wide, bound, made := newKey(w.acme, year), userKey(alice), userKey(alice)
 	made.AgentPermission = alice.Permission
 	for _, k := range []store.NewAccessKey{wide, bound} {
-		must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
+		must(w.store.CreateAccessKey(t.Context(), operator, k))(t)
 	}
 	must(w.store.CreateAccessKey(t.Context(), store.ServiceAccountCaller(byAccount, byAccount.Now.AddDate(1, 0, 0)), made))(t)
 	s := open(t, w.url)
-	feed := must(s.Log.OpenFeed(t.Context()))(t)
-	defer feed.Close()
+	feed := openFeed(t, s)
 	known, unknown := w.head(), uuid.New()
 	l := store.Lookup{
 		AccessKeys: []store.TokenHash{wide.TokenHash, bound.TokenHash, made.TokenHash, {1}, wide.TokenHash},
@@ -44,12 +43,10 @@ func TestLookupFindsEveryKindWithWhatItRestsOn(t *testing.T) {
 		if got := found.AccessKeys[wide.TokenHash]; got.Agent != nil || got.ServiceAccount != nil || !got.Now.Equal(found.Now) || got.Name != wide.Name {
 			t.Errorf("%s: the customer's key reads as %+v", name, got)
 		}
-		if got := found.AccessKeys[bound.TokenHash]; !reflect.DeepEqual(got.Agent, &alice) || got.ServiceAccount != nil {
-			t.Errorf("%s: the agent's key reads as %+v", name, got)
-		}
-		if got := found.AccessKeys[made.TokenHash]; !reflect.DeepEqual(got.Agent, &alice) || !reflect.DeepEqual(got.ServiceAccount, &account) {
-			t.Errorf("%s: the account's key reads as %+v", name, got)
-		}
+		wantEqual(t, name+": the agent of its key", found.AccessKeys[bound.TokenHash].Agent, &alice)
+		wantEqual(t, name+": no account of it", found.AccessKeys[bound.TokenHash].ServiceAccount, nil)
+		wantEqual(t, name+": the agent of the account's key", found.AccessKeys[made.TokenHash].Agent, &alice)
+		wantEqual(t, name+": its account", found.AccessKeys[made.TokenHash].ServiceAccount, &account)
 		if got := found.Agents[alice.ID]; got.Agent != alice || !got.CustomerTmDelete.Equal(store.Never()) || !got.Now.Equal(found.Now) {
 			t.Errorf("%s: the agent reads as %+v", name, got)
 		}
@@ -57,9 +54,7 @@ func TestLookupFindsEveryKindWithWhatItRestsOn(t *testing.T) {
 			t.Errorf("%s: the pair reads as %+v", name, got)
 		}
 	}
-	if !(store.Lookup{}).Empty() || l.Empty() {
-		t.Error("what names nothing, or something, says otherwise")
-	}
+	errorIf(t, !(store.Lookup{}).Empty() || l.Empty(), "what names nothing, or something, says otherwise")
 	// What a key rests on is found deleted like the key itself.
 	w.exec(`UPDATE agents`+end, alice.ID)
 	w.exec(`UPDATE service_accounts`+end, account.ID)
@@ -75,7 +70,7 @@ func TestLookupsOrderSaysWhichIsNewer(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	k := newKey(w.acme, year)
-	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
+	key := must(w.store.CreateAccessKey(t.Context(), operator, k))(t)
 	for order, name := range map[store.Order]string{store.HeadFirst: "head first", store.HeadLast: "head last"} {
 		// On a connection that knows the statements: else it would wait for the table before it begins. A read waits for the table
 		// that a transaction holds which changes a row.
@@ -83,33 +78,18 @@ func TestLookupsOrderSaysWhichIsNewer(t *testing.T) {
 		must(s.Lookup(t.Context(), l, changelog.Position{}, order))(t)
 		tx := w.begin()
 		table := map[store.Order]string{store.HeadFirst: "accesskeys", store.HeadLast: "instances"}[order]
-		for _, sql := range []string{`SET LOCAL accesskeys.internal = 'on'`, `LOCK TABLE ` + table} {
-			if _, err := tx.Exec(t.Context(), sql); err != nil {
-				t.Fatal(err)
-			}
-		}
-		type result struct {
-			found store.Found
-			err   error
-		}
-		read := make(chan result, 1)
-		before := w.head()
-		go func() {
-			found, err := s.Lookup(context.Background(), l, changelog.Position{}, order)
-			read <- result{found, err}
-		}()
+		execIn(t, tx, `SET LOCAL accesskeys.internal = 'on'`)
+		execIn(t, tx, `LOCK TABLE `+table)
+		before, found := w.head(), store.Found{}
+		read := started(func() (err error) {
+			found, err = s.Lookup(context.Background(), l, changelog.Position{}, order)
+			return err
+		})
 		w.untilWaiting()
-		if _, err := tx.Exec(t.Context(), `UPDATE accesskeys SET name = $2 WHERE id = $1`, key.ID, name); err != nil {
-			t.Fatal(err)
-		}
-		if err := tx.Commit(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		r := <-read
-		if r.err != nil {
-			t.Fatal(r.err)
-		}
-		newRow, newHead := r.found.AccessKeys[k.TokenHash].Name == name, r.found.Head != before
+		execIn(t, tx, `UPDATE accesskeys SET name = $2 WHERE id = $1`, key.ID, name)
+		noError(t, tx.Commit(t.Context()))
+		noError(t, <-read)
+		newRow, newHead := found.AccessKeys[k.TokenHash].Name == name, found.Head != before
 		if order == store.HeadFirst && (!newRow || newHead) || order == store.HeadLast && (newRow || !newHead) {
 			t.Errorf("%s: the row is new: %v, the head: %v", name, newRow, newHead)
 		}
@@ -121,7 +101,7 @@ func TestLookupOnADatabaseThatIsNotTheOneIsUnavailable(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	k := newKey(w.acme, year)
-	must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
+	must(w.store.CreateAccessKey(t.Context(), operator, k))(t)
 	known := w.head()
 	check := func(what string, known changelog.Position, want error) {
 		t.Helper()
@@ -132,12 +112,9 @@ func TestLookupOnADatabaseThatIsNotTheOneIsUnavailable(t *testing.T) {
 		for _, order := range []store.Order{store.HeadFirst, store.HeadLast} {
 			found, err := s.Lookup(t.Context(), l, known, order)
 			wantError(t, what, err, want)
-			if (len(found.AccessKeys) == 1) != (want == nil) {
-				t.Errorf("%s: with %v comes %+v", what, err, found)
-			}
+			errorIf(t, (len(found.AccessKeys) == 1) != (want == nil), "%s: with %v comes %+v", what, err, found)
 		}
-		_, err := store.LookupByFeed(t.Context(), feed, l, known, uuid.New())
-		wantError(t, what+", by the feed", err, want)
+		wantError(t, what+", by the feed", errorOf(store.LookupByFeed(t.Context(), feed, l, known, uuid.New())), want)
 	}
 	check("control", known, nil)
 	check("nothing known", changelog.Position{}, nil)

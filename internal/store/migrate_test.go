@@ -21,52 +21,26 @@ import (
 	"accesskeys/migrations"
 )
 
-// Contract, section 6: migrate (safe with many servers starting at once), here up, down and up again.
 func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
-	log := slog.New(slog.DiscardHandler)
-	version := func(want int) {
-		t.Helper()
-		if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != want {
-			t.Fatalf("the schema is at version %d, want %d", got, want)
-		}
-	}
-	version(0)
-	newest := must(store.Migrator(w.url, log).Up(t.Context()))(t)
-	if want := newestStep(t); newest != want {
-		t.Fatalf("MigrateUp gives version %d, want %d", newest, want)
-	}
-	version(newest)
+	w.wantVersion(0)
+	newest := w.up()
+	wantEqual(t, "MigrateUp gives version", newest, newestStep(t))
+	w.wantVersion(newest)
 	first := fingerprint(w)
-	if !strings.Contains(first, "column accesskeys.token_sha256") {
-		t.Fatalf("the fingerprint does not show the tables:\n%s", first)
-	}
+	fatalIf(t, !strings.Contains(first, "column accesskeys.token_sha256"), "the fingerprint does not show the tables:\n%s", first)
 
-	for at := newest; at > 0; {
-		below := must(store.Migrator(w.url, log).Down(t.Context()))(t)
-		if below >= at {
-			t.Fatalf("MigrateDown leads from %d to %d", at, below)
-		}
-		at = below
-	}
-	version(0)
+	w.downTo(0, migrations.Files)
+	w.wantVersion(0)
 	for line := range strings.Lines(fingerprint(w)) {
-		if line != "\n" {
-			t.Errorf("MigrateDown has left %s", line)
-		}
+		errorIf(t, line != "\n", "MigrateDown has left %s", line)
 	}
-	if got := must(store.Migrator(w.url, log).Down(t.Context()))(t); got != 0 {
-		t.Errorf("MigrateDown of the empty schema gives version %d", got)
-	}
+	wantEqual(t, "MigrateDown of the empty schema gives version", w.down(), 0)
 
 	for range 2 { // the second time there is nothing to do
-		if got := must(store.Migrator(w.url, log).Up(t.Context()))(t); got != newest {
-			t.Errorf("MigrateUp gives version %d, want %d", got, newest)
-		}
-		if again := fingerprint(w); again != first {
-			t.Errorf("up, down, up gives\n%s\ninstead of\n%s", again, first)
-		}
+		wantEqual(t, "MigrateUp gives version", w.up(), newest)
+		wantEqual(t, "up, down, up gives", fingerprint(w), first)
 	}
 	w.populate()
 
@@ -82,9 +56,7 @@ func TestMigrationsUpDownUpGiveTheSameSchema(t *testing.T) {
 	} {
 		before := fingerprint(w)
 		w.exec(change)
-		if fingerprint(w) == before {
-			t.Errorf("the fingerprint does not show: %s", change)
-		}
+		errorIf(t, fingerprint(w) == before, "the fingerprint does not show: %s", change)
 	}
 }
 
@@ -122,8 +94,7 @@ func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
 				before := fingerprint(w)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				failed := make(chan error, 1)
-				go func() { failed <- migrateWith(ctx, w, test.step) }()
+				failed := started(func() error { return migrateWith(ctx, w, test.step) })
 				if test.interrupt != nil {
 					servertest.Eventually(t, "the step sleeps", func() bool {
 						return value[bool](w, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE `+sleeping+`)`)
@@ -132,21 +103,13 @@ func TestFailedMigrationLeavesTheDatabaseAsItWas(t *testing.T) {
 				}
 				err := <-failed
 				wantError(t, "the migration", err, test.want)
-				if after := fingerprint(w); after != before {
-					t.Errorf("the database was\n%s\nand is\n%s", before, after)
-				}
-				if _, err := store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()); err != nil {
-					t.Errorf("the next migration: %v", err)
-				}
+				wantEqual(t, "the database", fingerprint(w), before)
+				wantError(t, "the next migration", errorOf(quietly(w.url, migrations.Files).Up(t.Context())), nil)
 				w.populate()
 				// Control: the same step without its failure does change the database.
 				before = fingerprint(w)
-				if err := migrateWith(t.Context(), w, change); err != nil {
-					t.Errorf("the step without its failure: %v", err)
-				}
-				if fingerprint(w) == before {
-					t.Error("the step changes nothing that the fingerprint shows")
-				}
+				wantError(t, "the step without its failure", migrateWith(t.Context(), w, change), nil)
+				errorIf(t, fingerprint(w) == before, "the step changes nothing that the fingerprint shows")
 			})
 		}
 	}
@@ -157,15 +120,10 @@ func TestMigrationThatCannotBeReadLeavesTheDatabaseAsItWas(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
 	before := fingerprint(w)
-	steps := unreadable{FS: stepsAnd(t, `SELECT 1`), name: moreUp}
-	_, err := migrator(w.url, slog.New(slog.DiscardHandler), steps, patience).Up(t.Context())
+	err := errorOf(quietly(w.url, unreadable{FS: stepsAnd(t, `SELECT 1`), name: moreUp}).Up(t.Context()))
 	wantError(t, "the migration", err, fs.ErrPermission)
-	if after := fingerprint(w); after != before {
-		t.Errorf("the database was\n%s\nand is\n%s", before, after)
-	}
-	if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != 0 {
-		t.Errorf("the schema is at version %d", got)
-	}
+	wantEqual(t, "the database", fingerprint(w), before)
+	w.wantVersion(0)
 }
 
 // unreadable is a file system with one file that can't be read.
@@ -181,7 +139,6 @@ func (u unreadable) Open(name string) (fs.File, error) {
 	return u.FS.Open(name)
 }
 
-// Contract, section 6: migrate (safe with many servers starting at once).
 func TestManyServersMigrateAtOnce(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
@@ -199,13 +156,8 @@ func TestManyServersMigrateAtOnce(t *testing.T) {
 			t.Errorf("one of eight: %v", err)
 		}
 	}
-	if got := strings.Count(log.String(), `msg="migrating the database"`); got != 1 {
-		t.Errorf("%d of eight have migrated:\n%s", got, log.String())
-	}
-	reference := fixtureOn(t, pgtest.Migrated(t))
-	if got, want := fingerprint(w), fingerprint(reference); got != want {
-		t.Errorf("eight at once give\n%s\ninstead of\n%s", got, want)
-	}
+	wantEqual(t, "those of eight who have migrated", strings.Count(log.String(), `msg="migrating the database"`), 1)
+	wantEqual(t, "the schema of eight at once", fingerprint(w), fingerprint(fixtureOn(t, pgtest.Migrated(t))))
 }
 
 // Expand, then contract: the program before the newest migration runs on beside the one after it.
@@ -216,22 +168,13 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	w.exec(`ALTER TABLE customers ADD COLUMN later text`)
 	before := fingerprint(w)
 	var log servertest.Log
-	if got, want := must(store.Migrator(w.url, log.Logger()).Up(t.Context()))(t), newestStep(t)+7; got != want {
-		t.Errorf("MigrateUp gives version %d, want %d", got, want)
-	}
-	if log.String() != "" {
-		t.Errorf("MigrateUp has something to say: %s", log.String())
-	}
-	if err := w.store.DB.Ready(t.Context()); err != nil {
-		t.Errorf("Ready on a newer schema: %v", err)
-	}
+	wantEqual(t, "MigrateUp gives version", must(store.Migrator(w.url, log.Logger()).Up(t.Context()))(t), newestStep(t)+7)
+	errorIf(t, log.String() != "", "MigrateUp has something to say: %s", log.String())
+	wantError(t, "Ready on a newer schema", w.store.DB.Ready(t.Context()), nil)
 	w.createKey(w.acme)
-	if _, err := store.Migrator(w.url, log.Logger()).Down(t.Context()); err == nil {
-		t.Error("MigrateDown takes back a step that it does not know")
-	}
-	if after := fingerprint(w); after != before {
-		t.Errorf("the database was\n%s\nand is\n%s", before, after)
-	}
+	err := errorOf(store.Migrator(w.url, log.Logger()).Down(t.Context()))
+	errorIf(t, err == nil, "MigrateDown takes back a step that it does not know")
+	wantEqual(t, "the database", fingerprint(w), before)
 }
 
 // Waits on its advisory lock without a bound. Bound it; give each replica a clear message.
@@ -239,19 +182,13 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
 	other := w.begin()
-	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, postgres.MigrationLock); err != nil {
-		t.Fatal(err)
-	}
+	execIn(t, other, `SELECT pg_advisory_xact_lock($1)`, postgres.MigrationLock)
 	const message = `msg="waiting for another server to migrate the database"`
 	before := fingerprint(w)
 	for name, bound := range map[string]time.Duration{"its own bound": 250 * time.Millisecond, "the caller's end": time.Hour} {
 		var log servertest.Log
 		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() {
-			_, err := migrator(w.url, log.Logger(), migrations.Files, bound).Up(ctx)
-			ended <- err
-		}()
+		ended := started(func() error { return errorOf(migrator(w.url, log.Logger(), migrations.Files, bound).Up(ctx)) })
 		if bound == time.Hour {
 			servertest.Eventually(t, "it waits", func() bool { return strings.Contains(log.String(), message) })
 			cancel()
@@ -263,28 +200,16 @@ func TestWaitForAnotherMigrationIsBoundedAndLogged(t *testing.T) {
 			t.Fatalf("%s: the wait does not end", name)
 		}
 		cancel()
-		if got := strings.Count(log.String(), message); got != 1 {
-			t.Errorf("%s: the wait is logged %d times: %s", name, got, log.String())
-		}
+		wantEqual(t, name+": lines about the wait", strings.Count(log.String(), message), 1)
 	}
-	if after := fingerprint(w); after != before {
-		t.Errorf("without the lock the database became\n%s", after)
-	}
+	wantEqual(t, "without the lock the database became", fingerprint(w), before)
 
 	// Who waits goes on as soon as the lock is free.
 	var log servertest.Log
-	done := make(chan error, 1)
-	go func() {
-		_, err := store.Migrator(w.url, log.Logger()).Up(t.Context())
-		done <- err
-	}()
+	done := started(func() error { return errorOf(store.Migrator(w.url, log.Logger()).Up(t.Context())) })
 	servertest.Eventually(t, "the migration waits", func() bool { return strings.Contains(log.String(), message) })
-	if err := other.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		t.Errorf("after the wait: %v", err)
-	}
+	noError(t, other.Rollback(t.Context()))
+	wantError(t, "after the wait", <-done, nil)
 	w.populate()
 }
 
@@ -297,18 +222,12 @@ func TestCreateDatabaseIsIdempotentAndQuotesTheName(t *testing.T) {
 		ctx := context.Background()
 		db := must(pgxpool.New(ctx, w.url.Reveal()))(t)
 		defer db.Close()
-		if _, err := db.Exec(ctx, `DROP DATABASE "`+strings.ReplaceAll(name, `"`, `""`)+`"`); err != nil {
-			t.Error(err)
-		}
+		must(db.Exec(ctx, `DROP DATABASE "`+strings.ReplaceAll(name, `"`, `""`)+`"`))(t)
 	})
 	for range 2 {
-		if err := postgres.CreateDatabase(t.Context(), w.url, name); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, postgres.CreateDatabase(t.Context(), w.url, name))
 	}
-	if got := value[int](w, `SELECT count(*) FROM pg_database WHERE datname = $1`, name); got != 1 {
-		t.Errorf("there are %d databases of that name", got)
-	}
+	wantEqual(t, "databases of that name", value[int](w, `SELECT count(*) FROM pg_database WHERE datname = $1`, name), 1)
 }
 
 // sleeping is the condition for the connection whose step sleeps.
@@ -320,8 +239,31 @@ const moreUp = "999999_more.up.sql"
 
 // migrateWith migrates with one more step than there are.
 func migrateWith(ctx context.Context, w *fixture, step string) error {
-	_, err := migrator(w.url, slog.New(slog.DiscardHandler), stepsAnd(w.t, step), patience).Up(ctx)
-	return err
+	return errorOf(quietly(w.url, stepsAnd(w.t, step)).Up(ctx))
+}
+
+// quietly is a migrator whose log nobody reads.
+func quietly(url secret.Value, steps fs.FS) postgres.Migrator {
+	return migrator(url, slog.New(slog.DiscardHandler), steps, patience)
+}
+
+// up migrates to the newest schema, down takes back one step; both give the version after it.
+func (w *fixture) up() int { return w.migrate(migrations.Files) }
+
+func (w *fixture) down() int {
+	w.t.Helper()
+	return must(quietly(w.url, migrations.Files).Down(w.t.Context()))(w.t)
+}
+
+func (w *fixture) migrate(steps fs.FS) int {
+	w.t.Helper()
+	return must(quietly(w.url, steps).Up(w.t.Context()))(w.t)
+}
+
+func (w *fixture) wantVersion(want int) {
+	w.t.Helper()
+	got := must(postgres.SchemaVersion(w.t.Context(), w.url))(w.t)
+	fatalIf(w.t, got != want, "the schema is at version %d, want %d", got, want)
 }
 
 // stepsAnd are all steps and one more.

@@ -3,8 +3,7 @@ package store_test
 import (
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
+
 	"sync"
 	"testing"
 
@@ -33,9 +32,7 @@ func TestNetworkOfALoginIsKnownFor30Days(t *testing.T) {
 	}
 	record := func(agent store.Agent, from netip.Prefix) {
 		t.Helper()
-		if err := w.store.RecordLogin(t.Context(), agent.ID, from); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, w.store.RecordLogin(t.Context(), agent.ID, from))
 	}
 	is("alice", home, false, false)
 	record(alice, home)
@@ -57,9 +54,7 @@ func TestNetworkOfALoginIsKnownFor30Days(t *testing.T) {
 	is("alice", home, false, false)
 	record(alice, home) // clears bob's away
 	is("alice", home, true, true)
-	if left := value[int](w, `SELECT count(*) FROM login_networks`); left != 1 {
-		t.Errorf("%d rows are left", left)
-	}
+	wantEqual(t, "rows left", value[int](w, `SELECT count(*) FROM login_networks`), 1)
 }
 
 // An agent has 32 networks at most, those that it has logged in from last, also where it logs in from everywhere at once.
@@ -69,24 +64,16 @@ func TestNetworksOfAnAgentAreBounded(t *testing.T) {
 	alice, bob := w.createAgent(w.acme, "alice"), w.createAgent(w.acme, "bob")
 	w.exec(`INSERT INTO login_networks SELECT $1, set_masklen(('10.9.' || i || '.0')::cidr, 24), now() - i * interval '1 hour' FROM generate_series(1, 40) i`, bob.ID)
 	for n := range 40 {
-		if err := w.store.RecordLogin(t.Context(), alice.ID, network(n)); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, w.store.RecordLogin(t.Context(), alice.ID, network(n)))
 	}
-	if kept := value[string](w, `SELECT count(*) || ' from ' || min(network) || ' to ' || max(network) FROM login_networks WHERE agent_id = $1`, alice.ID); kept !=
-		"32 from 10.0.8.0/24 to 10.0.39.0/24" {
-		t.Errorf("kept are %s", kept)
-	}
-	if n := value[int](w, `SELECT count(*) FROM login_networks WHERE agent_id = $1`, bob.ID); n != 40 {
-		t.Errorf("somebody else has %d", n)
-	}
+	kept := value[string](w, `SELECT count(*) || ' from ' || min(network) || ' to ' || max(network) FROM login_networks WHERE agent_id = $1`, alice.ID)
+	wantEqual(t, "the networks kept", kept, "32 from 10.0.8.0/24 to 10.0.39.0/24")
+	wantEqual(t, "networks of the other agent", value[int](w, `SELECT count(*) FROM login_networks WHERE agent_id = $1`, bob.ID), 40)
 	var group sync.WaitGroup
 	for worker := range 8 {
 		group.Go(func() {
 			for n := range 30 {
-				if err := w.store.RecordLogin(t.Context(), bob.ID, network(n*(worker%2+1))); err != nil {
-					t.Error(err)
-				}
+				wantError(t, "a login", w.store.RecordLogin(t.Context(), bob.ID, network(n*(worker%2+1))), nil)
 			}
 		})
 	}
@@ -94,12 +81,8 @@ func TestNetworksOfAnAgentAreBounded(t *testing.T) {
 	if n := value[int](w, `SELECT count(*) FROM login_networks WHERE agent_id = $1`, bob.ID); n > 32+7 { // one for each that came later
 		t.Errorf("after logins at once there are %d", n)
 	}
-	if err := w.store.RecordLogin(t.Context(), bob.ID, network(0)); err != nil {
-		t.Fatal(err)
-	}
-	if n := value[int](w, `SELECT count(*) FROM login_networks WHERE agent_id = $1`, bob.ID); n != 32 {
-		t.Errorf("after one more there are %d", n)
-	}
+	noError(t, w.store.RecordLogin(t.Context(), bob.ID, network(0)))
+	wantEqual(t, "networks after one more", value[int](w, `SELECT count(*) FROM login_networks WHERE agent_id = $1`, bob.ID), 32)
 }
 
 // Noting a network reads what it is about, however many agents there are.
@@ -108,40 +91,15 @@ func TestNetworksAreReadByTheirIndexes(t *testing.T) {
 	w := newFixture(t)
 	w.exec(`INSERT INTO login_networks SELECT gen_random_uuid(), '10.0.0.0/24', now() - i * interval '1 second' FROM generate_series(1, 20000) i`)
 	w.exec(`VACUUM ANALYZE login_networks`)
-	catcher := &statements{}
-	traced := openTraced(t, w.url, catcher)
-	defer traced.Close()
+	traced, catcher := openTraced(t, w.url)
 	agent := w.createAgent(w.acme, "alice")
-	if err := traced.RecordLogin(t.Context(), agent.ID, network(1)); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, traced.RecordLogin(t.Context(), agent.ID, network(1)))
 	must(traced.AgentByUsername(t.Context(), "alice", network(1)))(t)
-	for _, test := range []struct{ name, part, index, drop string }{
-		{"looking", "LEFT JOIN login_networks", "login_networks_pkey", `ALTER TABLE login_networks DROP CONSTRAINT login_networks_pkey`},
-		{"clearing away", "SKIP LOCKED", "login_networks_tm_login", `DROP INDEX login_networks_tm_login`},
-		{"bounding", "OFFSET", "login_networks_pkey", `ALTER TABLE login_networks DROP CONSTRAINT login_networks_pkey`},
-	} {
-		var sent statement
-		for _, s := range catcher.all {
-			if strings.Contains(s.sql, test.part) {
-				sent = s
-			}
-		}
-		problems := func(plan explained) []string {
-			return slices.DeleteFunc(plan.problems(test.index), func(problem string) bool {
-				return test.name == "bounding" && (problem == "a Sort" || strings.HasPrefix(problem, "rows")) // of one agent's rows
-			})
-		}
-		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
-			plan := w.explain(mode, sent, "")
-			for _, problem := range problems(plan) {
-				t.Errorf("%s, %s: %s in\n%s", test.name, mode, problem, plan.text)
-			}
-			if plan := w.explain(mode, sent, test.drop); len(problems(plan)) == 0 { // the control
-				t.Errorf("%s, %s: without the index the plan still passes", test.name, mode)
-			}
-		}
-	}
+	w.readIndexes([]indexed{
+		{"looking", catcher.with(t, "LEFT JOIN login_networks"), "login_networks_pkey", nil},
+		{"clearing away", catcher.with(t, "SKIP LOCKED"), "login_networks_tm_login", nil},
+		{"bounding", catcher.with(t, "OFFSET"), "login_networks_pkey", []string{"a Sort", "rows that the index does not keep out"}}, // of one agent's rows
+	})
 }
 
 // A network of an agent that there is none of, or is deleted, is no error: nothing is found by it.
@@ -150,17 +108,12 @@ func TestNetworkOfADeletedAgentFindsNothing(t *testing.T) {
 	w := newFixture(t)
 	first := w.createAgent(w.acme, "alice")
 	w.createAgent(w.acme, "another admin")
-	if err := w.store.RecordLogin(t.Context(), first.ID, network(1)); err != nil {
-		t.Fatal(err)
-	}
-	must(w.store.DeleteAgent(t.Context(), store.Operator(), first))(t)
+	noError(t, w.store.RecordLogin(t.Context(), first.ID, network(1)))
+	must(w.store.DeleteAgent(t.Context(), operator, first))(t)
 	w.createAgent(w.globex, "alice") // another one with the username
-	if got := must(w.store.AgentByUsername(t.Context(), "alice", network(1)))(t); got.KnownNetwork {
-		t.Error("the agent has its predecessor's networks")
-	}
-	if err := w.store.RecordLogin(t.Context(), uuid.New(), network(1)); err != nil {
-		t.Fatal(err)
-	}
+	known := must(w.store.AgentByUsername(t.Context(), "alice", network(1)))(t).KnownNetwork
+	wantEqual(t, "the predecessor's network is known", known, false)
+	noError(t, w.store.RecordLogin(t.Context(), uuid.New(), network(1)))
 }
 
 // A login does not wait for its network to be on the disk, or at a standby.
@@ -183,9 +136,7 @@ func TestNetworkIsNotedWithoutWaitingForTheDisk(t *testing.T) {
 	w.exec(`INSERT INTO login_networks SELECT gen_random_uuid(), '10.1.1.0/24', now() - interval '40 days'`)
 	w.exec(`INSERT INTO login_networks SELECT $1, set_masklen(('10.9.' || i || '.0')::cidr, 24), now() - i * interval '1 hour' FROM generate_series(1, 32) i`, agent.ID)
 	if got := noted(func() {
-		if err := waiting.RecordLogin(t.Context(), agent.ID, network(1)); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, waiting.RecordLogin(t.Context(), agent.ID, network(1)))
 	}); got != "off off off" { // one added, one expired, one too much
 		t.Errorf("synchronous_commit is %s", got)
 	}

@@ -3,7 +3,6 @@ package store_test
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/netip"
 	"testing"
 	"time"
@@ -12,52 +11,35 @@ import (
 
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/secret"
 	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
-// Contract, section 5: The database away: 503 ... and recovery without a restart. A demoted primary passes the ping and then refuses
-// writes (25006).
+// Recovery without a restart: a demoted primary passes the ping and then refuses writes (25006).
 func TestConnectionsToADemotedPrimaryAreDropped(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
-	key, agent, account := w.createKey(w.acme), w.createAgent(w.acme, "alice"), w.createAccount(w.acme)
+	on, agent := w.makeTargets(w.acme), w.createAgent(w.acme, "alice")
 	// A pool of one: the write after the recovery gets the connection that has refused, if that is still there.
 	s := open(t, withSetting(t, w.url, "pool_max_conns", "1"))
-	for name, write := range map[string]func() error{
-		"creating": func() error {
-			_, err := s.CreateAccessKey(t.Context(), store.Operator(), newKey(w.acme, year))
-			return err
-		},
-		"updating": func() error {
-			_, err := s.UpdateAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID, store.AccessKeyChange{})
-			return err
-		},
+	writes := map[string]func() error{
 		"renewing a hash": func() error {
 			login, err := w.store.AgentByUsername(t.Context(), agent.Username, netip.Prefix{})
 			return errors.Join(err, s.RenewPasswordHash(t.Context(), login, login.PasswordHash))
 		},
-		"setting a permission": func() error {
-			_, err := s.SetPermission(t.Context(), store.Operator(), agent, 32)
-			return err
-		},
-		"adding a pair": func() error {
-			_, err := s.CreateServiceAccountKey(t.Context(), store.Operator(), account, "ES256", []byte("public"))
-			return err
-		},
-		"bootstrapping": func() error {
-			_, err := s.Bootstrap(t.Context(), store.Bootstrap{Customer: uuid.NewString()})
-			return err
-		},
-	} {
+		"bootstrapping": func() error { return errorOf(s.Bootstrap(t.Context(), store.Bootstrap{Customer: uuid.NewString()})) },
+	}
+	for _, name := range []string{"CreateAccessKey", "UpdateAccessKey", "SetPermission", "CreateServiceAccountKey"} {
+		writes[name] = writesTo(t.Context(), s, operator, on)[name]
+	}
+	for name, write := range writes {
 		setReadOnly(w, "on")
 		w.exec(cutTheStore)
 		servertest.Eventually(t, "the pool has a connection that only reads", func() bool { return s.DB.Ready(t.Context()) == nil })
 		wantError(t, name+" on a standby", write(), store.ErrUnavailable)
 		setReadOnly(w, "off")
-		if err := write(); err != nil {
-			t.Errorf("%s after the recovery: %v", name, err)
-		}
+		wantError(t, name+" after the recovery", write(), nil)
 	}
 }
 
@@ -70,13 +52,9 @@ func setReadOnly(w *fixture, to string) {
 		`SET TRANSACTION READ WRITE`,
 		`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = ` + to + `', current_database()); END $$`,
 	} {
-		if _, err := tx.Exec(w.t.Context(), sql); err != nil {
-			w.t.Fatal(err)
-		}
+		execIn(w.t, tx, sql)
 	}
-	if err := tx.Commit(w.t.Context()); err != nil {
-		w.t.Fatal(err)
-	}
+	noError(w.t, tx.Commit(w.t.Context()))
 }
 
 // Contract, section 5: recovery without a restart: a connection that the server has ended is not given out again.
@@ -84,11 +62,9 @@ func TestStoreRecoversFromCutConnections(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	k := newKey(w.acme, year)
-	key := must(w.store.CreateAccessKey(t.Context(), store.Operator(), k))(t)
+	key := must(w.store.CreateAccessKey(t.Context(), operator, k))(t)
 	for range 3 {
-		if _, err := keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}); err != nil { // there is a connection to cut
-			t.Fatal(err)
-		}
+		must(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{}))(t) // there is a connection to cut
 		w.exec(cutTheStore)
 		servertest.Eventually(t, "the store answers again", func() bool {
 			got, err := keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{})
@@ -100,8 +76,7 @@ func TestStoreRecoversFromCutConnections(t *testing.T) {
 	}
 }
 
-// Contract, section 5: 503 SERVICE_UNAVAILABLE with Retry-After within 5 s: who finds no free connection waits no longer than its context
-// lets it.
+// 503 within 5 s: a caller that finds no free connection waits no longer than its context allows.
 func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -110,22 +85,17 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 	_, release := w.lockKey(key.ID)
 	holder := make(chan error, 1)
 	go func() { // takes the only connection and waits
-		_, err := s.DeleteAccessKey(t.Context(), store.Operator(), w.acme.ID, key.ID)
+		_, err := s.DeleteAccessKey(t.Context(), operator, w.acme.ID, key.ID)
 		holder <- err
 	}()
 	w.untilWaiting()
-	if stats := s.DB.Stats(); stats.Max != 1 || stats.Acquired != 1 || stats.Idle != 0 || stats.Total != 1 {
-		t.Errorf("the pool's figures are %+v", stats)
-	}
+	stats := s.DB.Stats()
+	errorIf(t, stats.Max != 1 || stats.Acquired != 1 || stats.Idle != 0 || stats.Total != 1, "the pool's figures are %+v", stats)
 	for name, call := range map[string]func(context.Context) error{
 		"a look-up": func(ctx context.Context) error {
-			_, err := keyByHash(ctx, s, store.TokenHash{}, changelog.Position{})
-			return err
+			return errorOf(keyByHash(ctx, s, store.TokenHash{}, changelog.Position{}))
 		},
-		"a list": func(ctx context.Context) error {
-			_, err := s.AccessKeys(ctx, w.acme.ID, store.Start(), 10)
-			return err
-		},
+		"a list":    func(ctx context.Context) error { return errorOf(s.AccessKeys(ctx, w.acme.ID, store.Start(), 10)) },
 		"readiness": s.DB.Ready,
 	} {
 		endsWithin(t, 4*time.Second, name, func() {
@@ -135,28 +105,18 @@ func TestExhaustedPoolIsUnavailableWithinTheDeadline(t *testing.T) {
 		})
 	}
 	release()
-	if err := <-holder; err != nil {
-		t.Errorf("the one that held the connection: %v", err)
-	}
-	_, err := keyByHash(t.Context(), s, store.TokenHash{}, changelog.Position{})
-	wantError(t, "a look-up afterwards", err, store.ErrNotFound)
+	wantError(t, "the one that held the connection", <-holder, nil)
+	wantError(t, "a look-up afterwards", errorOf(keyByHash(t.Context(), s, store.TokenHash{}, changelog.Position{})), store.ErrNotFound)
 }
 
-// Contract, section 5: /readyz (it can serve: database reachable and migrated).
 func TestReadyIsReachableAndMigrated(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
 	wantError(t, "without a schema", w.store.DB.Ready(t.Context()), store.ErrUnavailable)
 	for range 2 {
-		if _, err := store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.store.DB.Ready(t.Context()); err != nil {
-			t.Errorf("migrated: %v", err)
-		}
-		if _, err := store.Migrator(w.url, slog.New(slog.DiscardHandler)).Down(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		w.up()
+		wantError(t, "migrated", w.store.DB.Ready(t.Context()), nil)
+		w.down()
 		wantError(t, "taken back", w.store.DB.Ready(t.Context()), store.ErrUnavailable)
 	}
 	away := open(t, deadAddress(t, "p"))
@@ -168,7 +128,7 @@ func TestReadyIsReachableAndMigrated(t *testing.T) {
 // Contract, section 5: 503 ... within 5 s: a network that swallows everything is given up on, and DATABASE_URL may say when.
 func TestSilentNetworkIsGivenUpOn(t *testing.T) {
 	t.Parallel()
-	silent := silentAddress(t)
+	silent := secret.New("postgres://u:p@" + silent(t) + "/db?sslmode=disable")
 	for name, address := range map[string]struct {
 		timeout string
 		most    time.Duration

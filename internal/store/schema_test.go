@@ -221,9 +221,7 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 					first["id"] = uuid.New()
 				}
 				maps.Copy(first, test.first)
-				if err := insert(t, tx, test.table, first); err != nil {
-					t.Fatalf("the first row: %v", err)
-				}
+				noError(t, insert(t, tx, test.table, first))
 			}
 			changed := maps.Clone(good)
 			maps.Copy(changed, test.change)
@@ -238,9 +236,7 @@ func TestSchemaRefusesWhatBreaksItsPromises(t *testing.T) {
 		})
 		delete(constraints, test.refused)
 	}
-	if len(constraints) > 0 {
-		t.Errorf("no row shows what these constraints refuse: %v", slices.Sorted(maps.Keys(constraints)))
-	}
+	errorIf(t, len(constraints) > 0, "no row shows what these constraints refuse: %v", slices.Sorted(maps.Keys(constraints)))
 }
 
 // Contract, section 3: deleted, malformed, tampered: 401: nothing can vanish from under what depends on it.
@@ -249,11 +245,16 @@ func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 	w := newFixture(t)
 	w.createKey(w.acme)
 	agent := w.createAgent(w.acme, "alice")
-	must(w.store.CreateAccessKey(t.Context(), store.Operator(), userKey(agent)))(t)
+	must(w.store.CreateAccessKey(t.Context(), operator, userKey(agent)))(t)
 	w.createAgent(w.globex, "glob")
-	initech := must(w.store.CreateCustomer(t.Context(), store.Operator(), store.NewCustomer{Name: "Initech"}))(t)
+	initech := must(w.store.CreateCustomer(t.Context(), operator, store.NewCustomer{Name: "Initech"}))(t)
 	account := w.createAccount(initech)
 	w.createAccountKey(account)
+	for _, move := range []string{`UPDATE accesskeys SET customer_id = $1 WHERE agent_id = $2`, `UPDATE agents SET customer_id = $1 WHERE id = $2`} {
+		if err := refusal(w.db.Exec(t.Context(), move, w.globex.ID, agent.ID)); err.ConstraintName != "accesskeys_agent_id_fkey" {
+			t.Errorf("%s: %v, want it refused: a key and its agent are of one customer", move, err)
+		}
+	}
 	for _, test := range []struct {
 		table      string
 		id         uuid.UUID
@@ -266,13 +267,19 @@ func TestOwnersOfCredentialsCannotBeRemoved(t *testing.T) {
 		{"agents", agent.ID, "accesskeys_agent_id_fkey"},
 	} {
 		for _, sql := range []string{`DELETE FROM ` + test.table + ` WHERE id = $1`, `UPDATE ` + test.table + ` SET id = gen_random_uuid() WHERE id = $1`} {
-			_, err := w.db.Exec(t.Context(), sql, test.id)
-			var refused *pgconn.PgError
-			if !errors.As(err, &refused) || refused.ConstraintName != test.constraint {
+			if err := refusal(w.db.Exec(t.Context(), sql, test.id)); err.ConstraintName != test.constraint {
 				t.Errorf("%s: %v, want it to be refused by %s", sql, err, test.constraint)
 			}
 		}
 	}
+}
+
+// refusal is Postgres's error, empty where there is none.
+func refusal(_ pgconn.CommandTag, err error) *pgconn.PgError {
+	if refused, is := errors.AsType[*pgconn.PgError](err); is {
+		return refused
+	}
+	return &pgconn.PgError{}
 }
 
 // No foreign key leads from an access key to its customer. A key of a customer that isn't there is refused, and writes nothing.
@@ -280,12 +287,10 @@ func TestKeyWithoutItsCustomerIsNone(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	k := newKey(store.Customer{ID: uuid.New()}, year)
-	_, err := w.store.CreateAccessKey(t.Context(), store.Operator(), k)
-	wantError(t, "creating it", err, store.ErrNoCustomer)
+	wantError(t, "creating it", errorOf(w.store.CreateAccessKey(t.Context(), operator, k)), store.ErrNoCustomer)
 	w.exec(`INSERT INTO accesskeys (id, customer_id, token_sha256, token_prefix, tm_expire)
 		VALUES (gen_random_uuid(), $1, $2, 'vb_12345678', '2100-01-01')`, k.CustomerID, k.TokenHash[:])
-	_, err = keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{})
-	wantError(t, "looking it up", err, store.ErrNotFound)
+	wantError(t, "looking it up", errorOf(keyByHash(t.Context(), w.store, k.TokenHash, changelog.Position{})), store.ErrNotFound)
 	id := value[uuid.UUID](w, `SELECT id FROM accesskeys WHERE token_sha256 = $1`, k.TokenHash[:])
 	caller := store.AccessKeyCaller(store.AccessKeyCredential{
 		AccessKey: store.AccessKey{ID: id, CustomerID: k.CustomerID}, Roles: []string{"customer_admin"},
@@ -295,9 +300,7 @@ func TestKeyWithoutItsCustomerIsNone(t *testing.T) {
 	for name, write := range callersWrites() {
 		wantError(t, name, write(t.Context(), w.store, caller, on), store.ErrChanged)
 	}
-	if after := w.rows(); after != before {
-		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
-	}
+	wantEqual(t, "the rows", w.rows(), before)
 }
 
 // Contract, section 1: It is stored as such in Postgres too (timestamptz, not null); issue 3: "agent_id (null for customer-wide)", and
@@ -321,14 +324,10 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 	times := map[string]int{}
 	for _, c := range columns {
 		refused := w.refusesNull(c.Table, c.Name, account.ID)
-		if refused == mayBeNull[c.Table+"."+c.Name] {
-			t.Errorf("%s.%s refuses NULL: %v", c.Table, c.Name, refused)
-		}
+		errorIf(t, refused == mayBeNull[c.Table+"."+c.Name], "%s.%s refuses NULL: %v", c.Table, c.Name, refused)
 		if strings.HasPrefix(c.Name, "tm_") {
 			times[c.Table]++
-			if c.Type != "timestamp with time zone" {
-				t.Errorf("%s.%s is a %s", c.Table, c.Name, c.Type)
-			}
+			errorIf(t, c.Type != "timestamp with time zone", "%s.%s is a %s", c.Table, c.Name, c.Type)
 		}
 	}
 	if want := map[string]int{
@@ -343,9 +342,7 @@ func TestNoColumnTakesNullAndEveryTimeIsTimestamptz(t *testing.T) {
 func (w *fixture) refusesNull(table, column string, account uuid.UUID) bool {
 	w.t.Helper()
 	values := goodRows(w.acme.ID, account)[table]
-	if values == nil {
-		w.t.Fatalf("goodRows has none for %s", table)
-	}
+	fatalIf(w.t, values == nil, "goodRows has none for %s", table)
 	values[column] = nil
 	tx := must(w.db.Begin(w.t.Context()))(w.t)
 	defer func() { _ = tx.Rollback(context.Background()) }()
@@ -371,23 +368,18 @@ func TestDefaultsAreTheSentinelAndNow(t *testing.T) {
 		if table == "accesskeys" {
 			values["tm_expire"] = time.Unix(4e9, 0)
 		}
-		if err := insert(t, tx, table, values); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, insert(t, tx, table, values))
 		var now, create, update, deletion time.Time
 		err := tx.QueryRow(t.Context(), `SELECT now(), tm_create, tm_update, tm_delete FROM `+table+` WHERE id = $1`, values["id"]).
 			Scan(&now, &create, &update, &deletion)
-		if err != nil {
-			t.Fatal(err)
-		}
+		noError(t, err)
 		if !create.Equal(now) || !update.Equal(now) || !deletion.Equal(store.Never()) {
 			t.Errorf("%s: at %v a row has tm_create %v, tm_update %v, tm_delete %v", table, now, create, update, deletion)
 		}
 	}
 	var password, now time.Time
-	if err := tx.QueryRow(t.Context(), `SELECT tm_password, now() FROM agents`).Scan(&password, &now); err != nil || !password.Equal(now) {
-		t.Errorf("at %v an agent has tm_password %v (%v)", now, password, err)
-	}
+	noError(t, tx.QueryRow(t.Context(), `SELECT tm_password, now() FROM agents`).Scan(&password, &now))
+	errorIf(t, !password.Equal(now), "at %v an agent has tm_password %v", now, password)
 }
 
 // Contract, section 1: `"" where none was given`; issue 3: a key that says nothing else is its customer's admin, an account that says
@@ -397,11 +389,8 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 	w := newFixture(t)
 	account := w.createAccount(w.acme)
 	tx := w.begin()
-	for _, sql := range []string{`SET LOCAL accesskeys.internal = 'on'`, `DELETE FROM change_head`} { // it has its one row
-		if _, err := tx.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	execIn(t, tx, `SET LOCAL accesskeys.internal = 'on'`)
+	execIn(t, tx, `DELETE FROM change_head`) // it has its one row
 	const times = `- 'tm_create' - 'tm_update' - 'tm_delete' - 'tm_expire' - 'tm_password' - 'tm_heartbeat'`
 	defaults := map[string]string{
 		"customers": `{"email": "", "description": ""}`,
@@ -418,18 +407,12 @@ func TestDefaultsAreWhatNobodyHasToAskFor(t *testing.T) {
 		"login_networks":       `{}`,
 	}
 	for table, values := range goodRows(w.acme.ID, account.ID) {
-		if err := insert(t, tx, table, values); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, insert(t, tx, table, values))
 		var left string
 		err := tx.QueryRow(t.Context(), `SELECT (to_jsonb(t) - $2::text[] `+times+`)::text FROM `+table+` t WHERE `+keyOf(table)+` = $1`,
 			values[keyOf(table)], slices.Collect(maps.Keys(values))).Scan(&left)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if left != defaults[table] {
-			t.Errorf("%s: by default %s, want %s", table, left, defaults[table])
-		}
+		noError(t, err)
+		errorIf(t, left != defaults[table], "%s: by default %s, want %s", table, left, defaults[table])
 	}
 	// A sign-up is timed by the database too, and so is a heartbeat.
 	var create, beat, now time.Time
@@ -471,8 +454,6 @@ func (w *fixture) constraints() map[string]bool {
 	for _, name := range must(pgx.CollectRows(rows, pgx.RowTo[string]))(w.t) {
 		all[name] = true
 	}
-	if len(all) == 0 {
-		w.t.Fatal("there are no constraints")
-	}
+	fatalIf(w.t, len(all) == 0, "there are no constraints")
 	return all
 }

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"strings"
@@ -17,25 +18,24 @@ func newSignup(name, email string) store.NewSignup {
 	}
 }
 
-// Customer and key come together or not at all: where the key can't be made, neither is the customer, and the sign-up can be completed
-// again.
+// completing is the error of completing a sign-up.
+func completing(ctx context.Context, s *store.Store, n store.NewSignup, key store.NewAccessKey) error {
+	_, _, err := s.CompleteSignup(ctx, n.TempTokenHash, n.CodeHash, key)
+	return err
+}
+
+// Where the key can't be made, neither is the customer, and the sign-up can be completed again.
 func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	n := newSignup("ada", "ada@new.example")
 	made := must(w.store.CreateSignup(t.Context(), n))(t)
-	if made.AddressTaken || !made.Stored {
-		t.Fatalf("made %+v", made)
-	}
+	fatalIf(t, made.AddressTaken || !made.Stored, "made %+v", made)
 	taken := newKey(w.acme, year)
-	must(w.store.CreateAccessKey(t.Context(), store.Operator(), taken))(t)
-	if _, _, err := w.store.CompleteSignup(t.Context(), n.TempTokenHash, n.CodeHash, taken); !errors.Is(err, store.ErrTokenTaken) {
-		t.Fatalf("error %v", err)
-	}
+	must(w.store.CreateAccessKey(t.Context(), operator, taken))(t)
+	wantError(t, "completing it", completing(t.Context(), w.store, n, taken), store.ErrTokenTaken)
 	customers := must(w.store.Customers(t.Context(), nil, store.Start(), 10))(t)
-	if len(customers) != 2 {
-		t.Errorf("customers %v", customers)
-	}
+	errorIf(t, len(customers) != 2, "customers %v", customers)
 	key := newKey(w.globex, year) // whose CustomerID counts for nothing
 	customer, created, err := w.store.CompleteSignup(t.Context(), n.TempTokenHash, n.CodeHash, key)
 	if err != nil || customer.Name != "ada" || customer.Email != "ada@new.example" || created.CustomerID != customer.ID || created.AgentID != nil {
@@ -45,27 +45,18 @@ func TestSignupMakesCustomerAndKeyOrNeither(t *testing.T) {
 	if credential.CustomerID != customer.ID || strings.Join(credential.Roles, " ") != "customer_admin" {
 		t.Errorf("credential %+v", credential)
 	}
-	if _, _, err := w.store.CompleteSignup(t.Context(), n.TempTokenHash, n.CodeHash, newKey(w.acme, year)); !errors.Is(err, store.ErrNoSignup) {
-		t.Errorf("a second time: error %v", err)
-	}
+	wantError(t, "a second time", completing(t.Context(), w.store, n, newKey(w.acme, year)), store.ErrNoSignup)
 }
 
-// A sign-up that is taken back is gone, and does not count any more.
 func TestDroppedSignupDoesNotCount(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
 	for i := range 6 {
 		n := newSignup(strings.Repeat("a", i+1), "ada@new.example")
 		made := must(w.store.CreateSignup(t.Context(), n))(t)
-		if !made.Stored {
-			t.Fatalf("the sign-up after %d dropped ones is not stored", i)
-		}
-		if err := w.store.DropSignup(t.Context(), made.ID); err != nil {
-			t.Fatal(err)
-		}
-		if _, _, err := w.store.CompleteSignup(t.Context(), n.TempTokenHash, n.CodeHash, newKey(w.acme, year)); !errors.Is(err, store.ErrNoSignup) {
-			t.Errorf("a dropped sign-up: error %v", err)
-		}
+		fatalIf(t, !made.Stored, "the sign-up after %d dropped ones is not stored", i)
+		noError(t, w.store.DropSignup(t.Context(), made.ID))
+		wantError(t, "a dropped sign-up", completing(t.Context(), w.store, n, newKey(w.acme, year)), store.ErrNoSignup)
 	}
 }
 
@@ -77,12 +68,10 @@ func TestSignupOnADeadDatabaseIsUnavailable(t *testing.T) {
 	must(w.store.CreateSignup(t.Context(), n))(t)
 	w.store.Close()
 	_, err := w.store.CreateSignup(t.Context(), newSignup("bob", "bob@new.example"))
-	_, _, completing := w.store.CompleteSignup(t.Context(), n.TempTokenHash, n.CodeHash, newKey(w.acme, year))
+	completing := completing(t.Context(), w.store, n, newKey(w.acme, year))
 	dropping := w.store.DropSignup(t.Context(), w.acme.ID)
 	for i, err := range []error{err, completing, dropping} {
-		if !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNoSignup) {
-			t.Errorf("%d: error %v", i, err)
-		}
+		errorIf(t, !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNoSignup), "%d: error %v", i, err)
 	}
 }
 
@@ -95,43 +84,15 @@ func TestSignupsReadTheirIndexesAndLittleElse(t *testing.T) {
 		SELECT gen_random_uuid(), sha256(int8send(i)), sha256('x'), 's' || i || '@new.example', 's', false, now() + (i - 200) * interval '1 min'
 		FROM generate_series(1, 20000) i`)
 	w.exec(`VACUUM ANALYZE`)
-	catcher := &statements{}
-	traced := openTraced(t, w.url, catcher)
-	defer traced.Close()
+	traced, catcher := openTraced(t, w.url)
 	n := newSignup("ada", "ada@new.example")
 	must(traced.CreateSignup(t.Context(), n))(t)
-	if _, _, err := traced.CompleteSignup(t.Context(), n.TempTokenHash, n.CodeHash, newKey(w.acme, year)); err != nil {
-		t.Fatal(err)
-	}
-	sent := func(part string) statement {
-		t.Helper()
-		for _, s := range catcher.all {
-			if strings.Contains(s.sql, part) {
-				return s
-			}
-		}
-		t.Fatalf("no statement with %s among %v", part, catcher.all)
-		return statement{}
-	}
-	for _, test := range []struct{ name, part, index string }{
-		{"clearing away", "SKIP LOCKED", "signups_tm_expire"},
-		{"counting", "INSERT INTO signups", "signups_email"},
-		{"knowing", "INSERT INTO signups", "customers_live_email"},
-		{"trying", "SET tries", "signups_temp_token_hash_key"},
-		{"knowing by now", "SELECT EXISTS", "customers_live_email"},
-	} {
-		drop := "DROP INDEX " + test.index
-		if strings.HasSuffix(test.index, "_key") {
-			drop = "ALTER TABLE signups DROP CONSTRAINT " + test.index
-		}
-		for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
-			plan := w.explain(mode, sent(test.part), "")
-			for _, problem := range plan.problems(test.index) {
-				t.Errorf("%s, %s: %s in\n%s", test.name, mode, problem, plan.text)
-			}
-			if plan := w.explain(mode, sent(test.part), drop); len(plan.problems(test.index)) == 0 { // the control
-				t.Errorf("%s, %s: without the index the plan still passes", test.name, mode)
-			}
-		}
-	}
+	noError(t, completing(t.Context(), traced, n, newKey(w.acme, year)))
+	w.readIndexes([]indexed{
+		{"clearing away", catcher.with(t, "SKIP LOCKED"), "signups_tm_expire", nil},
+		{"counting", catcher.with(t, "INSERT INTO signups"), "signups_email", nil},
+		{"knowing", catcher.with(t, "INSERT INTO signups"), "customers_live_email", nil},
+		{"trying", catcher.with(t, "SET tries"), "signups_temp_token_hash_key", nil},
+		{"knowing by now", catcher.with(t, "SELECT EXISTS"), "customers_live_email", nil},
+	})
 }

@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"errors"
-	"log/slog"
 	"net/netip"
 	"testing"
 
@@ -27,8 +26,7 @@ func (w *fixture) holder(username string) uuid.UUID {
 	return agent.ID
 }
 
-// Spellings that people can't tell apart, or that are told apart by case alone, are one username: for a new agent, for a renamed one and at
-// a login.
+// Spellings that people can't tell apart, or that differ in case alone, are one username: for new agents, renamed ones and logins.
 func TestSpellingsOfAUsernameAreOne(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -42,28 +40,20 @@ func TestSpellingsOfAUsernameAreOne(t *testing.T) {
 	} {
 		agent := w.createAgent(w.acme, username)
 		for _, spelling := range append(spellings, username) {
-			_, err := w.store.CreateAgent(t.Context(), store.Operator(), newAgent(w.globex, spelling))
+			_, err := w.store.CreateAgent(t.Context(), operator, newAgent(w.globex, spelling))
 			wantError(t, "another "+spelling, err, store.ErrUsernameTaken)
-			_, err = w.store.UpdateAgent(t.Context(), store.Operator(), other, store.AgentChange{Username: &spelling})
+			_, err = w.store.UpdateAgent(t.Context(), operator, other, store.AgentChange{Username: &spelling})
 			wantError(t, "renamed "+spelling, err, store.ErrUsernameTaken)
 			for _, typed := range []string{spelling, " " + spelling, spelling + " ", "\u00a0" + spelling + "\r\n\t"} {
-				if got := w.holder(typed); got != agent.ID {
-					t.Errorf("%q logs in as %s, want %q", typed, got, username)
-				}
+				wantEqual(t, "who logs in by "+typed, w.holder(typed), agent.ID)
 			}
 		}
 		found := must(w.store.Bootstrap(t.Context(), store.Bootstrap{Customer: w.acme.Name, Username: spellings[0]}))(t)
-		if found.Agent != store.Existed || found.AgentID != agent.ID {
-			t.Errorf("bootstrap of %q: %+v", spellings[0], found)
-		}
-		renamed := must(w.store.UpdateAgent(t.Context(), store.Operator(), agent, store.AgentChange{Username: &spellings[0]}))(t)
-		if renamed.Username != spellings[0] || w.holder(username) != agent.ID {
-			t.Errorf("%q as %q is %+v", username, spellings[0], renamed)
-		}
-		gone := must(w.store.DeleteAgent(t.Context(), store.Operator(), renamed))(t)
-		if w.holder(username) != uuid.Nil {
-			t.Errorf("%+v logs in", gone)
-		}
+		errorIf(t, found.Agent != store.Existed || found.AgentID != agent.ID, "bootstrap of %q: %+v", spellings[0], found)
+		renamed := must(w.store.UpdateAgent(t.Context(), operator, agent, store.AgentChange{Username: &spellings[0]}))(t)
+		errorIf(t, renamed.Username != spellings[0] || w.holder(username) != agent.ID, "%q as %q is %+v", username, spellings[0], renamed)
+		gone := must(w.store.DeleteAgent(t.Context(), operator, renamed))(t)
+		errorIf(t, w.holder(username) != uuid.Nil, "%+v logs in", gone)
 		w.createAgent(w.globex, username) // free again
 	}
 }
@@ -77,22 +67,18 @@ func TestWhatCanBeMistakenIsNoUsername(t *testing.T) {
 		"", " ", composed + " ", " " + composed, composed + "\n", "a\nb", "a\tb", "a  b", "a\u00a0b", "a\u3000b", "Jo\u200bs\u00e9", "a\u200db", "a\u00adb",
 		"\ufeffa", "a\u202eb", "\u2066a\u2069", "a\u2028b", "\u00bd", "\u2168", "\ufb01", "\u260e", "a\x7f", "a\u0085", "\u05d0b", "\ue000", "\xff",
 	} {
-		if !errors.Is(store.CheckUsername(username), store.ErrUsername) {
-			t.Errorf("%q is a username", username)
-		}
-		_, err := w.store.CreateAgent(t.Context(), store.Operator(), newAgent(w.acme, username))
+		errorIf(t, !errors.Is(store.CheckUsername(username), store.ErrUsername), "%q is a username", username)
+		wantError(t, username, errorOf(w.store.CreateAgent(t.Context(), operator, newAgent(w.acme, username))), store.ErrUsername)
+		_, err := w.store.UpdateAgent(t.Context(), operator, agent, store.AgentChange{Username: &username})
 		wantError(t, username, err, store.ErrUsername)
-		_, err = w.store.UpdateAgent(t.Context(), store.Operator(), agent, store.AgentChange{Username: &username})
-		wantError(t, username, err, store.ErrUsername)
-		if _, err := w.store.Bootstrap(t.Context(), store.Bootstrap{Customer: "c", Username: username}); username != "" && username != "\xff" && !errors.Is(err, store.ErrUsername) {
-			t.Errorf("bootstrap of %q: %v", username, err)
+		if username != "" && username != "\xff" {
+			err := errorOf(w.store.Bootstrap(t.Context(), store.Bootstrap{Customer: "c", Username: username}))
+			wantError(t, "bootstrap of "+username, err, store.ErrUsername)
 		}
 	}
 	for _, username := range []string{"ada", "ada+test@x.y", "o'hara", "\u65e5\u672c\u8a9e", "\u05d0\u05d1\u05d2", "stra\u00dfe", "l\u00b7l", "~!#$%^&*()_=[]{}|;:,.<>/?`\"\\"} {
 		w.createAgent(w.acme, username)
-		if w.holder(username) == uuid.Nil {
-			t.Errorf("%q does not log in", username)
-		}
+		errorIf(t, w.holder(username) == uuid.Nil, "%q does not log in", username)
 	}
 }
 
@@ -100,8 +86,7 @@ func TestWhatCanBeMistakenIsNoUsername(t *testing.T) {
 func TestUsernamesFromBeforeTheRulesStayAndAreTaken(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
-	log := slog.New(slog.DiscardHandler)
-	must(migrator(w.url, log, stepsUpTo(t, 6), patience).Up(t.Context()))(t)
+	w.migrate(stepsUpTo(t, 6))
 	w.exec(`INSERT INTO customers (id, name) VALUES (gen_random_uuid(), 'acme')`)
 	insert := func(username string) uuid.UUID {
 		return value[uuid.UUID](w, `INSERT INTO agents (id, customer_id, username, password_hash, tm_create)
@@ -117,55 +102,41 @@ func TestUsernamesFromBeforeTheRulesStayAndAreTaken(t *testing.T) {
 		return value[bool](w, `SELECT username_key_of IS NOT DISTINCT FROM username FROM agents WHERE id = $1`, before[username])
 	}
 	for range 2 { // also after the way back
-		must(store.Migrator(w.url, log).Up(t.Context()))(t)
+		w.up()
 		for username, id := range before {
-			if got := w.holder(username); got != id {
-				t.Errorf("%q logs in as %s", username, got)
-			}
+			wantEqual(t, "who logs in by "+username, w.holder(username), id)
 		}
 		// The one that is as it should be comes before older ones, then the oldest.
 		for username, want := range map[string]bool{
 			"bob": true, "Bob\u200b ": false, composed: true, decomposed: false, "Eve": true, "Eve\n": false, "Zo\u00eb ": true, "\u260e": false,
 			"a\u202eb": true, "two  spaces": true, "\u200b": false, "\u05d0b": false,
 		} {
-			if keyed(username) != want {
-				t.Errorf("%q has a key: %t", username, !want)
-			}
+			errorIf(t, keyed(username) != want, "%q has a key: %t", username, !want)
 		}
 		if w.holder("zo\u00eb") != before["Zo\u00eb "] || w.holder("zoe\u0308") != before["Zo\u00eb "] {
 			t.Error("who is seen as Zo\u00eb does not log in so")
 		}
-		if got := must(store.Migrator(w.url, log).Down(t.Context()))(t); got != 6 {
-			t.Fatal(got)
-		}
+		wantEqual(t, "the version", w.down(), 6)
 	}
-	must(store.Migrator(w.url, log).Up(t.Context()))(t)
+	w.up()
 	customer := store.Customer{ID: value[uuid.UUID](w, `SELECT id FROM customers`)}
 	for _, username := range []string{"BOB", composed, decomposed, "eve", "Zo\u00eb", "zoe\u0308", "ab", "Two Spaces"} {
-		_, err := w.store.CreateAgent(t.Context(), store.Operator(), newAgent(customer, username))
-		wantError(t, username, err, store.ErrUsernameTaken)
+		wantError(t, username, errorOf(w.store.CreateAgent(t.Context(), operator, newAgent(customer, username))), store.ErrUsernameTaken)
 	}
 	// Sent back as it is, such a username stays, and another name is no reason to change it.
 	agent, same, name := must(w.store.Agent(t.Context(), before["\u260e"]))(t), "\u260e", "other"
-	agent = must(w.store.UpdateAgent(t.Context(), store.Operator(), agent, store.AgentChange{Username: &same, Name: &name}))(t)
-	if agent.Name != name || w.holder(same) != agent.ID {
-		t.Errorf("changed to %+v", agent)
-	}
+	agent = must(w.store.UpdateAgent(t.Context(), operator, agent, store.AgentChange{Username: &same, Name: &name}))(t)
+	errorIf(t, agent.Name != name || w.holder(same) != agent.ID, "changed to %+v", agent)
 
 	// A server of the schema before makes agents beside this one, and renames them: it knows no keys.
 	late := insert("Zo\u00eb Late")
 	w.exec(`UPDATE agents SET username = 'robert' WHERE id = $1`, before["bob"])
-	if w.holder("bob") != uuid.Nil || w.holder("zo\u00eb late") != late {
-		t.Error("the key of another username is still believed")
-	}
-	_, err := w.store.CreateAgent(t.Context(), store.Operator(), newAgent(customer, "zoe\u0308 late"))
+	errorIf(t, w.holder("bob") != uuid.Nil || w.holder("zo\u00eb late") != late, "the key of another username is still believed")
+	_, err := w.store.CreateAgent(t.Context(), operator, newAgent(customer, "zoe\u0308 late"))
 	wantError(t, "made by an older server", err, store.ErrUsernameTaken)
 	// The other one that is seen as bob has the key now.
-	if got := w.holder("bob"); got != before["Bob\u200b "] {
-		t.Errorf("bob is %s", got)
-	}
-	renamed := must(w.store.UpdateAgent(t.Context(), store.Operator(), must(w.store.Agent(t.Context(), before["bob"]))(t), store.AgentChange{Username: new("Robert II")}))(t)
-	if w.holder("robert ii") != renamed.ID || !keyed("bob") {
-		t.Errorf("renamed to %+v", renamed)
-	}
+	wantEqual(t, "bob", w.holder("bob"), before["Bob\u200b "])
+	bob := must(w.store.Agent(t.Context(), before["bob"]))(t)
+	renamed := must(w.store.UpdateAgent(t.Context(), operator, bob, store.AgentChange{Username: new("Robert II")}))(t)
+	errorIf(t, w.holder("robert ii") != renamed.ID || !keyed("bob"), "renamed to %+v", renamed)
 }

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"accesskeys/internal/changelog"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
@@ -22,13 +24,120 @@ import (
 	"accesskeys/migrations"
 )
 
+// Contract, section 4: an access key of the customer acts as CustomerAdmin: for a program from before keys had owners and roles every key
+// does. So who goes back to it ends the keys that may do less, and a later migration does not revive them.
+func TestGoingBackBeforeUserKeysEndsThemAndLimitedKeys(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		change func(k *store.NewAccessKey, alice store.Agent)
+		ends   bool
+	}{
+		"the customer's":                  {func(*store.NewAccessKey, store.Agent) {}, false},
+		"an admin account's":              {func(k *store.NewAccessKey, _ store.Agent) { k.Roles = []string{"customer_admin"} }, false},
+		"an agent's":                      {func(k *store.NewAccessKey, a store.Agent) { k.AgentID = &a.ID }, true},
+		"a viewing account's":             {func(k *store.NewAccessKey, _ store.Agent) { k.Roles = []string{"accesskey_viewer"} }, true},
+		"that of an account without role": {func(k *store.NewAccessKey, _ store.Agent) { k.Roles = []string{} }, true},
+		"that of all roles but one": {func(k *store.NewAccessKey, _ store.Agent) {
+			k.Roles = []string{"accesskey_admin", "accesskey_viewer", "agent_admin", "agent_viewer"}
+		}, true},
+	}
+	setUp := func() *fixture {
+		t.Helper()
+		w := newFixture(t)
+		for name, test := range tests {
+			for _, customer := range []store.Customer{w.acme, w.globex} {
+				k := newKey(customer, year)
+				k.Name = name + " of " + customer.Name
+				test.change(&k, w.createAgent(customer, uuid.NewString()))
+				must(w.store.CreateAccessKey(t.Context(), operator, k))(t)
+			}
+		}
+		return w
+	}
+	live := func(w *fixture) []string {
+		return value[[]string](w, `SELECT array_agg(name ORDER BY name COLLATE "C") FROM accesskeys WHERE `+notDeleted)
+	}
+	var want []string
+	for name, test := range tests {
+		if !test.ends {
+			want = append(want, name+" of Acme", name+" of Globex")
+		}
+	}
+	slices.Sort(want)
+
+	w := setUp()
+	id := value[uuid.UUID](w, `SELECT id FROM accesskeys WHERE name = 'an agent''s of Acme'`)
+	early := must(w.store.DeleteAccessKey(t.Context(), operator, w.acme.ID, id))(t)
+	w.downTo(1, migrations.Files)
+	wantEqual(t, "live after the way down", live(w), want)
+	w.wantTrue("a key deleted before stays so", `SELECT tm_delete = $2 AND tm_update = $2 FROM accesskeys WHERE id = $1`, early.ID, early.TmDelete)
+	wantEqual(t, "keys that stay were touched", value[int](w, `SELECT count(*) FROM accesskeys WHERE tm_update <> tm_create AND `+notDeleted), 0)
+	w.up()
+	wantEqual(t, "live up again", live(w), want)
+
+	// Control: without that statement of the step they all would be their customers' admins.
+	const step = "000002_callers.down.sql"
+	text := string(must(migrations.Files.ReadFile(step))(t))
+	without := regexp.MustCompile(`(?s)UPDATE accesskeys.*?;`).ReplaceAllString(text, "")
+	fatalIf(t, without == text, "the step has no such statement")
+	steps := copied(t)
+	steps[step] = &fstest.MapFile{Data: []byte(without)}
+	w = setUp()
+	w.downTo(1, steps)
+	wantEqual(t, "control: live without the statement", len(live(w)), 2*len(tests))
+}
+
+// Migrations up, down, up, step by step: each step down leads to the schema that the steps below it make.
+func TestEachStepDownGivesTheSchemaOfTheStepsBelow(t *testing.T) {
+	t.Parallel()
+	w := fixtureOn(t, pgtest.Migrated(t))
+	for version := newestStep(t) - 1; version > 0; version-- {
+		w.downTo(version, migrations.Files)
+		below := fixtureOn(t, pgtest.Empty(t))
+		below.migrate(stepsUpTo(t, version))
+		wantEqual(t, fmt.Sprintf("the schema of version %d", version), fingerprint(w), fingerprint(below))
+	}
+}
+
+// Expand, then contract: the program before the callers ran on beside the one after them. What it wrote, it wrote without the columns that
+// it did not know, and such a key is its customer's, also after all the steps that came later; keys that exist come through as they were.
+func TestKeysFromBeforeStayTheirCustomers(t *testing.T) {
+	t.Parallel()
+	for _, version := range []int{1, 3} {
+		w := newFixture(t)
+		old, k := newKey(w.acme, year), newKey(w.acme, year)
+		key := must(w.store.CreateAccessKey(t.Context(), operator, old))(t)
+		w.downTo(version, migrations.Files)
+		w.exec(`INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
+			VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))`,
+			uuid.New(), k.CustomerID, k.Name, k.Detail, k.TokenHash[:], k.TokenPrefix, float64(k.Expire))
+		w.up()
+		reopened := open(t, w.url)
+		got := must(keyByHash(t.Context(), reopened, old.TokenHash, changelog.Position{}))(t)
+		wantEqual(t, "the key", got.AccessKey, key)
+		wantEqual(t, "its roles", got.Roles, []string{"customer_admin"})
+		got = must(keyByHash(t.Context(), reopened, k.TokenHash, changelog.Position{}))(t)
+		if got.AgentID != nil || !slices.Equal(got.Roles, []string{"customer_admin"}) || got.Detail != k.Detail {
+			t.Errorf("the key of version %d reads as %+v", version, got)
+		}
+	}
+}
+
+// downTo takes back the steps above a version.
+func (w *fixture) downTo(version int, steps fs.FS) {
+	w.t.Helper()
+	for at := newestStep(w.t); at > version; {
+		below := must(quietly(w.url, steps).Down(w.t.Context()))(w.t)
+		fatalIf(w.t, below >= at, "the step down leads from %d to %d", at, below)
+		at = below
+	}
+}
+
 // stepsUpTo are the steps up to a version.
 func stepsUpTo(t *testing.T, version int) fs.FS {
 	t.Helper()
 	steps := copied(t)
-	maps.DeleteFunc(steps, func(name string, _ *fstest.MapFile) bool {
-		return name[:6] > strings.Repeat("0", 5)+string(rune('0'+version))
-	})
+	maps.DeleteFunc(steps, func(name string, _ *fstest.MapFile) bool { return name >= fmt.Sprintf("%06d", version+1) })
 	return steps
 }
 
@@ -36,10 +145,9 @@ func stepsUpTo(t *testing.T, version int) fs.FS {
 func madeBefore(t *testing.T, version int) *fixture {
 	t.Helper()
 	w := fixtureOn(t, pgtest.Empty(t))
-	must(migrator(w.url, slog.New(slog.DiscardHandler), stepsUpTo(t, version), patience).Up(t.Context()))(t)
+	w.migrate(stepsUpTo(t, version))
 	w.exec(`ALTER TABLE accesskeys_migrations RENAME TO schema_migrations`)
-	const customers = `INSERT INTO customers (id, name, detail, email) VALUES ('00000000-0000-4000-8000-000000000001', 'Acme', 'of before', 'e@x')`
-	w.exec(customers)
+	w.exec(`INSERT INTO customers (id, name, detail, email) VALUES ('00000000-0000-4000-8000-000000000001', 'Acme', 'of before', 'e@x')`)
 	w.exec(`INSERT INTO agents (id, customer_id, username, password_hash, name, detail, permission)
 		SELECT '00000000-0000-4000-8000-000000000002', id, 'alice', '$2a$10$x', 'n', 'agent of before', 32 FROM customers`)
 	w.exec(`INSERT INTO accesskeys (id, customer_id, name, detail, token_hash, token_prefix, tm_expire)
@@ -91,20 +199,12 @@ func TestDatabaseOfAnEarlierVersionUpgradesWhole(t *testing.T) {
 		t.Run(string(rune('0'+version)), func(t *testing.T) {
 			t.Parallel()
 			w := madeBefore(t, version)
-			before, log := w.said(), slog.New(slog.DiscardHandler)
-			if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != version {
-				t.Fatalf("it is taken for version %d", got)
-			}
+			before := w.said()
+			w.wantVersion(version)
 			for round := range 2 {
-				if got := must(store.Migrator(w.url, log).Up(t.Context()))(t); got != newestStep(t) {
-					t.Fatalf("upgraded to %d", got)
-				}
-				if got := shape(fingerprint(w)); got != shape(fresh) {
-					t.Errorf("round %d: the schema is\n%s\ninstead of\n%s", round, got, shape(fresh))
-				}
-				if after := w.said(); after != before {
-					t.Errorf("round %d: the rows said\n%s\nand say\n%s", round, before, after)
-				}
+				wantEqual(t, "the version", w.up(), newestStep(t))
+				wantEqual(t, fmt.Sprintf("round %d: the schema", round), shape(fingerprint(w)), shape(fresh))
+				wantEqual(t, fmt.Sprintf("round %d: what the rows say", round), w.said(), before)
 				s := open(t, w.url)
 				if i := must(s.Log.Inspect(t.Context()))(t); len(i.BrokenTriggers) != 0 || i.Outdated {
 					t.Errorf("round %d: inspected as %+v", round, i)
@@ -114,30 +214,21 @@ func TestDatabaseOfAnEarlierVersionUpgradesWhole(t *testing.T) {
 				if (len(waited) == 1) != (version == 3) || len(waited) == 1 && (waited[0].Seq != 7 || waited[0].Lease != 2*time.Second) {
 					t.Errorf("round %d: waited for are %+v", round, waited)
 				}
-				if value[bool](w, `SELECT EXISTS (SELECT FROM instances i JOIN changes c USING (position, entry))`) {
-					t.Errorf("round %d: it is taken to have acknowledged", round)
-				}
+				w.wantTrue("nobody has acknowledged", `SELECT NOT EXISTS (SELECT FROM instances i JOIN changes c USING (position, entry))`)
 				feed := must(s.Log.OpenFeed(t.Context()))(t)
-				if news := must(feed.ReadSince(t.Context(), uuid.New(), w.head()))(t); !news.Continues {
-					t.Errorf("round %d: the log does not go on: %+v", round, news)
-				}
+				news := must(feed.ReadSince(t.Context(), uuid.New(), w.head()))(t)
+				errorIf(t, !news.Continues, "round %d: the log does not go on: %+v", round, news)
 				feed.Close()
-				if got := must(s.Agent(t.Context(), uuid.MustParse("00000000-0000-4000-8000-000000000002")))(t); got.Detail != "agent of before" {
-					t.Errorf("round %d: the agent is %+v", round, got)
-				}
+				agent := must(s.Agent(t.Context(), uuid.MustParse("00000000-0000-4000-8000-000000000002")))(t)
+				wantEqual(t, "the agent's detail", agent.Detail, "agent of before")
 				s.Close()
 				// Back, and once more.
 				for want := newestStep(t) - 1; want >= 3; want-- {
-					if got := must(store.Migrator(w.url, log).Down(t.Context()))(t); got != want {
-						t.Fatalf("one step down leads to %d, want %d", got, want)
-					}
+					wantEqual(t, "the version below", w.down(), want)
 				}
-				if !value[bool](w, `SELECT to_regclass('schema_migrations') IS NOT NULL AND to_regclass('accesskeys_migrations') IS NULL`) {
-					t.Error("who goes back finds no schema_migrations")
-				}
-				if after := w.said(); after != before {
-					t.Errorf("round %d: back the rows said\n%s\nand say\n%s", round, before, after)
-				}
+				w.wantTrue("the way back has schema_migrations",
+					`SELECT to_regclass('schema_migrations') IS NOT NULL AND to_regclass('accesskeys_migrations') IS NULL`)
+				wantEqual(t, fmt.Sprintf("round %d: what the rows say, back", round), w.said(), before)
 			}
 		})
 	}
@@ -160,22 +251,17 @@ func TestProgramsOfBeforeAreShutOut(t *testing.T) {
 	w := madeBefore(t, 3)
 	for name, sql := range statements { // control
 		tx := w.begin()
-		if _, err := tx.Exec(t.Context(), sql); err != nil {
-			t.Errorf("control: %s: %v", name, err)
-		}
+		wantError(t, "control: "+name, errorOf(tx.Exec(t.Context(), sql)), nil)
 		_ = tx.Rollback(t.Context())
 	}
-	must(store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
+	w.up()
 	before := w.rows()
 	for name, sql := range statements {
 		_, err := w.db.Exec(t.Context(), sql)
-		if pg, is := errors.AsType[*pgconn.PgError](err); !is || pg.Code != "42703" && pg.Code != "42P01" {
-			t.Errorf("%s: %v", name, err)
-		}
+		pg, is := errors.AsType[*pgconn.PgError](err)
+		errorIf(t, !is || pg.Code != "42703" && pg.Code != "42P01", "%s: %v", name, err)
 	}
-	if after := w.rows(); after != before {
-		t.Errorf("the rows were\n%s\nand are\n%s", before, after)
-	}
+	wantEqual(t, "the rows", w.rows(), before)
 }
 
 // Who goes back ends the keys that service accounts made: for programs of before nothing would bound them.
@@ -190,55 +276,38 @@ func TestGoingBackEndsTheKeysOfServiceAccounts(t *testing.T) {
 	if ended := before - live(); ended != 3 || value[bool](w, `SELECT `+notDeleted+` FROM accesskeys WHERE id = $1`, made.ID) {
 		t.Errorf("%d keys have ended, want the three of accounts", ended)
 	}
-	must(store.Migrator(w.url, slog.New(slog.DiscardHandler)).Up(t.Context()))(t)
-	if value[bool](w, `SELECT `+notDeleted+` FROM accesskeys WHERE id = $1`, made.ID) {
-		t.Error("up again it lives")
-	}
+	w.up()
+	w.wantTrue("up again it is deleted", `SELECT NOT `+notDeleted+` FROM accesskeys WHERE id = $1`, made.ID)
 }
 
-// Other programs that use golang-migrate may have its table in the same schema: it is not taken for ours, and left alone, all the way up
-// and down.
+// Other programs that use golang-migrate may have its table in the same schema: it is not taken for ours, and left alone.
 func TestMigrationsOfAnotherProgramAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))
 	w.exec(`CREATE TABLE schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL)`)
 	w.exec(`INSERT INTO schema_migrations VALUES (20260101, true)`)
-	log := slog.New(slog.DiscardHandler)
 	theirs := func() string {
 		return value[string](w, `SELECT string_agg(to_jsonb(m)::text, '') FROM schema_migrations m`)
 	}
 	before := theirs()
-	if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != 0 {
-		t.Errorf("it is taken for version %d of ours", got)
-	}
+	w.wantVersion(0)
 	for range 2 {
-		if got := must(store.Migrator(w.url, log).Up(t.Context()))(t); got != newestStep(t) {
-			t.Fatalf("migrated to %d", got)
-		}
-		if err := w.store.DB.Ready(t.Context()); err != nil {
-			t.Errorf("beside it: %v", err)
-		}
+		wantEqual(t, "the version", w.up(), newestStep(t))
+		wantError(t, "beside it", w.store.DB.Ready(t.Context()), nil)
 		for want := newestStep(t) - 1; want >= 0; want-- {
-			if got := must(store.Migrator(w.url, log).Down(t.Context()))(t); got != want {
-				t.Fatalf("down to %d, want %d", got, want)
-			}
-			if got := must(postgres.SchemaVersion(t.Context(), w.url))(t); got != want {
-				t.Fatalf("back at %d, want %d", got, want)
-			}
+			wantEqual(t, "the version below", w.down(), want)
+			w.wantVersion(want)
 		}
-		if after := theirs(); after != before {
-			t.Errorf("theirs was %s and is %s", before, after)
-		}
+		wantEqual(t, "theirs", theirs(), before)
 	}
-	if left := value[int](w, `SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'`); left != 1 {
-		t.Errorf("%d tables are left", left)
-	}
+	left := value[int](w, `SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'`)
+	wantEqual(t, "tables left", left, 1)
 }
 
 // A database with tables of other programs by our names is refused with one line, and left as it is.
 func TestTablesOfAnotherProgramAreLeftAlone(t *testing.T) {
 	t.Parallel()
-	log := slog.New(slog.DiscardHandler)
+
 	for _, sql := range []string{
 		`CREATE TABLE customers (id int)`, `CREATE TABLE instances (id int)`, `CREATE VIEW agents AS SELECT 1`, `CREATE SEQUENCE changes`,
 		`CREATE TABLE accesskeys (id int); CREATE TABLE customers (id int); CREATE TABLE agents (id int);
@@ -249,20 +318,16 @@ func TestTablesOfAnotherProgramAreLeftAlone(t *testing.T) {
 			w.exec(statement)
 		}
 		before := fingerprint(w)
-		_, err := store.Migrator(w.url, log).Up(t.Context())
+		err := errorOf(quietly(w.url, migrations.Files).Up(t.Context()))
 		wantError(t, sql, err, postgres.ErrForeign)
-		if err != nil && strings.Contains(err.Error(), "\n") {
-			t.Errorf("%s: %v", sql, err)
-		}
-		if after := fingerprint(w); after != before {
-			t.Errorf("%s: the schema was\n%s\nand is\n%s", sql, before, after)
-		}
+		errorIf(t, err != nil && strings.Contains(err.Error(), "\n"), "%s: %v", sql, err)
+		wantEqual(t, sql, fingerprint(w), before)
 	}
 	// Control: in a schema of its own it has room beside them.
 	w := fixtureOn(t, pgtest.Empty(t))
 	w.exec(`CREATE TABLE customers (id int)`)
 	w.exec(`CREATE SCHEMA keys`)
-	must(store.Migrator(withSetting(t, w.url, "search_path", "keys"), log).Up(t.Context()))(t)
+	must(quietly(withSetting(t, w.url, "search_path", "keys"), migrations.Files).Up(t.Context()))(t)
 }
 
 // All names that the migrations use are looked for.
@@ -272,13 +337,10 @@ func TestEveryTableIsKnownAsOurs(t *testing.T) {
 	ours := value[[]string](w, `SELECT array_agg(tablename::text ORDER BY tablename) FROM pg_tables
 		WHERE schemaname = 'public' AND tablename <> 'accesskeys_migrations'`)
 	for _, name := range ours {
-		if !slices.Contains(postgres.Tables, name) {
-			t.Errorf("%s is not looked for", name)
-		}
+		errorIf(t, !slices.Contains(postgres.Tables, name), "%s is not looked for", name)
 	}
 }
 
-// A database that can't hold every text is refused.
 func TestDatabaseThatIsNotUTF8IsRefused(t *testing.T) {
 	t.Parallel()
 	w := fixtureOn(t, pgtest.Empty(t))

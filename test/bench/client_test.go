@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strconv"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 // conn is a keep-alive connection with the least client that will do, so that what is measured is the server.
@@ -21,10 +23,7 @@ type conn struct {
 
 func dial(b testing.TB, addr string) *conn {
 	b.Helper()
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		b.Fatal(err)
-	}
+	c := servertest.Must(net.Dial("tcp", addr))(b)
 	return &conn{Conn: c, r: bufio.NewReaderSize(c, 64<<10)}
 }
 
@@ -33,13 +32,9 @@ func (c *conn) close() { _ = c.Close() }
 // do sends a request and reads its whole answer, which must be a 200.
 func (c *conn) do(b testing.TB, request []byte) (http.Header, []byte) {
 	b.Helper()
-	if _, err := c.Write(request); err != nil {
-		b.Fatal(err)
-	}
+	servertest.Must(c.Write(request))(b)
 	res, err := http.ReadResponse(c.r, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
+	servertest.OK(b, err)
 	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
 	if err != nil || res.StatusCode != http.StatusOK {

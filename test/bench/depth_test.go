@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // BenchmarkDepth reads pages of a customer's keys at nine tenths of the list's depth, beside its first page.
@@ -56,38 +57,28 @@ func seedList(b *testing.B, database secret.Value, n int) (newest time.Time) {
 	customerID := ownKey(b, openStore(b, database)).CustomerID
 	const atOnce = 500_000
 	for from := 0; from < n; from += atOnce {
-		_, err := db.Exec(ctx, `
+		servertest.Must(db.Exec(ctx, `
 			INSERT INTO accesskeys (id, customer_id, name, description, token_sha256, token_prefix, tm_create, tm_update, tm_expire)
 			SELECT gen_random_uuid(), $1, 'key ' || i, 'For accessing reporting APIs',
 			       sha256(i::text::bytea), 'vb_BenchBen', tm, tm, now() + interval '1 year'
 			FROM generate_series($2::int, $3::int - 1) i, LATERAL (SELECT $4::timestamptz - i * interval '1 ms' AS tm) t`,
-			customerID, from, min(from+atOnce, n), newest)
-		if err != nil {
-			b.Fatal(err)
-		}
+			customerID, from, min(from+atOnce, n), newest))(b)
 		progress("%d of %d keys after %.0f s", min(from+atOnce, n), n, time.Since(started).Seconds())
 	}
 	// Each has been used once.
-	if _, err := db.Exec(ctx, `INSERT INTO accesskey_uses SELECT id, tm_create FROM accesskeys`); err != nil {
-		b.Fatal(err)
-	}
+	servertest.Must(db.Exec(ctx, `INSERT INTO accesskey_uses SELECT id, tm_create FROM accesskeys`))(b)
 	settle(b, db)
-	rows, err := db.Query(ctx, `
+	rows := servertest.Must(db.Query(ctx, `
 		SELECT t.relname || coalesce(' ' || i.relname, ''), pg_size_pretty(pg_relation_size(coalesce(i.oid, t.oid)))
 		FROM pg_class t
 		LEFT JOIN (SELECT indrelid, indexrelid FROM pg_index UNION ALL SELECT oid, NULL FROM pg_class) x ON x.indrelid = t.oid
 		LEFT JOIN pg_class i ON i.oid = x.indexrelid
 		WHERE t.oid IN ('accesskeys'::regclass, 'accesskey_uses'::regclass)
-		ORDER BY t.relname, pg_relation_size(coalesce(i.oid, t.oid)) DESC`)
-	if err != nil {
-		b.Fatal(err)
-	}
+		ORDER BY t.relname, pg_relation_size(coalesce(i.oid, t.oid)) DESC`))(b)
 	defer rows.Close()
 	for rows.Next() {
 		var name, size string
-		if err := rows.Scan(&name, &size); err != nil {
-			b.Fatal(err)
-		}
+		servertest.OK(b, rows.Scan(&name, &size))
 		fmt.Printf("%d keys: %s %s\n", n, name, size)
 	}
 	return newest

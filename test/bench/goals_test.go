@@ -10,11 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"accesskeys/internal/auth"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 // fixture is a server with a million keys in its database and in its cache.
@@ -44,18 +46,14 @@ func BenchmarkGoals(b *testing.B) {
 	b.Run("memory", w.memory)
 	b.Run("me/accesskey", w.meByAccessKey)
 	for _, c := range []struct {
-		name   string
-		tokens int // of each of eight callers
-	}{{"one", 0}, {"many", 1000}} {
+		name          string
+		callers, each int // tokens of each
+	}{{"one", 1, 1}, {"many", 8, 1000}} {
 		b.Run("me/HS256/"+c.name, func(b *testing.B) {
-			w.meByToken(b, "HS256, "+c.name, 0.80, some(c.tokens, func(callers, each int) []string {
-				return sessionTokens(b, w.database, callers, each)
-			}))
+			w.meByToken(b, "HS256, "+c.name, 0.80, sessionTokens(b, w.database, c.callers, c.each))
 		})
 		b.Run("me/RS256/"+c.name, func(b *testing.B) {
-			w.meByToken(b, "RS256, "+c.name, 0.60, some(c.tokens, func(callers, each int) []string {
-				return signedTokens(b, w.ours.addr, auth.RS256, callers, each)
-			}))
+			w.meByToken(b, "RS256, "+c.name, 0.60, signedTokens(b, w.ours.addr, auth.RS256, c.callers, c.each))
 		})
 	}
 	b.Run("latency", w.latencyAtHalfLoad)
@@ -63,14 +61,6 @@ func BenchmarkGoals(b *testing.B) {
 	for _, clients := range []int{8, 32} {
 		b.Run(fmt.Sprintf("create/%d", clients), func(b *testing.B) { w.create(b, clients) })
 	}
-}
-
-// some makes one token, or as many of each of eight callers.
-func some(each int, tokens func(callers, each int) []string) []string {
-	if each == 0 {
-		return tokens(1, 1)
-	}
-	return tokens(8, each)
 }
 
 // memory shows what the keys take in the server.
@@ -137,22 +127,17 @@ func (w *fixture) latencyAtHalfLoad(b *testing.B) {
 		newOpenLoop(b, "bare", startBare(b, w.ours.process, w.keys[0])), // how much of it is the client and the machine
 	}
 	for _, s := range sides {
-		s.process.pause()
+		s.pause()
 	}
 	for b.Loop() {
 		for turn := range latencyTurns {
-			for i := range sides {
-				s := sides[(turn+i)%len(sides)]
-				s.process.resume()
-				s.turn(b, w.keys, rate)
-				s.process.pause()
-			}
+			oneAfterAnother(turn, sides, func(s *openLoop) { s.turn(b, w.keys, rate) })
 		}
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(rate, "req/s")
 	for _, s := range sides {
-		s.process.resume()
+		s.resume()
 		b.ReportMetric(median(s.p50s), s.name+"-p50-us")
 		b.ReportMetric(median(s.p99s), s.name+"-p99-us")
 	}
@@ -184,38 +169,30 @@ func (w *fixture) latencyBesideLogins(b *testing.B) {
 func (w *fixture) logIn(b *testing.B, atOnce int) (stop func() int) {
 	b.Helper()
 	request := loginRequest()
-	done := make(chan struct{})
-	answered := make([]int, atOnce)
+	var done atomic.Bool
+	var answered atomic.Int64
 	var group sync.WaitGroup
-	for i := range atOnce {
+	for range atOnce {
 		c := dial(b, w.ours.addr)
 		group.Go(func() {
 			defer c.close()
-			for {
-				select {
-				case <-done:
-					return
-				default:
-				}
+			for !done.Load() {
 				status, err := c.exchange(request)
 				switch {
 				case err != nil || status != 200 && status != 503:
 					b.Errorf("a login: status %d, %v", status, err)
 					return
 				case status == 200:
-					answered[i]++
+					answered.Add(1)
 				}
 			}
 		})
 	}
 	time.Sleep(200 * time.Millisecond) // all of them are in the queue
-	return func() (total int) {
-		close(done)
+	return func() int {
+		done.Store(true)
 		group.Wait()
-		for _, n := range answered {
-			total += n
-		}
-		return total
+		return int(answered.Load())
 	}
 }
 
@@ -251,18 +228,11 @@ type inserts struct {
 
 func newInserts(b *testing.B, database secret.Value, clients int) inserts {
 	b.Helper()
-	pgbench, err := exec.LookPath("pgbench")
-	if err != nil {
-		found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pgbench")
-		if len(found) == 0 {
-			b.Skip("there is no pgbench, which comes with PostgreSQL (apt-get install postgresql)")
-		}
-		pgbench = found[len(found)-1]
-	}
+	pgbench := servertest.PostgresProgram(b, "pgbench")
 	// insertAccessKey of internal/store, with values of the database's own making.
 	customerID := ownKey(b, openStore(b, database)).CustomerID
 	script := filepath.Join(b.TempDir(), "insert.sql")
-	err = os.WriteFile(script, []byte(`INSERT INTO accesskeys
+	servertest.OK(b, os.WriteFile(script, []byte(`INSERT INTO accesskeys
 		(id, customer_id, agent_id, roles, name, description, token_sha256, token_prefix, tm_expire,
 			created_by_type, created_by_id, service_account_id)
 		SELECT gen_random_uuid(), c.id, NULL, coalesce(NULL::text[], '{customer_admin}'), 'bench', '',
@@ -270,10 +240,7 @@ func newInserts(b *testing.B, database secret.Value, clients int) inserts {
 		FROM customers c
 		WHERE c.id = '`+customerID.String()+`' AND c.tm_delete >= '9999-01-01 00:00:00+00'
 		RETURNING tm_create, tm_expire;
-		`), 0o600)
-	if err != nil {
-		b.Fatal(err)
-	}
+		`), 0o600))
 	const seconds = 2 // pgbench takes whole ones
 	return inserts{turn: seconds * time.Second, command: []string{
 		pgbench, "-n", "-M", "prepared", "-f", script, "-c", strconv.Itoa(clients), "-j", "2", "-T", strconv.Itoa(seconds),
@@ -290,9 +257,5 @@ func (i inserts) run(b *testing.B) float64 {
 	}
 	_, rest, _ := strings.Cut(string(output), "\ntps = ")
 	number, _, _ := strings.Cut(rest, " ")
-	tps, err := strconv.ParseFloat(number, 64)
-	if err != nil {
-		b.Fatalf("pgbench says no tps: %s", output)
-	}
-	return tps
+	return servertest.Must(strconv.ParseFloat(number, 64))(b)
 }

@@ -8,12 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
-	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 )
 
 const (
@@ -27,11 +26,7 @@ const (
 // instances use while nobody asks them anything, and for each revocation, which every instance has to acknowledge; and how
 // long a revocation takes.
 func BenchmarkInstances(b *testing.B) {
-	postgres, err := privatepg.Start(b.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: map[string]string{"max_connections": "600"}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = postgres.Close() })
+	postgres := newPostgres(b, "600")
 	var instances []*server
 	for _, n := range []int{1, 10, 30, 100} {
 		for len(instances) < n {
@@ -60,8 +55,7 @@ func BenchmarkInstances(b *testing.B) {
 			var times []time.Duration
 			started = time.Now()
 			for range revocations {
-				var key struct{ ID string }
-				ask(b, instances[0].addr, create(accessKey), &key)
+				key := ask(b, instances[0].addr, create(accessKey))
 				sent := time.Now()
 				c.do(b, fmt.Appendf(nil, "DELETE /v1.0/accesskeys/%s HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\n\r\n", key.ID, accessKey))
 				times = append(times, time.Since(sent))
@@ -84,37 +78,11 @@ func BenchmarkInstances(b *testing.B) {
 // those that have ended.
 func postgresCPU(b *testing.B, dir string) (used time.Duration) {
 	b.Helper()
-	file, err := os.ReadFile(filepath.Join(dir, "data", "postmaster.pid"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	first, _, _ := strings.Cut(string(file), "\n")
-	processes, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, path := range processes {
-		stat, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended
-		}
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		fields := strings.Fields(rest)
-		pid := filepath.Base(filepath.Dir(path))
-		var ticks []string
-		switch {
-		case pid == first:
-			ticks = fields[11:15] // its own and those of children that have ended
-		case fields[1] == first:
-			ticks = fields[11:13]
-		}
-		for _, text := range ticks {
-			n, err := strconv.Atoi(text)
-			if err != nil {
-				b.Fatal(err)
-			}
-			used += time.Duration(n) * 10 * time.Millisecond
-		}
+	var first int
+	servertest.Must(fmt.Sscan(string(servertest.Must(os.ReadFile(filepath.Join(dir, "data", "postmaster.pid")))(b)), &first))(b)
+	used = cpuTime(b, first, 4) // its own and that of children that have ended
+	for _, pid := range servertest.Children(first) {
+		used += cpuTime(b, pid, 2)
 	}
 	return used
 }

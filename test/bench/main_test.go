@@ -10,45 +10,30 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	switch role := os.Getenv(roleVariable); role {
-	case "":
-		code := m.Run()
-		_ = os.RemoveAll(uncheckedDir)
-		printGoals()
-		os.Exit(code)
-	default:
-		serveAs(role)
+	if encoded := os.Getenv(bareVariable); encoded != "" {
+		serveBare(encoded)
+		return
 	}
-}
-
-// goal is something measured that has a bound.
-type goal struct {
-	name  string
-	bound string
-	got   float64
-	met   bool
-}
-
-// goals are those measured in this run, in their order.
-var goals []goal
-
-func atLeast(name string, least, got float64) {
-	goals = append(goals, goal{name, fmt.Sprintf("at least %.2f", least), got, got >= least})
-}
-
-func atMost(name string, most, got float64) {
-	goals = append(goals, goal{name, fmt.Sprintf("at most %.2f", most), got, got <= most})
-}
-
-// printGoals writes a line for each goal.
-func printGoals() {
-	for _, g := range goals {
-		verdict := "met"
-		if !g.met {
-			verdict = "MISSED"
-		}
-		fmt.Printf("goal: %-72s %s  %6.2f  %s\n", g.name, g.bound, g.got, verdict)
+	code := m.Run()
+	_ = os.RemoveAll(uncheckedDir)
+	for _, line := range goals {
+		fmt.Println(line)
 	}
+	os.Exit(code)
+}
+
+// goals are lines about what was measured in this run and has a bound, in their order.
+var goals []string
+
+func atLeast(name string, least, got float64) { judge(name, "at least", least, got, got >= least) }
+func atMost(name string, most, got float64)   { judge(name, "at most", most, got, got <= most) }
+
+func judge(name, bound string, limit, got float64, met bool) {
+	verdict := "met"
+	if !met {
+		verdict = "MISSED"
+	}
+	goals = append(goals, fmt.Sprintf("goal: %-72s %s %.2f  %6.2f  %s", name, bound, limit, got, verdict))
 }
 
 // number reads a whole number from the environment.

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"accesskeys/internal/servertest"
 )
 
 // openConns is how many connections an open loop has.
@@ -27,12 +29,12 @@ const openConns = 32
 // It is one thread on bare sockets: Go's own timers are late by up to a millisecond on an idle machine, which is more than
 // what there is to measure.
 type openLoop struct {
-	name    string
-	process process
-	conns   []*rawConn
-	polls   []pollFD
-	free    []int           // the connections that nobody waits on
-	took    []time.Duration // of the turn under way
+	name string
+	process
+	conns []*rawConn
+	polls []pollFD
+	free  []int           // the connections that nobody waits on
+	took  []time.Duration // of the turn under way
 
 	p50s, p99s []float64 // of each turn, in µs
 }
@@ -57,20 +59,10 @@ func newOpenLoop(b *testing.B, name string, p process) *openLoop {
 	to := netip.MustParseAddrPort(p.addr)
 	l := &openLoop{name: name, process: p}
 	for i := range openConns {
-		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-		if err != nil {
-			b.Fatal(err)
-		}
+		fd := servertest.Must(syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0))(b)
 		b.Cleanup(func() { _ = syscall.Close(fd) })
-		if err := syscall.Connect(fd, &syscall.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
-			b.Fatal(err)
-		}
-		if err := syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1); err != nil {
-			b.Fatal(err)
-		}
-		if err := syscall.SetNonblock(fd, true); err != nil {
-			b.Fatal(err)
-		}
+		servertest.OK(b, syscall.Connect(fd, &syscall.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}),
+			syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1), syscall.SetNonblock(fd, true))
 		l.conns = append(l.conns, &rawConn{})
 		l.polls = append(l.polls, pollFD{fd: int32(fd), events: pollIn})
 		l.free = append(l.free, i)

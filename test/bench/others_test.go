@@ -21,14 +21,8 @@ import (
 	"accesskeys/internal/servertest"
 )
 
-// A bare server beside ours is this binary, run again with one of the roles in roleVariable, and in payloadVariable what
-// the role needs.
-const (
-	roleVariable    = "BENCH_ROLE"
-	payloadVariable = "BENCH_PAYLOAD"
-
-	roleBare = "bare" // a net/http handler; its payload is an answer
-)
+// A bare server beside ours is this binary, run again with an answer of ours in this variable.
+const bareVariable = "BENCH_BARE"
 
 // answer is one of ours, as the bare server repeats it.
 type answer struct {
@@ -36,31 +30,27 @@ type answer struct {
 	Body   []byte
 }
 
-// serveAs answers until standard input ends, having printed its address.
-func serveAs(role string) {
+// serveBare gives the same answer to everything until standard input ends, having printed its address. It reads what it is sent, as any
+// server must.
+func serveBare(encoded string) {
+	must := func(err error) {
+		if err != nil {
+			panic(err)
+		}
+	}
+	var a answer
+	must(json.Unmarshal([]byte(encoded), &a))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
-	serve := map[string]func([]byte, net.Listener) error{roleBare: serveBare}[role]
 	fmt.Println(listener.Addr())
-	go func() { must(serve([]byte(os.Getenv(payloadVariable)), listener)) }()
+	go func() {
+		must(http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			maps.Copy(w.Header(), a.Header)
+			_, _ = w.Write(a.Body)
+		})))
+	}()
 	_, _ = io.Copy(io.Discard, os.Stdin)
-}
-
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
-}
-
-// serveBare gives the same answer to everything. It reads what it is sent, as any server must.
-func serveBare(payload []byte, listener net.Listener) error {
-	var a answer
-	must(json.Unmarshal(payload, &a))
-	return http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
-		maps.Copy(w.Header(), a.Header)
-		_, _ = w.Write(a.Body)
-	}))
 }
 
 // unchecked takes the check out of the server: who sends the first request sends every other.
@@ -101,10 +91,7 @@ var uncheckedBinary = sync.OnceValues(func() (path string, err error) {
 // startUnchecked starts our server without the check, where everybody is whose credential it is.
 func startUnchecked(b *testing.B, database secret.Value, credential string) process {
 	b.Helper()
-	path, err := uncheckedBinary()
-	if err != nil {
-		b.Fatal(err)
-	}
+	path := servertest.Must(uncheckedBinary())(b)
 	s := startBinary(b, path, database)
 	c := dial(b, s.addr)
 	defer c.close()
@@ -119,44 +106,19 @@ func startBare(b *testing.B, ours process, request []byte) process {
 	defer c.close()
 	header, body := c.do(b, request)
 	header.Del("Date") // net/http adds it
-	return startOther(b, roleBare, answer{Header: header, Body: body})
-}
-
-func startOther(b *testing.B, role string, payload any) process {
-	b.Helper()
-	encoded, err := json.Marshal(payload)
-	if err != nil {
-		b.Fatal(err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		b.Fatal(err)
-	}
-	log := logFile(b)
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), roleVariable+"="+role, payloadVariable+"="+string(encoded))
-	cmd.Stderr, cmd.SysProcAttr = log, untilWeEnd()
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
+	encoded := servertest.Must(json.Marshal(answer{header, body}))(b)
+	cmd := exec.Command(servertest.Must(os.Executable())(b))
+	cmd.Env = append(os.Environ(), bareVariable+"="+string(encoded))
+	cmd.Stderr = os.Stderr
+	stdin, stdout := servertest.Must(cmd.StdinPipe())(b), servertest.Must(cmd.StdoutPipe())(b)
+	servertest.OK(b, servertest.StartChild(cmd)) // or one that is paused might stay behind
 	p := process{pid: cmd.Process.Pid}
 	b.Cleanup(func() {
 		p.resume()
 		_ = stdin.Close()
 		_ = cmd.Wait()
-		_ = log.Close()
 	})
-	if _, err := fmt.Fscanln(stdout, &p.addr); err != nil {
-		b.Fatal(err)
-	}
+	servertest.Must(fmt.Fscanln(stdout, &p.addr))(b)
 	return p
 }
 

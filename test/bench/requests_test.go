@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"accesskeys/internal/auth"
+	"accesskeys/internal/servertest"
 )
 
 // BenchmarkRequests gives, for each kind of request, what one costs here, on our router without the check, and on a bare
@@ -101,10 +102,7 @@ func BenchmarkFootprint(b *testing.B) {
 	for b.Loop() {
 	}
 	loaded := s.resident(b)
-	info, err := os.Stat(binary)
-	if err != nil {
-		b.Fatal(err)
-	}
+	info := servertest.Must(os.Stat(binary))(b)
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(float64(starts[len(starts)/2].Milliseconds()), "ready-ms")
 	b.ReportMetric(idle, "idle-MiB")

@@ -16,6 +16,7 @@ import (
 	"accesskeys/internal/auth"
 	"accesskeys/internal/changelog"
 	"accesskeys/internal/secret"
+	"accesskeys/internal/servertest"
 	"accesskeys/internal/store"
 )
 
@@ -41,17 +42,12 @@ func seedKeys(b *testing.B, database secret.Value, n int) []string {
 		INSERT INTO customers (id, name)
 		SELECT gen_random_uuid(), 'customer ' || i FROM generate_series(0, $1) i
 		RETURNING id`, n/keysEach)
-	if err != nil {
-		b.Fatal(err)
-	}
-	customers, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-	if err != nil {
-		b.Fatal(err)
-	}
+	servertest.OK(b, err)
+	customers := servertest.Must(pgx.CollectRows(rows, pgx.RowTo[uuid.UUID]))(b)
 	tokens := make([]string, n)
 	expire := time.Now().AddDate(1, 0, 0)
 	columns := []string{"id", "customer_id", "name", "description", "token_sha256", "token_prefix", "tm_expire"}
-	_, err = db.CopyFrom(ctx, pgx.Identifier{"accesskeys"}, columns, pgx.CopyFromSlice(n, func(i int) ([]any, error) {
+	servertest.Must(db.CopyFrom(ctx, pgx.Identifier{"accesskeys"}, columns, pgx.CopyFromSlice(n, func(i int) ([]any, error) {
 		tokens[i] = keyToken(i)
 		token, ok := auth.ParseAccessToken(tokens[i])
 		if !ok {
@@ -61,10 +57,7 @@ func seedKeys(b *testing.B, database secret.Value, n int) []string {
 		// Names of one length, so that all answers are as long as each other.
 		return []any{uuid.New(), customers[i/keysEach], fmt.Sprintf("key %08d", i), "For accessing reporting APIs",
 			hash[:], token.Prefix(), expire}, nil
-	}))
-	if err != nil {
-		b.Fatal(err)
-	}
+	})))(b)
 	settle(b, db)
 	progress("loaded %d keys of %d customers in %.0f s", n, len(customers), time.Since(started).Seconds())
 	return tokens
@@ -74,9 +67,7 @@ func seedKeys(b *testing.B, database secret.Value, n int) []string {
 func settle(b *testing.B, db *pgx.Conn) {
 	b.Helper()
 	for _, sql := range []string{"VACUUM (ANALYZE)", "CHECKPOINT"} {
-		if _, err := db.Exec(b.Context(), sql); err != nil {
-			b.Fatal(err)
-		}
+		servertest.Must(db.Exec(b.Context(), sql))(b)
 	}
 }
 
@@ -120,13 +111,10 @@ func seedOwnKeys(b *testing.B, database secret.Value) string {
 	own := ownKey(b, db)
 	for i := range ownKeys - 1 {
 		token := auth.NewAccessToken()
-		_, err := db.CreateAccessKey(b.Context(), store.Operator(), store.NewAccessKey{
+		servertest.Must(db.CreateAccessKey(b.Context(), store.Operator(), store.NewAccessKey{
 			CustomerID: own.CustomerID, Name: fmt.Sprintf("key %d", i), Detail: "For accessing reporting APIs",
 			TokenHash: token.Hash(), TokenPrefix: token.Prefix(), Expire: 86400,
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
+		}))(b)
 	}
 	return own.ID.String()
 }
@@ -134,10 +122,8 @@ func seedOwnKeys(b *testing.B, database secret.Value) string {
 func ownKey(b *testing.B, db *store.Store) store.AccessKeyCredential {
 	b.Helper()
 	token, _ := auth.ParseAccessToken(accessKey)
-	found, err := db.Lookup(b.Context(), store.Lookup{AccessKeys: []store.TokenHash{token.Hash()}}, changelog.Position{}, store.HeadFirst)
-	if err != nil {
-		b.Fatal(err)
-	}
+	wanted := store.Lookup{AccessKeys: []store.TokenHash{token.Hash()}}
+	found := servertest.Must(db.Lookup(b.Context(), wanted, changelog.Position{}, store.HeadFirst))(b)
 	own, there := found.AccessKeys[token.Hash()]
 	if !there {
 		b.Fatal("the benchmarks' access key is not there")
@@ -150,23 +136,14 @@ func sessionTokens(b *testing.B, database secret.Value, agents, each int) (token
 	b.Helper()
 	db := openStore(b, database)
 	customerID := ownKey(b, db).CustomerID
-	sessions, err := auth.NewSessions(jwtSecret, secret.Value{})
-	if err != nil {
-		b.Fatal(err)
-	}
+	sessions := servertest.Must(auth.NewSessions(jwtSecret, secret.Value{}))(b)
 	for range agents {
-		agent, err := db.CreateAgent(b.Context(), store.Operator(), store.NewAgent{
+		agent := servertest.Must(db.CreateAgent(b.Context(), store.Operator(), store.NewAgent{
 			CustomerID: customerID, Username: uuid.NewString() + "@bench.example", Name: "bench",
 			PasswordHash: secret.New("$argon2id$nobody logs in"), Permission: int64(auth.PermissionCustomerAdmin),
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
+		}))(b)
 		for range each {
-			token, err := sessions.Issue(agent, time.Now())
-			if err != nil {
-				b.Fatal(err)
-			}
+			token := servertest.Must(sessions.Issue(agent, time.Now()))(b)
 			tokens = append(tokens, token.Reveal())
 		}
 	}
@@ -178,24 +155,13 @@ func signedTokens(b *testing.B, addr string, algorithm auth.Algorithm, accounts,
 	b.Helper()
 	admin := login(b, addr)
 	for range accounts {
-		var account struct {
-			ID string `json:"id"`
-		}
-		ask(b, addr, post("/v1.0/service_accounts", admin, `{"name":"bench","roles":["customer_admin"]}`), &account)
-		var file struct {
-			AccountID  string `json:"account_id"`
-			KeyID      string `json:"key_id"`
-			PrivateKey string `json:"private_key"`
-		}
-		ask(b, addr, post("/v1.0/service_accounts/"+account.ID+"/keys", admin, `{"algorithm":"`+string(algorithm)+`"}`), &file)
+		account := ask(b, addr, post("/v1.0/service_accounts", admin, `{"name":"bench","roles":["customer_admin"]}`))
+		file := ask(b, addr, post("/v1.0/service_accounts/"+account.ID+"/keys", admin, `{"algorithm":"`+string(algorithm)+`"}`))
 		credentials := auth.Credentials{AccountID: file.AccountID, KeyID: file.KeyID, PrivateKey: secret.New(file.PrivateKey)}
 		issued := time.Now()
 		for i := range each {
 			// Nothing but the time tells one from another: there is no jti.
-			token, err := credentials.Sign(issued, auth.MaxAssertionLifetime-time.Duration(i)*time.Second, "")
-			if err != nil {
-				b.Fatal(err)
-			}
+			token := servertest.Must(credentials.Sign(issued, auth.MaxAssertionLifetime-time.Duration(i)*time.Second, ""))(b)
 			tokens = append(tokens, token.Reveal())
 		}
 	}
@@ -206,58 +172,49 @@ func signedTokens(b *testing.B, addr string, algorithm auth.Algorithm, accounts,
 func userKey(b *testing.B, addr string) string {
 	b.Helper()
 	admin := login(b, addr)
-	var me struct {
-		ID string `json:"id"`
-	}
-	ask(b, addr, get("/v1.0/me", admin), &me)
-	var key struct {
-		Token string `json:"token"`
-	}
-	ask(b, addr, post("/v1.0/accesskeys", admin, `{"agent_id":"`+me.ID+`"}`), &key)
-	return key.Token
+	me := ask(b, addr, get("/v1.0/me", admin))
+	return ask(b, addr, post("/v1.0/accesskeys", admin, `{"agent_id":"`+me.ID+`"}`)).Token
 }
 
 // login returns a token of the admin's.
 func login(b *testing.B, addr string) string {
 	b.Helper()
-	var answer struct {
-		Token string `json:"token"`
-	}
-	ask(b, addr, loginRequest(), &answer)
-	return answer.Token
+	return ask(b, addr, loginRequest()).Token
 }
 
 func loginRequest() []byte {
 	return post("/auth/login", "", `{"username":"`+username+`","password":"`+password+`"}`)
 }
 
+// reply is what answers to what is asked here have.
+type reply struct {
+	ID         string `json:"id"`
+	Token      string `json:"token"`
+	AccountID  string `json:"account_id"`
+	KeyID      string `json:"key_id"`
+	PrivateKey string `json:"private_key"`
+}
+
 // ask sends a request on a connection of its own and decodes the answer.
-func ask(b *testing.B, addr string, request []byte, into any) {
+func ask(b *testing.B, addr string, request []byte) (got reply) {
 	b.Helper()
 	c := dial(b, addr)
 	defer c.close()
 	_, body := c.do(b, request)
-	if err := json.Unmarshal(body, into); err != nil {
-		b.Fatalf("%v: %s", err, body)
-	}
+	servertest.OK(b, json.Unmarshal(body, &got))
+	return got
 }
 
 func openStore(b *testing.B, database secret.Value) *store.Store {
 	b.Helper()
-	db, err := store.Open(b.Context(), database)
-	if err != nil {
-		b.Fatal(err)
-	}
+	db := servertest.Must(store.Open(b.Context(), database))(b)
 	b.Cleanup(db.Close)
 	return db
 }
 
 func connect(b *testing.B, database secret.Value) *pgx.Conn {
 	b.Helper()
-	db, err := pgx.Connect(b.Context(), database.Reveal())
-	if err != nil {
-		b.Fatal(err)
-	}
+	db := servertest.Must(pgx.Connect(b.Context(), database.Reveal()))(b)
 	b.Cleanup(func() { _ = db.Close(b.Context()) })
 	return db
 }

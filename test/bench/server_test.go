@@ -32,15 +32,18 @@ const (
 // jwtSecret is that of every server here.
 var jwtSecret = secret.New(strings.Repeat("bench-secret", 4))
 
-// newDatabase starts a Postgres with real durability and returns its address.
+// newPostgres starts a Postgres with real durability.
+func newPostgres(b *testing.B, maxConnections string) *privatepg.Server {
+	b.Helper()
+	parameters := map[string]string{"max_connections": maxConnections}
+	postgres := servertest.Must(privatepg.Start(b.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: parameters}))(b)
+	b.Cleanup(func() { _ = postgres.Close() })
+	return postgres
+}
+
 func newDatabase(b *testing.B) secret.Value {
 	b.Helper()
-	postgres, err := privatepg.Start(b.Context(), privatepg.Config{Getenv: os.Getenv})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = postgres.Close() })
-	return secret.New(postgres.URL("postgres"))
+	return secret.New(newPostgres(b, "100").URL("postgres")) // which is Postgres's own number
 }
 
 // process is a server that runs somewhere.
@@ -52,22 +55,20 @@ type process struct {
 // cpu returns how much time of the processor's it has used.
 func (p process) cpu(b *testing.B) time.Duration {
 	b.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, rest, _ := bytes.Cut(stat, []byte(") ")) // after the name, which can hold anything
-	fields := strings.Fields(string(rest))
-	user, err := strconv.Atoi(fields[11])
-	if err != nil {
-		b.Fatal(err)
-	}
-	system, err := strconv.Atoi(fields[12])
-	if err != nil {
-		b.Fatal(err)
-	}
+	return cpuTime(b, p.pid, 2)
+}
+
+// cpuTime is the sum of so many of a process's times: its own in user mode and in the kernel, and those of its children that have ended. It
+// is 0 for one that has ended.
+func cpuTime(b *testing.B, pid, times int) (used time.Duration) {
+	b.Helper()
 	const tick = 10 * time.Millisecond // USER_HZ is 100 everywhere
-	return time.Duration(user+system) * tick
+	if fields := servertest.Stat(pid); len(fields) > 14 {
+		for _, field := range fields[11 : 11+times] {
+			used += time.Duration(servertest.Must(strconv.Atoi(field))(b)) * tick
+		}
+	}
+	return used
 }
 
 // pause stops the server until resume. Only one of several that take turns runs: what it does beside answering, collecting
@@ -80,15 +81,11 @@ func (p process) resume() {
 	time.Sleep(50 * time.Millisecond)
 }
 
-// untilWeEnd keeps a process that is paused from staying behind.
-func untilWeEnd() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
-
 // server is one of ours: the binary, with the customer, the admin and the key of the constants above.
 type server struct {
 	process
-	ready time.Duration // from its start to its first answer at /readyz
-	cmd   *exec.Cmd
-	log   *os.File
+	program *servertest.Program
+	ready   time.Duration // from its start to its first answer at /readyz
 }
 
 // startServer runs the binary until the benchmark ends or stop is called. env has further settings.
@@ -99,22 +96,14 @@ func startServer(b *testing.B, database secret.Value, env ...string) *server {
 
 func startBinary(b *testing.B, path string, database secret.Value, env ...string) *server {
 	b.Helper()
-	addr, err := servertest.FreeAddr()
-	if err != nil {
-		b.Fatal(err)
-	}
-	s := &server{process: process{addr: addr}, log: logFile(b)}
-	s.cmd = exec.Command(path, "serve")
-	s.cmd.Env = append(os.Environ(), "DATABASE_URL="+database.Reveal()+"&pool_max_conns=32", "LISTEN_ADDR="+s.addr,
+	s := &server{process: process{addr: servertest.Must(servertest.FreeAddr())(b)}}
+	cmd := exec.Command(path, "serve")
+	cmd.Env = append(append(os.Environ(), "DATABASE_URL="+database.Reveal()+"&pool_max_conns=32", "LISTEN_ADDR="+s.addr,
 		"JWT_SECRET="+jwtSecret.Reveal(), "RATE_LIMIT_AUTH_RPS=0", "SHUTDOWN_DELAY=0", "BOOTSTRAP_CUSTOMER="+customer,
-		"BOOTSTRAP_USERNAME="+username, "BOOTSTRAP_PASSWORD="+password, "BOOTSTRAP_ACCESSKEY="+accessKey)
-	s.cmd.Env = append(s.cmd.Env, env...)
-	s.cmd.Stderr, s.cmd.SysProcAttr = s.log, untilWeEnd()
+		"BOOTSTRAP_USERNAME="+username, "BOOTSTRAP_PASSWORD="+password, "BOOTSTRAP_ACCESSKEY="+accessKey), env...)
 	started := time.Now()
-	if err := s.cmd.Start(); err != nil {
-		b.Fatalf("%v (make bench builds the binary)", err)
-	}
-	s.pid = s.cmd.Process.Pid
+	s.program = servertest.Start(b, "server", cmd) // whose log is a file, as it would be: writing it is part of what a request costs
+	s.pid = cmd.Process.Pid
 	b.Cleanup(s.stop)
 	for !ready(s.addr) {
 		if time.Since(started) > 30*time.Second {
@@ -128,19 +117,7 @@ func startBinary(b *testing.B, path string, database secret.Value, env ...string
 
 func (s *server) stop() {
 	s.resume()
-	_ = s.cmd.Process.Signal(os.Interrupt)
-	_ = s.cmd.Wait()
-	_ = s.log.Close()
-}
-
-// logFile is where a server's log goes, as it would: writing it is part of what a request costs.
-func logFile(b *testing.B) *os.File {
-	b.Helper()
-	log, err := os.CreateTemp(b.TempDir(), "log")
-	if err != nil {
-		b.Fatal(err)
-	}
-	return log
+	_ = s.program.Stop()
 }
 
 func ready(addr string) bool {
@@ -155,10 +132,7 @@ func ready(addr string) bool {
 // resident reads the server's resident memory in MiB.
 func (s *server) resident(b *testing.B) float64 {
 	b.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
-	if err != nil {
-		b.Fatal(err)
-	}
+	status := servertest.Must(os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid)))(b)
 	return lineOf(b, status, "VmRSS:") / 1024
 }
 
@@ -176,11 +150,7 @@ func lineOf(b *testing.B, text []byte, name string) float64 {
 	b.Helper()
 	for line := range bytes.Lines(text) {
 		if rest, ok := bytes.CutPrefix(line, []byte(name)); ok {
-			n, err := strconv.ParseFloat(strings.Fields(string(rest))[0], 64)
-			if err != nil {
-				b.Fatal(err)
-			}
-			return n
+			return servertest.Must(strconv.ParseFloat(strings.Fields(string(rest))[0], 64))(b)
 		}
 	}
 	b.Fatalf("there is no %s", name)

@@ -15,8 +15,8 @@ const turnTime = 250 * time.Millisecond
 
 // side is one of the servers that take turns.
 type side struct {
-	name     string
-	process  process
+	name string
+	process
 	conns    []*conn
 	requests int
 	took     time.Duration
@@ -43,22 +43,30 @@ func takeTurns(b *testing.B, requests requests, sides ...*side) {
 	for i, s := range sides {
 		s.turn(b, requests) // warms it up
 		s.requests, s.took = 0, 0
-		cpu[i] = s.process.cpu(b)
-		s.process.pause()
+		cpu[i] = s.cpu(b)
+		s.pause()
 	}
 	for round := 0; b.Loop(); round++ {
-		for i := range sides {
-			s := sides[(round+i)%len(sides)] // nobody always follows the same one
-			s.process.resume()
-			s.turn(b, requests)
-			s.process.pause()
-		}
+		oneAfterAnother(round, sides, func(s *side) { s.turn(b, requests) })
 	}
 	b.ReportMetric(0, "ns/op") // an iteration is a turn of each and says nothing
 	for i, s := range sides {
-		s.process.resume()
+		s.resume()
 		b.ReportMetric(1e6/s.rate(), s.name+"-us/req")
-		b.ReportMetric(float64((s.process.cpu(b)-cpu[i]).Microseconds())/float64(s.requests), s.name+"-cpu-us/req")
+		b.ReportMetric(float64((s.cpu(b)-cpu[i]).Microseconds())/float64(s.requests), s.name+"-cpu-us/req")
+	}
+}
+
+// oneAfterAnother has each of those that take turns run for one, while the others are paused.
+func oneAfterAnother[S interface {
+	resume()
+	pause()
+}](round int, sides []S, turn func(S)) {
+	for i := range sides {
+		s := sides[(round+i)%len(sides)] // nobody always follows the same one
+		s.resume()
+		turn(s)
+		s.pause()
 	}
 }
 

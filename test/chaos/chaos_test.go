@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -17,20 +18,18 @@ import (
 // scenario is what goes wrong, and what is expected all the same.
 type scenario struct {
 	name    string
-	cluster func(testing.TB) *cluster
-	lease   time.Duration
+	cluster func(testing.TB) *cluster // nil is own
+	lease   time.Duration             // 0 is longLease
 	setup   func(testing.TB, *fleet)
 	faults  func(context.Context, *fleet) // until the context ends; all is well when it returns
 	skewed  bool                          // one instance's wall clock is ahead
 	delay   time.Duration                 // replies of the database take a random time up to this
 
-	rounds     int           // each on a cluster of its own; 0 is one
-	revoke     int           // so many revocations, at least, in each round
-	cycles     int           // so many faults, at least, in each round
-	within     time.Duration // a round; 0 is five minutes
-	workers    int
-	pace       time.Duration // the mean time between two uses of a credential on an instance
-	coldWindow time.Duration // when the first use on a cold instance comes
+	rounds int           // each on a cluster of its own; 0 is one
+	revoke int           // so many revocations, at least, in each round
+	cycles int           // so many faults, at least, in each round
+	within time.Duration // a round; 0 is five minutes
+	load
 
 	strict      bool          // what is asked of an instance that nothing is done to is answered
 	untimed     bool          // on a machine that may be busy: how long anything takes, and how often it is a 503 for that, is not judged
@@ -40,6 +39,18 @@ type scenario struct {
 	median      time.Duration // of a revocation; 0 is any
 	grace       time.Duration // what a revocation may take beyond the lease; 0 is usualGrace
 	shortcoming string        // in a control, the tag of the build
+}
+
+// load is what the checker does at the same time.
+type load struct {
+	workers    int
+	pace       time.Duration // the mean time between two uses of a credential on an instance
+	coldWindow time.Duration // when the first use on a cold instance comes
+}
+
+// clients is a load with its times in milliseconds.
+func clients(workers, pace, coldWindow int) load {
+	return load{workers, time.Duration(pace) * time.Millisecond, time.Duration(coldWindow) * time.Millisecond}
 }
 
 const (
@@ -53,77 +64,61 @@ const (
 // is accepted, and the long form also when.
 func shortForm() []scenario {
 	return []scenario{
-		{name: "healthy", cluster: shared, lease: shortLease, revoke: 100, workers: 8, pace: 10 * time.Millisecond,
-			coldWindow: 20 * time.Millisecond, untimed: true},
-		{name: "instance stopped", cluster: shared, lease: shortLease, faults: stopInstances, revoke: 80, cycles: 2, workers: 24,
-			pace: 40 * time.Millisecond, coldWindow: 30 * time.Millisecond, untimed: true},
-		{name: "instance cut off", cluster: shared, lease: shortLease, faults: cutOffInstances, revoke: 80, cycles: 2, workers: 24,
-			pace: 40 * time.Millisecond, coldWindow: 30 * time.Millisecond, fromMemory: true, untimed: true},
+		{name: "healthy", cluster: shared, lease: shortLease, revoke: 100, load: clients(8, 10, 20), untimed: true},
+		{name: "instance stopped", cluster: shared, lease: shortLease, faults: stopInstances, revoke: 80, cycles: 2,
+			load: clients(24, 40, 30), untimed: true},
+		{name: "instance cut off", cluster: shared, lease: shortLease, faults: cutOffInstances, revoke: 80, cycles: 2,
+			load: clients(24, 40, 30), fromMemory: true, untimed: true},
 	}
 }
 
 // shortControl must show violations.
 func shortControl() scenario {
-	return scenario{name: "instance cut off", cluster: shared, lease: shortLease, faults: cutOffInstances, revoke: 1000, workers: 12,
-		pace: 10 * time.Millisecond, coldWindow: 30 * time.Millisecond, within: 30 * time.Second, shortcoming: "without_rule_wait"}
+	return scenario{name: "instance cut off", cluster: shared, lease: shortLease, faults: cutOffInstances, revoke: 1000,
+		load: clients(12, 10, 30), within: 30 * time.Second, shortcoming: "without_rule_wait"}
 }
 
 func longForm() []scenario {
 	return []scenario{
-		{name: "healthy", cluster: own, lease: longLease, revoke: 2000, workers: 2, pace: 15 * time.Millisecond,
-			coldWindow: 20 * time.Millisecond, strict: true, median: 20 * time.Millisecond},
-		{name: "slow replies", cluster: own, lease: longLease, delay: 50 * time.Millisecond, revoke: 1000, workers: 8,
-			pace: 20 * time.Millisecond, coldWindow: 150 * time.Millisecond, strict: true},
-		{name: "NOTIFY lost", cluster: own, lease: longLease, setup: func(t testing.TB, f *fleet) { f.cluster.silenceNotify(t) },
-			revoke: 1200, workers: 12, pace: 30 * time.Millisecond, coldWindow: 100 * time.Millisecond, strict: true},
-		{name: "listeners killed", cluster: own, lease: longLease, faults: killListeners, revoke: 1000, cycles: 50, workers: 6,
-			pace: 30 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "instance cut off", cluster: own, lease: longLease, faults: cutOffInstances, revoke: 1000, cycles: 8, workers: 40,
-			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, fromMemory: true},
-		{name: "instance lost", cluster: own, lease: longLease, faults: loseInstances, revoke: 500, cycles: 2, workers: 30,
-			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, strict: true, fromMemory: true},
-		{name: "instance stopped", cluster: own, lease: longLease, faults: stopInstances, revoke: 1000, cycles: 8, workers: 40,
-			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "instance killed", cluster: own, lease: longLease, faults: killInstances, revoke: 700, cycles: 8, workers: 40,
-			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "Postgres restarted", cluster: own, lease: longLease, faults: restartPostgres, revoke: 500, cycles: 8, workers: 30,
-			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "Postgres killed", cluster: own, lease: longLease, faults: crashPostgres, revoke: 500, cycles: 8, workers: 30,
-			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond},
-		{name: "standby promoted", cluster: withStandby, lease: longLease, faults: promoteStandby, rounds: 4, revoke: 150, cycles: 1,
-			workers: 30, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, fromMemory: true},
-		{name: "address moved", cluster: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 3, revoke: 120, cycles: 1,
-			workers: 20, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, fromMemory: true, grace: 30 * time.Second},
-		{name: "waits cancelled", cluster: withStandby, lease: longLease, faults: cancelWaits, setup: silenceMessages, rounds: 3, revoke: 120, cycles: 1,
-			workers: 20, pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, grace: 10 * time.Second},
-		{name: "a server's triggers off", cluster: own, lease: longLease, options: "-c session_replication_role=replica", revoke: 600, workers: 12,
-			pace: 30 * time.Millisecond, coldWindow: 50 * time.Millisecond, strict: true, grace: 3 * time.Second},
-		{name: "internal tables emptied", cluster: own, lease: longLease, faults: emptyTables, revoke: 500, cycles: 12, workers: 20,
-			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, grace: 25 * time.Second},
-		{name: "clock an hour off", cluster: own, lease: longLease, faults: cutOffInstances, skewed: true, revoke: 700, cycles: 5, workers: 40,
-			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, fromMemory: true},
-		{name: "everything at once", cluster: own, lease: longLease, faults: everything, delay: 50 * time.Millisecond, revoke: 500, cycles: 8,
-			workers: 20, pace: 60 * time.Millisecond, coldWindow: 150 * time.Millisecond, fromMemory: true, grace: 3 * time.Second},
+		{name: "healthy", revoke: 2000, load: clients(2, 15, 20), strict: true, median: 20 * time.Millisecond},
+		{name: "slow replies", delay: 50 * time.Millisecond, revoke: 1000, load: clients(8, 20, 150), strict: true},
+		{name: "NOTIFY lost", setup: func(t testing.TB, f *fleet) { f.cluster.silenceNotify(t) }, revoke: 1200, load: clients(12, 30, 100),
+			strict: true},
+		{name: "listeners killed", faults: killListeners, revoke: 1000, cycles: 50, load: clients(6, 30, 50)},
+		{name: "instance cut off", faults: cutOffInstances, revoke: 1000, cycles: 8, load: clients(40, 80, 50), fromMemory: true},
+		{name: "instance lost", faults: loseInstances, revoke: 500, cycles: 2, load: clients(30, 60, 50), strict: true, fromMemory: true},
+		{name: "instance stopped", faults: stopInstances, revoke: 1000, cycles: 8, load: clients(40, 80, 50)},
+		{name: "instance killed", faults: killInstances, revoke: 700, cycles: 8, load: clients(40, 80, 50)},
+		{name: "Postgres restarted", faults: restartPostgres, revoke: 500, cycles: 8, load: clients(30, 60, 50)},
+		{name: "Postgres killed", faults: crashPostgres, revoke: 500, cycles: 8, load: clients(30, 60, 50)},
+		{name: "standby promoted", cluster: withStandby, faults: promoteStandby, rounds: 4, revoke: 150, cycles: 1,
+			load: clients(30, 60, 50), mayMissRows: true, fromMemory: true},
+		{name: "address moved", cluster: withAsyncStandby, faults: moveAddress, rounds: 3, revoke: 120, cycles: 1, load: clients(20, 60, 50),
+			mayMissRows: true, fromMemory: true, grace: 30 * time.Second},
+		{name: "waits cancelled", cluster: withStandby, faults: cancelWaits, setup: silenceMessages, rounds: 3, revoke: 120, cycles: 1,
+			load: clients(20, 60, 50), mayMissRows: true, grace: 10 * time.Second},
+		{name: "a server's triggers off", options: "-c session_replication_role=replica", revoke: 600, load: clients(12, 30, 50),
+			strict: true, grace: 3 * time.Second},
+		{name: "internal tables emptied", faults: emptyTables, revoke: 500, cycles: 12, load: clients(20, 60, 50), grace: 25 * time.Second},
+		{name: "clock an hour off", faults: cutOffInstances, skewed: true, revoke: 700, cycles: 5, load: clients(40, 80, 50),
+			fromMemory: true},
+		{name: "everything at once", faults: everything, delay: 50 * time.Millisecond, revoke: 500, cycles: 8, load: clients(20, 60, 150),
+			fromMemory: true, grace: 3 * time.Second},
 	}
 }
 
 // longControls must each show violations.
 func longControls() []scenario {
 	return []scenario{
-		{name: "healthy", cluster: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
-			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_caller"},
-		{name: "address moved", cluster: withAsyncStandby, lease: longLease, faults: moveAddress, rounds: 4, revoke: 300, workers: 20,
-			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_witness"},
-		{name: "waits cancelled", cluster: withStandby, lease: longLease, faults: cancelWaits, rounds: 6, revoke: 120, cycles: 1, workers: 20,
-			pace: 60 * time.Millisecond, coldWindow: 50 * time.Millisecond, mayMissRows: true, shortcoming: "without_rule_confirm"},
-		{name: "healthy", cluster: own, lease: longLease, revoke: 2000, workers: 8, pace: 15 * time.Millisecond,
-			coldWindow: 20 * time.Millisecond, shortcoming: "without_rule_log"},
-		{name: "instance cut off", cluster: own, lease: longLease, faults: cutOffInstances, revoke: 2000, workers: 40,
-			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_lease"},
-		{name: "slow replies", cluster: own, lease: longLease, delay: 50 * time.Millisecond, revoke: 3000, workers: 8,
-			pace: 20 * time.Millisecond, coldWindow: 150 * time.Millisecond, shortcoming: "without_rule_fill"},
-		{name: "instance cut off", cluster: own, lease: longLease, faults: cutOffInstances, revoke: 2000, workers: 40,
-			pace: 80 * time.Millisecond, coldWindow: 50 * time.Millisecond, shortcoming: "without_rule_wait"},
+		{name: "healthy", revoke: 2000, load: clients(8, 15, 20), shortcoming: "without_rule_caller"},
+		{name: "address moved", cluster: withAsyncStandby, faults: moveAddress, rounds: 4, revoke: 300, load: clients(20, 60, 50),
+			shortcoming: "without_rule_witness"},
+		{name: "waits cancelled", cluster: withStandby, faults: cancelWaits, rounds: 6, revoke: 120, cycles: 1, load: clients(20, 60, 50),
+			mayMissRows: true, shortcoming: "without_rule_confirm"},
+		{name: "healthy", revoke: 2000, load: clients(8, 15, 20), shortcoming: "without_rule_log"},
+		{name: "instance cut off", faults: cutOffInstances, revoke: 2000, load: clients(40, 80, 50), shortcoming: "without_rule_lease"},
+		{name: "slow replies", delay: 50 * time.Millisecond, revoke: 3000, load: clients(8, 20, 150), shortcoming: "without_rule_fill"},
+		{name: "instance cut off", faults: cutOffInstances, revoke: 2000, load: clients(40, 80, 50), shortcoming: "without_rule_wait"},
 	}
 }
 
@@ -172,9 +167,6 @@ type result struct {
 	tally
 	title   string
 	control bool
-	cycles  int
-	out     int // uses that were accepted by an instance while it was out of reach of what it needs
-	rounds  int
 	short   []string // what a round lacked
 }
 
@@ -183,7 +175,6 @@ func (s scenario) run(t *testing.T, programs *builds) result {
 	r := result{title: s.title(), control: s.shortcoming != ""}
 	for range max(1, s.rounds) {
 		t.Run("round", func(t *testing.T) { s.round(t, programs, &r) }) // so that what it started ends with it
-		r.rounds++
 	}
 	return r
 }
@@ -194,7 +185,10 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 	if s.skewed {
 		binaries[0] = programs.server(t, s.shortcoming, true)
 	}
-	f := newFleet(t, s.cluster(t), s.lease, s.options, binaries...)
+	if s.cluster == nil {
+		s.cluster = own
+	}
+	f := newFleet(t, s.cluster(t), cmp.Or(s.lease, longLease), s.options, binaries...)
 	if s.skewed {
 		checkSkew(t, f.instances[0], skew)
 		checkSkew(t, f.instances[1], 0)
@@ -217,10 +211,7 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 		breaking.Go(func() { s.faults(ctx, f) })
 	}
 	breaking.Go(func() { f.watchLocks(ctx) })
-	within := s.within
-	if within == 0 {
-		within = 5 * time.Minute
-	}
+	within := cmp.Or(s.within, 5*time.Minute)
 	for deadline := time.Now().Add(within); !c.enough() && time.Now().Before(deadline) && !t.Failed(); {
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -232,7 +223,11 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 		c.useAllAgain(t.Context())
 	}
 	c.checkNothingHeld()
-	into.add(c)
+	c.tally.n[faults] = int(f.cycles.Load())
+	for _, r := range f.instances {
+		c.tally.n[outside] += int(r.acceptedOut.Load())
+	}
+	into.add(c.tally)
 	if s.shortcoming != "" {
 		return
 	}
@@ -242,7 +237,7 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 	if got := c.tally.total(); got < s.revoke {
 		into.short = append(into.short, fmt.Sprintf("only %d revocations of %d in %s", got, s.revoke, within))
 	}
-	if got := int(f.cycles.Load()); got < s.cycles {
+	if got := c.tally.n[faults]; got < s.cycles {
 		into.short = append(into.short, fmt.Sprintf("only %d faults of %d in %s", got, s.cycles, within))
 	}
 }
@@ -251,43 +246,17 @@ func (s scenario) round(t *testing.T, programs *builds, into *result) {
 func (c *checker) enough() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.scenario.shortcoming != "" && c.tally.violations+c.tally.written+c.tally.refusedLive > 0 {
+	if c.scenario.shortcoming != "" && c.tally.wrong() > 0 {
 		return true
 	}
 	return c.tally.total() >= c.scenario.revoke && int(c.fleet.cycles.Load()) >= c.scenario.cycles
-}
-
-func (r *result) add(c *checker) {
-	t := &c.tally
-	for k := range kinds {
-		r.revoked[k] += t.revoked[k]
-	}
-	r.acceptedLive += t.acceptedLive
-	r.refusedLive += t.refusedLive
-	r.awayLive += t.awayLive
-	r.refused += t.refused
-	r.away += t.away
-	r.violations += t.violations
-	r.probes += t.probes
-	r.held += t.held
-	r.heldRefused += t.heldRefused
-	r.written += t.written
-	r.odd += t.odd
-	r.unknown += t.unknown
-	r.gone += t.gone
-	r.unmade += t.unmade
-	r.latencies = append(r.latencies, t.latencies...)
-	r.cycles += int(c.fleet.cycles.Load())
-	for _, instance := range c.fleet.instances {
-		r.out += int(instance.acceptedOut.Load())
-	}
 }
 
 // judge fails the test for what must not be, and for whatever would make its passing worthless.
 func (s scenario) judge(t *testing.T, r result) {
 	t.Helper()
 	if r.control {
-		if r.violations+r.written+r.refusedLive == 0 {
+		if r.wrong() == 0 {
 			t.Errorf("the program was built without a rule, and the checker saw no violation in %d revocations", r.total())
 		}
 		return
@@ -296,26 +265,29 @@ func (s scenario) judge(t *testing.T, r result) {
 		t.Error(lack)
 	}
 	instances := 3
-	if want := r.total() * instances * 4; r.probes != want {
-		t.Errorf("%d probes were made after revocations, want %d", r.probes, want)
+	if want := r.total() * instances * 4; r.n[probes] != want {
+		t.Errorf("%d probes were made after revocations, want %d", r.n[probes], want)
 	}
-	least, refused, held := r.total(), r.probes/2, r.total()/4
+	live, after, held := r.total(), r.n[probes]/2, r.total()/4
 	switch {
 	case s.untimed:
-		refused, held = r.total(), 1
+		after, held = r.total(), 1
 	case s.faults == nil:
-		least, refused = 2*r.total(), r.probes
+		live, after = 2*r.total(), r.n[probes]
 	}
-	if r.acceptedLive < least {
-		t.Errorf("only %d uses were accepted before revocations, want %d: what was never accepted proves nothing", r.acceptedLive, least)
+	for _, least := range []struct {
+		what      string
+		got, want int
+	}{
+		{"uses were accepted before revocations: what was never accepted proves nothing", r.n[acceptedLive], live},
+		{"uses were refused after revocations", r.n[refused], after},
+		{"writes that were held back were refused", r.n[heldRefused], held},
+	} {
+		if least.got < least.want {
+			t.Errorf("only %d of %d %s", least.got, least.want, least.what)
+		}
 	}
-	if r.refused < refused {
-		t.Errorf("only %d uses were refused after revocations, want %d", r.refused, refused)
-	}
-	if r.heldRefused < held {
-		t.Errorf("only %d of %d writes that were held back were refused, of %d revocations", r.heldRefused, r.held, r.total())
-	}
-	if s.fromMemory && r.out == 0 {
+	if s.fromMemory && r.n[outside] == 0 {
 		t.Error("no instance that was out of reach accepted anything: there was no memory to go wrong")
 	}
 	if r.total() >= 100 {
@@ -360,33 +332,20 @@ func report(results []result) string {
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/float64(time.Millisecond)) }
 	sum := result{title: "all"}
 	line := func(r result) {
-		cells := []any{r.title, r.cycles, r.total()}
+		cells := []any{r.title, r.n[faults], r.total()}
 		for _, n := range r.revoked {
 			cells = append(cells, n)
 		}
-		row(append(cells, r.acceptedLive, r.refusedLive, r.awayLive, r.refused, r.away, r.violations, r.heldRefused, r.written, r.unknown, r.gone,
-			ms(r.quantile(0.5)), ms(r.quantile(0.99)), ms(r.quantile(1)))...)
+		for _, n := range r.n[:gone+1] {
+			cells = append(cells, n)
+		}
+		row(append(cells, ms(r.quantile(0.5)), ms(r.quantile(0.99)), ms(r.quantile(1)))...)
 	}
 	for _, r := range results {
 		line(r)
-		if r.control {
-			continue
+		if !r.control {
+			sum.add(r.tally)
 		}
-		for k, n := range r.revoked {
-			sum.revoked[k] += n
-		}
-		sum.cycles += r.cycles
-		sum.acceptedLive += r.acceptedLive
-		sum.refusedLive += r.refusedLive
-		sum.awayLive += r.awayLive
-		sum.refused += r.refused
-		sum.away += r.away
-		sum.violations += r.violations
-		sum.heldRefused += r.heldRefused
-		sum.written += r.written
-		sum.unknown += r.unknown
-		sum.gone += r.gone
-		sum.latencies = append(sum.latencies, r.latencies...)
 	}
 	line(sum)
 	_ = w.Flush()

@@ -30,25 +30,44 @@ type checker struct {
 	revoked []*life
 }
 
-// tally counts what was seen.
+// count is something that is counted.
+type count int
+
+const (
+	acceptedLive count = iota // uses before the revocation that were accepted
+	refusedLive               // ... that were refused, though the credential was good
+	awayLive                  // ... that had no answer, or a 503
+	refused                   // uses sent after the revocation's 200 that were refused
+	away                      // ... that had no answer, or a 503
+	violations                // ... that were accepted
+	heldRefused               // writes whose body was held back until the revocation's 200 that were refused
+	written                   // ... that were made all the same
+	unknown                   // revocations that had no answer, or a 503
+	gone                      // revocations that after an unknown outcome were answered 404
+	released                  // writes that were held back, whatever became of them
+	probes                    // uses after a revocation at fixed times
+	outside                   // uses that were accepted by an instance while it was out of reach of what it needs
+	faults                    // that were made
+	counts
+)
+
+// tally is what was seen.
 type tally struct {
-	revoked      [kinds]int // confirmed by a 200, and checked
-	acceptedLive int        // uses before the revocation that were accepted
-	refusedLive  int        // ... that were refused, though the credential was good
-	awayLive     int        // ... that had no answer, or a 503
-	refused      int        // uses sent after the revocation's 200 that were refused
-	away         int        // ... that had no answer, or a 503
-	violations   int        // ... that were accepted
-	held         int        // writes whose body was held back until the revocation's 200
-	heldRefused  int        // ... that were refused
-	written      int        // ... that were made all the same
-	probes       int        // of these, those at fixed times
-	odd          int        // answers that no use should get
-	unknown      int        // revocations that had no answer, or a 503
-	gone         int        // revocations that after an unknown outcome were answered 404
-	unmade       int        // credentials whose making failed
-	latencies    []time.Duration
-	details      []string // of what must not be
+	revoked   [kinds]int // confirmed by a 200, and checked
+	n         [counts]int
+	latencies []time.Duration
+	details   []string // of what must not be
+}
+
+// add adds another tally, but for its details.
+func (t *tally) add(other tally) {
+	for k, n := range other.revoked {
+		t.revoked[k] += n
+	}
+	for i, n := range other.n {
+		t.n[i] += n
+	}
+	t.latencies = append(t.latencies, other.latencies...)
 }
 
 func (t *tally) total() (n int) {
@@ -57,6 +76,9 @@ func (t *tally) total() (n int) {
 	}
 	return n
 }
+
+// wrong is how much was seen that must not be.
+func (t *tally) wrong() int { return t.n[violations] + t.n[written] + t.n[refusedLive] }
 
 // complain keeps the first few accounts of what must not be. The caller holds the lock.
 func (c *checker) complain(format string, args ...any) {
@@ -103,7 +125,6 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 	v, err := c.make(ctx, k)
 	if err != nil {
 		c.mu.Lock()
-		c.tally.unmade++
 		if c.scenario.strict {
 			c.complain("a credential (%s) could not be made: %v", k, err)
 		}
@@ -151,7 +172,7 @@ func (c *checker) revocation(ctx context.Context, k kind) {
 					time.Sleep(time.Duration(l.confirmed.Load()) + after - c.fleet.now())
 					c.use(ctx, l, r)
 					c.mu.Lock()
-					c.tally.probes++
+					c.tally.n[probes]++
 					c.mu.Unlock()
 				})
 			}
@@ -206,7 +227,7 @@ func (c *checker) revoke(ctx context.Context, l *life) bool {
 	if l.kind == keyDeleted && rand.IntN(10) == 0 {
 		by = l.bearer // a key may delete itself
 	}
-	unknown := 0
+	unsure := false
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
 		r := c.fleet.instances[rand.IntN(len(c.fleet.instances))]
 		before, calm := r.calm()
@@ -230,19 +251,18 @@ func (c *checker) revoke(ctx context.Context, l *life) bool {
 			}
 			c.mu.Unlock()
 			return true
-		case a.status == http.StatusNotFound && unknown > 0:
-			c.tally.gone++
+		case a.status == http.StatusNotFound && unsure:
+			c.tally.n[gone]++
 			c.mu.Unlock()
 			return false
 		case a.status == 0, a.status == http.StatusServiceUnavailable,
 			c.scenario.mayMissRows && a.status == http.StatusNotFound:
-			unknown++
-			c.tally.unknown++
+			unsure = true
+			c.tally.n[unknown]++
 			if calm && c.scenario.strict {
 				c.complain("instance %s answered a revocation (%s) with %d %s %v, though nothing was done to it", r.name, l.kind, a.status, a.body, a.err)
 			}
 		default:
-			c.tally.odd++
 			c.complain("instance %s answered a revocation (%s) with %d: %s", r.name, l.kind, a.status, a.body)
 		}
 		c.mu.Unlock()
@@ -265,7 +285,7 @@ func (c *checker) use(ctx context.Context, l *life, r *instance) {
 	confirmed, asked := time.Duration(l.confirmed.Load()), time.Duration(l.asked.Load())
 	revoked := confirmed != 0 && a.sent > confirmed
 	live := asked == 0 || a.arrived < asked
-	accepted, refused, away := a.status == http.StatusOK, a.status == l.refused, a.status == 0 || a.status == http.StatusServiceUnavailable
+	accepted, no, nothing := a.status == http.StatusOK, a.status == l.refused, a.status == 0 || a.status == http.StatusServiceUnavailable
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -274,26 +294,25 @@ func (c *checker) use(ctx context.Context, l *life, r *instance) {
 	}
 	switch {
 	case revoked && accepted:
-		c.tally.violations++
+		c.tally.n[violations]++
 		c.complain("VIOLATION (%s): %s confirmed %s %s at %.6f; instance %s accepted %s, sent %.6f, answered %.6f",
 			l.kind, l.by, l.method, l.target, confirmed.Seconds(), r.name, a.id, a.sent.Seconds(), a.arrived.Seconds())
-	case revoked && (refused || c.scenario.mayMissRows && (a.status == http.StatusUnauthorized || a.status == http.StatusNotFound)):
-		c.tally.refused++
-	case revoked && away:
-		c.tally.away++
+	case revoked && (no || c.scenario.mayMissRows && (a.status == http.StatusUnauthorized || a.status == http.StatusNotFound)):
+		c.tally.n[refused]++
+	case revoked && nothing:
+		c.tally.n[away]++
 	case live && accepted:
-		c.tally.acceptedLive++
-	case live && refused:
-		c.tally.refusedLive++
+		c.tally.n[acceptedLive]++
+	case live && no:
+		c.tally.n[refusedLive]++
 		c.complain("instance %s refused a good credential (%s): %d %s, sent %.6f", r.name, l.kind, a.status, a.body, a.sent.Seconds())
-	case live && away:
-		c.tally.awayLive++
+	case live && nothing:
+		c.tally.n[awayLive]++
 		if calm && c.scenario.strict {
 			c.complain("instance %s did not serve a good credential (%s), though nothing was done to it: %d %s %v", r.name, l.kind, a.status, a.body, a.err)
 		}
-	case accepted || refused || away: // while the revocation was under way, either will do
+	case accepted || no || nothing: // while the revocation was under way, either will do
 	default:
-		c.tally.odd++
 		c.complain("instance %s answered a use (%s) with %d: %s", r.name, l.kind, a.status, a.body)
 	}
 }

@@ -1,7 +1,9 @@
 package chaos
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 // skew is how far ahead the wall clock of a skewed build is. Its monotonic clock is as it was.
@@ -34,20 +38,16 @@ func skewedClock(ctx context.Context, dir string) (map[string]string, error) {
 	return map[string]string{original: replacement}, os.WriteFile(replacement, []byte(ahead), 0o600)
 }
 
-// checkSkew shows by the time of a log line that the instance's clock is ahead, and that the others' are not.
+// checkSkew shows by the time of its first log line that the instance's clock is ahead, and that the others' are not.
 func checkSkew(t testing.TB, r *instance, want time.Duration) {
 	t.Helper()
-	line, err := r.logLine(0, "listening")
-	if err != nil {
-		t.Fatal(err)
+	var line struct{ Time time.Time }
+	servertest.Eventually(t, "the instance has logged something", func() bool {
+		content, err := os.ReadFile(r.logPath)
+		return err == nil && json.NewDecoder(bytes.NewReader(content)).Decode(&line) == nil
+	})
+	if off := time.Until(line.Time) - want; off > time.Minute || off < -5*time.Minute {
+		t.Fatalf("instance %s logged %s, which is %s from now, want %s", r.name, line.Time, time.Until(line.Time).Round(time.Second), want)
 	}
-	text, _ := line["time"].(string)
-	at, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if off := time.Until(at) - want; off > time.Minute || off < -5*time.Minute {
-		t.Fatalf("instance %s logged %s, which is %s from now, want %s", r.name, text, time.Until(at).Round(time.Second), want)
-	}
-	r.fleet.note("instance %s logs the time as %s", r.name, text)
+	r.fleet.note("instance %s logs the time as %s", r.name, line.Time)
 }

@@ -26,15 +26,47 @@ func (f *fleet) leases(least, most float64) time.Duration {
 	return time.Duration((least + rand.Float64()*(most-least)) * float64(f.lease))
 }
 
-func (f *fleet) any() *instance { return f.instances[rand.IntN(len(f.instances))] }
+// failed reports an error, which no fault's goroutine may end the test by.
+func (f *fleet) failed(err error) bool {
+	if err != nil {
+		f.t.Error(err)
+	}
+	return err != nil
+}
 
-// stopInstances stops one instance after the other for a while, in the middle of whatever it is doing.
-func stopInstances(ctx context.Context, f *fleet) {
-	for pause(ctx, f.leases(0.1, 0.6)) {
-		stopInstance(ctx, f, f.any())
+// each does something to every instance but one, or to all where that is nil.
+func (f *fleet) each(but *instance, do func(*instance)) {
+	for _, r := range f.instances {
+		if r != but {
+			do(r)
+		}
 	}
 }
 
+func (f *fleet) any() *instance { return f.instances[rand.IntN(len(f.instances))] }
+
+// again makes a fault of one instance after the other, any or one of those named by their numbers, with a time between in which nothing is
+// wrong.
+func again(least, most float64, fault func(context.Context, *fleet, *instance), among ...int) func(context.Context, *fleet) {
+	return func(ctx context.Context, f *fleet) {
+		for pause(ctx, f.leases(least, most)) {
+			r := f.any()
+			if len(among) > 0 {
+				r = f.instances[among[rand.IntN(len(among))]]
+			}
+			fault(ctx, f, r)
+		}
+	}
+}
+
+var (
+	stopInstances   = again(0.1, 0.6, stopInstance)
+	cutOffInstances = again(0.1, 0.6, cutOffInstance)
+	loseInstances   = again(0.5, 1, loseInstance)
+	killInstances   = again(0.2, 1, killInstance)
+)
+
+// stopInstance stops an instance for a while, in the middle of whatever it is doing.
 func stopInstance(ctx context.Context, f *fleet, r *instance) {
 	d := f.leases(0.5, 3)
 	r.inject("stopped for %s", d)
@@ -45,13 +77,7 @@ func stopInstance(ctx context.Context, f *fleet, r *instance) {
 	r.settle(f.t.Context())
 }
 
-// cutOffInstances cuts one instance after the other off from the database for a while.
-func cutOffInstances(ctx context.Context, f *fleet) {
-	for pause(ctx, f.leases(0.1, 0.6)) {
-		cutOffInstance(ctx, f, f.any())
-	}
-}
-
+// cutOffInstance cuts an instance off from the database for a while.
 func cutOffInstance(ctx context.Context, f *fleet, r *instance) {
 	ways := []flow{{holdRequests: true, holdReplies: true}, {holdRequests: true}, {holdReplies: true}, {refuse: true}}
 	way, lost, d := ways[rand.IntN(len(ways))], rand.IntN(2) == 0, f.leases(0.3, 2.5)
@@ -68,33 +94,25 @@ func cutOffInstance(ctx context.Context, f *fleet, r *instance) {
 	r.settle(f.t.Context())
 }
 
-// loseInstances cuts one instance after the other off for much longer than a lease, with whatever it has begun. The others
-// have to do without it.
-func loseInstances(ctx context.Context, f *fleet) {
-	for pause(ctx, f.leases(0.5, 1)) {
-		r, d := f.any(), f.leases(5, 7)
-		r.inject("lost for %s", d)
-		r.flow(flow{holdRequests: true, holdReplies: true})
-		pause(ctx, d)
-		r.recover()
-		r.flow(f.usual)
-		r.settle(f.t.Context())
-	}
+// loseInstance cuts an instance off for much longer than a lease, with whatever it has begun. The others have to do without it.
+func loseInstance(ctx context.Context, f *fleet, r *instance) {
+	d := f.leases(5, 7)
+	r.inject("lost for %s", d)
+	r.flow(flow{holdRequests: true, holdReplies: true})
+	pause(ctx, d)
+	r.recover()
+	r.flow(f.usual)
+	r.settle(f.t.Context())
 }
 
-// killInstances kills one instance after the other, and starts it again.
-func killInstances(ctx context.Context, f *fleet) {
-	for pause(ctx, f.leases(0.2, 1)) {
-		r, d := f.any(), f.leases(0, 1.5)
-		r.inject("killed for %s", d)
-		addr := r.base[len("http://"):]
-		r.kill()
-		pause(ctx, d)
-		r.recover()
-		if err := r.start(addr); err != nil {
-			f.t.Error(err)
-			return
-		}
+// killInstance kills an instance, and starts it again.
+func killInstance(ctx context.Context, f *fleet, r *instance) {
+	d := f.leases(0, 1.5)
+	r.inject("killed for %s", d)
+	r.kill()
+	pause(ctx, d)
+	r.recover()
+	if !f.failed(r.start()) {
 		r.settle(f.t.Context())
 	}
 }
@@ -107,8 +125,7 @@ func killListeners(ctx context.Context, f *fleet) {
 			condition = `state = 'idle'`
 		}
 		ended, err := f.cluster.terminate(f.t.Context(), condition)
-		if err != nil {
-			f.t.Error(err)
+		if f.failed(err) {
 			return
 		}
 		if ended > 0 {
@@ -120,11 +137,11 @@ func killListeners(ctx context.Context, f *fleet) {
 // restartPostgres stops Postgres cleanly again and again, crashPostgres kills it. Every other time an instance is out of reach
 // meanwhile, and for some time after: what it was promised must have survived in the database.
 func restartPostgres(ctx context.Context, f *fleet) {
-	breakPostgres(ctx, f, "restarted", f.cluster.restart)
+	breakPostgres(ctx, f, "restarted", f.cluster.servers[0].Stop)
 }
 func crashPostgres(ctx context.Context, f *fleet) { breakPostgres(ctx, f, "killed", f.cluster.crash) }
 
-func breakPostgres(ctx context.Context, f *fleet, what string, how func(context.Context, time.Duration) error) {
+func breakPostgres(ctx context.Context, f *fleet, what string, how func(context.Context) error) {
 	for pause(ctx, f.leases(0.5, 2)) {
 		var away sync.WaitGroup
 		if rand.IntN(2) == 0 {
@@ -137,8 +154,12 @@ func breakPostgres(ctx context.Context, f *fleet, what string, how func(context.
 		}
 		f.broken.Add(1)
 		f.note("Postgres is being %s", what)
-		if err := how(f.t.Context(), f.leases(0, 0.5)); err != nil {
-			f.t.Error(err)
+		err := how(f.t.Context())
+		if err == nil {
+			time.Sleep(f.leases(0, 0.5))
+			err = f.cluster.startAgain(f.t.Context())
+		}
+		if f.failed(err) {
 			return
 		}
 		f.note("Postgres is back")
@@ -166,22 +187,13 @@ func promoteStandby(ctx context.Context, f *fleet) {
 	f.note("replication is cut")
 	f.cluster.repl.set(flow{holdRequests: true, holdReplies: true})
 	time.Sleep(f.leases(0, 1))
-	for _, r := range f.instances {
-		if r != stays {
-			r.proxies[0].set(flow{refuse: true})
-		}
-	}
+	f.each(stays, func(r *instance) { r.proxies[0].set(flow{refuse: true}) })
 	f.note("the other instances are cut off from the old primary, the standby is being promoted")
-	if err := f.cluster.promote(test); err != nil {
-		f.t.Error(err)
+	if !f.cluster.promote(f.t) {
 		return
 	}
 	f.note("it is promoted")
-	for _, r := range f.instances {
-		if r != stays {
-			r.awaitServing(test)
-		}
-	}
+	f.each(stays, func(r *instance) { r.awaitServing(test) })
 	f.broken.Add(1)
 	f.note("the others serve")
 	pause(ctx, f.leases(2, 4))
@@ -195,17 +207,11 @@ func promoteStandby(ctx context.Context, f *fleet) {
 // everything stops one instance, cuts another off, and ends listeners, all at once and with slow replies.
 func everything(ctx context.Context, f *fleet) {
 	var all sync.WaitGroup
-	all.Go(func() { killListeners(ctx, f) })
-	all.Go(func() {
-		for pause(ctx, f.leases(0.1, 0.6)) {
-			stopInstance(ctx, f, f.instances[0])
-		}
-	})
-	all.Go(func() {
-		for pause(ctx, f.leases(0.1, 0.6)) {
-			cutOffInstance(ctx, f, f.instances[1])
-		}
-	})
+	for _, fault := range []func(context.Context, *fleet){
+		killListeners, again(0.1, 0.6, stopInstance, 0), again(0.1, 0.6, cutOffInstance, 1),
+	} {
+		all.Go(func() { fault(ctx, f) })
+	}
 	all.Wait()
 }
 
@@ -225,8 +231,7 @@ func moveAddress(ctx context.Context, f *fleet) {
 	servertest.Eventually(f.t, "the standby caught up", func() bool {
 		return f.cluster.text(f.t, 0, `SELECT bool_and(replay_lsn = pg_current_wal_lsn()) FROM pg_stat_replication`) == "true"
 	})
-	if err := f.cluster.promote(test); err != nil {
-		f.t.Error(err)
+	if !f.cluster.promote(f.t) {
 		return
 	}
 	network, address := endpoint(f.t, f.cluster.direct[1])
@@ -241,19 +246,14 @@ func moveAddress(ctx context.Context, f *fleet) {
 		r.recover()
 		r.proxies[0].cut()
 	}
-	for _, r := range f.instances {
-		r.settle(test)
-	}
+	f.each(nil, func(r *instance) { r.settle(test) })
 	f.broken.Add(1)
 	pause(ctx, f.leases(1, 2))
 }
 
 // silenceMessages has the database send no warning by itself.
 func silenceMessages(t testing.TB, f *fleet) {
-	for server := range f.cluster.servers[:1] {
-		f.cluster.exec(t, server, `ALTER SYSTEM SET client_min_messages = 'error'`)
-		f.cluster.exec(t, server, `SELECT pg_reload_conf()`)
-	}
+	f.cluster.set(t, "client_min_messages", "error")
 }
 
 // cancelWaits cuts the standby off, cancels every wait for it, so that commits return which no standby has, and then promotes the
@@ -264,23 +264,18 @@ func cancelWaits(ctx context.Context, f *fleet) {
 	}
 	test := f.t.Context()
 	f.broken.Add(1)
-	for _, r := range f.instances {
-		r.inject("commits wait for no standby")
-	}
+	f.each(nil, func(r *instance) { r.inject("commits wait for no standby") })
 	f.cluster.repl.set(flow{holdRequests: true, holdReplies: true})
 	f.note("replication is cut, and waits for it are cancelled")
 	for end := time.Now().Add(f.leases(1, 2)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if _, err := f.cluster.query(test, 0, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`); err != nil {
-			f.t.Error(err)
+		_, err := f.cluster.query(test, 0, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
+		if f.failed(err) {
 			return
 		}
 	}
-	for _, r := range f.instances {
-		r.proxies[0].set(flow{refuse: true})
-	}
+	f.each(nil, func(r *instance) { r.proxies[0].set(flow{refuse: true}) })
 	f.note("the standby is being promoted")
-	if err := f.cluster.promote(test); err != nil {
-		f.t.Error(err)
+	if !f.cluster.promote(f.t) {
 		return
 	}
 	for _, r := range f.instances {
@@ -317,9 +312,7 @@ func emptyTables(ctx context.Context, f *fleet) {
 			f.cluster.exec(f.t, 0, statement)
 		}
 		away.Wait()
-		for _, r := range f.instances {
-			r.awaitServing(test)
-		}
+		f.each(nil, func(r *instance) { r.awaitServing(test) })
 		f.note("all serve again")
 		f.broken.Add(1)
 		f.cycles.Add(1)

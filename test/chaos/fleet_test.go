@@ -1,7 +1,6 @@
 package chaos
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,50 +31,32 @@ const (
 	callTimeout = 20 * time.Second
 )
 
-// program is a build of the server.
-type program struct {
-	without string // one of removals; "" is none
-	skewed  bool   // its wall clock is an hour ahead
-	path    string
-	started sync.Once
-	err     error
-}
-
 // builds are the programs of a test run, each built once.
 type builds struct {
 	dir string
-	mu  sync.Mutex
-	all map[string]*program
+	all sync.Map
 }
 
-func newBuilds(t testing.TB) *builds { return &builds{dir: t.TempDir(), all: map[string]*program{}} }
+func newBuilds(t testing.TB) *builds { return &builds{dir: t.TempDir()} }
 
+// server is the path of a build: without one of removals ("" is none), and with a wall clock that is an hour ahead.
 func (b *builds) server(t testing.TB, without string, skewed bool) string {
 	t.Helper()
-	name := fmt.Sprintf("server-%s-%t", without, skewed)
-	b.mu.Lock()
-	p := b.all[name]
-	if p == nil {
-		p = &program{without: without, skewed: skewed, path: filepath.Join(b.dir, name)}
-		b.all[name] = p
-	}
-	b.mu.Unlock()
-	p.started.Do(func() { p.err = p.build(t, b.dir) })
-	if p.err != nil {
-		t.Fatal(p.err)
-	}
-	return p.path
+	path := filepath.Join(b.dir, fmt.Sprintf("server-%s-%t", without, skewed))
+	ctx := context.WithoutCancel(t.Context()) // others wait for the same
+	once, _ := b.all.LoadOrStore(path, sync.OnceValue(func() error { return build(ctx, b.dir, path, without, skewed) }))
+	servertest.OK(t, once.(func() error)())
+	return path
 }
 
-func (p *program) build(t testing.TB, dir string) error {
-	edits, known := removals[p.without]
-	if p.without != "" && !known {
-		return fmt.Errorf("nobody knows how to build a server %s", p.without)
+func build(ctx context.Context, dir, path, without string, skewed bool) (err error) {
+	edits, known := removals[without]
+	if without != "" && !known {
+		return fmt.Errorf("nobody knows how to build a server %s", without)
 	}
 	var others map[string]string
-	var err error
-	if p.skewed {
-		if others, err = skewedClock(t.Context(), dir); err != nil {
+	if skewed {
+		if others, err = skewedClock(ctx, dir); err != nil {
 			return err
 		}
 	}
@@ -83,7 +64,7 @@ func (p *program) build(t testing.TB, dir string) error {
 	if err != nil {
 		return err
 	}
-	return servertest.Build(t.Context(), p.path, overlay)
+	return servertest.Build(ctx, path, overlay)
 }
 
 // fleet is some instances on one cluster.
@@ -111,8 +92,8 @@ type instance struct {
 	env     []string
 	proxies []*proxy
 	logPath string
-	base    string
-	cmd     *exec.Cmd
+	addr    string
+	program *servertest.Program
 	// fault is odd while something is done to the instance, and changes with it.
 	fault atomic.Int64
 	// out is odd from the beginning of a fault to its end; fault stays odd until the instance serves again.
@@ -131,7 +112,7 @@ func newFleet(t testing.TB, g *cluster, lease time.Duration, options string, bin
 	var starting sync.WaitGroup
 	errs := make([]error, len(binaries))
 	for i, binary := range binaries {
-		r := &instance{name: string(rune('a' + i)), fleet: f, binary: binary}
+		r := &instance{name: string(rune('a' + i)), fleet: f, binary: binary, addr: servertest.Must(servertest.FreeAddr())(t)}
 		for _, direct := range g.direct {
 			network, address := endpoint(t, direct)
 			r.proxies = append(r.proxies, newProxy(t, network, address))
@@ -143,78 +124,42 @@ func newFleet(t testing.TB, g *cluster, lease time.Duration, options string, bin
 		if i > 0 {
 			options = ""
 		}
-		r.env = append(os.Environ(), "DATABASE_URL="+g.through(t, r.proxies, options), "JWT_SECRET="+strings.Repeat("chaos-secret", 4),
-			"CACHE_LEASE="+lease.String(), "RATE_LIMIT_AUTH_RPS=0", "LOG_FORMAT=json", "LOG_LEVEL=info",
+		r.env = append(os.Environ(), "DATABASE_URL="+g.through(t, r.proxies, options), "LISTEN_ADDR="+r.addr,
+			"JWT_SECRET="+strings.Repeat("chaos-secret", 4), "CACHE_LEASE="+lease.String(), "RATE_LIMIT_AUTH_RPS=0",
+			"LOG_FORMAT=json", "LOG_LEVEL=info",
 			"BOOTSTRAP_CUSTOMER=Chaos", "BOOTSTRAP_USERNAME="+adminName, "BOOTSTRAP_PASSWORD="+adminPassword, "BOOTSTRAP_ACCESSKEY="+adminKey)
 		f.instances = append(f.instances, r)
 		t.Cleanup(r.kill)
-		starting.Go(func() { errs[i] = r.start("127.0.0.1:0") })
+		starting.Go(func() { errs[i] = r.start() })
 	}
 	starting.Wait()
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
+	servertest.OK(t, errs...)
 	f.makeRoot()
 	t.Cleanup(f.keepLogs)
 	return f
 }
 
-// start runs the server at an address, of which port 0 is any, until it answers.
-func (r *instance) start(addr string) error {
-	log, err := os.OpenFile(r.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	end, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
+// start runs the server until it answers.
+func (r *instance) start() (err error) {
 	cmd := exec.Command(r.binary, "serve")
-	cmd.Env = append(append([]string{}, r.env...), "LISTEN_ADDR="+addr)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := servertest.StartChild(cmd); err != nil {
+	cmd.Env = r.env
+	if r.program, err = servertest.Run("instance "+r.name, r.logPath, cmd); err != nil {
 		return err
 	}
-	r.cmd = cmd
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		line, err := r.logLine(end, "listening")
-		if err == nil {
-			if r.base == "" { // an instance that starts again has its old address
-				r.base = "http://" + line["addr"].(string)
-			}
-			if r.call(context.Background(), http.MethodGet, "/readyz", "", "").status == http.StatusOK {
-				return nil
-			}
+		if r.call(context.Background(), http.MethodGet, "/readyz", "", "").status == http.StatusOK {
+			return nil
 		}
-		if time.Now().After(deadline) {
-			content, _ := os.ReadFile(r.logPath)
-			return fmt.Errorf("instance %s is not ready after 15 s; its log:\n%s", r.name, content)
+		if time.Now().After(deadline) || !r.program.Running() {
+			return fmt.Errorf("instance %s is not ready after 15 s, or has ended; its log:\n%s", r.name, r.program.Tail())
 		}
 	}
-}
-
-// logLine is the first line of the log, from an offset on, with this message.
-func (r *instance) logLine(from int64, message string) (map[string]any, error) {
-	content, err := os.ReadFile(r.logPath)
-	if err != nil {
-		return nil, err
-	}
-	for line := range bytes.Lines(content[min(from, int64(len(content))):]) {
-		var fields map[string]any
-		if json.Unmarshal(line, &fields) == nil && fields["msg"] == message {
-			return fields, nil
-		}
-	}
-	return nil, fmt.Errorf("instance %s has logged no %q", r.name, message)
 }
 
 // kill ends the process at once, stopped or not.
 func (r *instance) kill() {
-	if r.cmd != nil {
-		_ = r.cmd.Process.Kill()
-		_ = r.cmd.Wait()
-		r.cmd = nil
+	if r.program != nil {
+		r.program.Kill()
 	}
 }
 
@@ -222,24 +167,16 @@ func (r *instance) kill() {
 func (f *fleet) makeRoot() {
 	f.t.Helper()
 	first := f.instances[0]
-	var own, login struct {
-		ID    string `json:"id"`
-		Token string `json:"token"`
-	}
-	a := first.call(f.t.Context(), http.MethodGet, "/v1.0/customer", adminKey, "")
-	if err := a.into(&own); err != nil {
-		f.t.Fatal(err)
-	}
+	var own, login made
+	servertest.OK(f.t, first.call(f.t.Context(), http.MethodGet, "/v1.0/customer", adminKey, "").into(&own))
 	cmd := exec.CommandContext(f.t.Context(), first.binary, "agent", "create", "--customer", own.ID, "--username", rootName, "--permission", "superadmin")
 	cmd.Env = first.env
 	cmd.Stdin = strings.NewReader(adminPassword + "\n")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		f.t.Fatalf("making a superadmin: %v\n%s", err, output)
 	}
-	a = first.call(f.t.Context(), http.MethodPost, "/auth/login", "", `{"username":"`+rootName+`","password":"`+adminPassword+`"}`)
-	if err := a.into(&login); err != nil {
-		f.t.Fatal(err)
-	}
+	a := first.call(f.t.Context(), http.MethodPost, "/auth/login", "", `{"username":"`+rootName+`","password":"`+adminPassword+`"}`)
+	servertest.OK(f.t, a.into(&login))
 	f.root = login.Token
 }
 
@@ -314,7 +251,7 @@ func (a answer) into(v any) error {
 func (r *instance) call(ctx context.Context, method, path, bearer, body string) (a answer) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, r.base+path, strings.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+r.addr+path, strings.NewReader(body))
 	if err != nil {
 		return answer{err: err}
 	}
@@ -384,7 +321,7 @@ func (r *instance) awaitServing(ctx context.Context) {
 }
 
 func (r *instance) signal(s syscall.Signal) {
-	if err := r.cmd.Process.Signal(s); err != nil {
+	if err := r.program.Cmd.Process.Signal(s); err != nil {
 		r.fleet.t.Errorf("instance %s: %v", r.name, err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 )
 
@@ -25,14 +24,13 @@ type held struct {
 
 // hold begins such a request, nil where the server can't be reached.
 func (c *checker) hold(l *life, r *instance) *held {
-	address := strings.TrimPrefix(r.base, "http://")
-	conn, err := net.DialTimeout("tcp", address, time.Second)
+	conn, err := net.DialTimeout("tcp", r.addr, time.Second)
 	if err != nil {
 		return nil
 	}
 	body := fmt.Sprintf(`{"name":"%s%s","expire":3600%s}`, heldName, l.kind, l.bind)
 	header := fmt.Sprintf("POST /v1.0/accesskeys HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n",
-		address, l.bearer, len(body))
+		r.addr, l.bearer, len(body))
 	cut := rand.IntN(len(body) - 1)
 	_ = conn.SetDeadline(time.Now().Add(callTimeout))
 	if _, err := conn.Write([]byte(header + body[:cut])); err != nil {
@@ -57,17 +55,16 @@ func (c *checker) release(ctx context.Context, h *held) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tally.held++
+	c.tally.n[released]++
 	switch status {
 	case http.StatusOK:
-		c.tally.written++
+		c.tally.n[written]++
 		c.complain("VIOLATION (%s): %s confirmed the revocation at %.6f; instance %s wrote what was held back, sent %.6f",
 			h.life.kind, h.life.by, time.Duration(h.life.confirmed.Load()).Seconds(), h.instance.name, sent.Seconds())
 	case http.StatusUnauthorized, http.StatusForbidden:
-		c.tally.heldRefused++
+		c.tally.n[heldRefused]++
 	case 0, http.StatusServiceUnavailable, http.StatusBadRequest: // it was held back for longer than a request may take
 	default:
-		c.tally.odd++
 		c.complain("instance %s answered a request that was held back (%s) with %d", h.instance.name, h.life.kind, status)
 	}
 }
@@ -84,7 +81,7 @@ func (c *checker) checkNothingHeld() {
 		}
 		c.mu.Lock()
 		if len(rows) > 0 {
-			c.tally.written += len(rows)
+			c.tally.n[written] += len(rows)
 			c.complain("VIOLATION: the database has %d keys that requests asked for which were held back beyond their revocation, the first %q", len(rows), rows[0])
 		}
 		c.mu.Unlock()

@@ -68,24 +68,61 @@ func (s slow) do(f func() error) error {
 	return f()
 }
 
-// make has a credential of this kind made, by whichever instances. An error is of no consequence: no promise was made.
-func (c *checker) make(ctx context.Context, k kind) (*victim, error) {
-	v := &victim{kind: k, path: me, refused: http.StatusUnauthorized, method: http.MethodDelete, by: adminKey}
-	return v, map[kind]func(context.Context, *victim) error{
-		keyDeleted:        c.makeKey,
-		agentDeleted:      c.makeAgentsKey,
-		permissionTaken:   c.makePowerfulAgentsKey,
-		passwordChanged:   c.makeLogin,
-		accountKeyDeleted: c.makeAccountKey,
-		accountDeleted:    c.makeAccount,
-		customerDeleted:   c.makeCustomersKey,
-	}[k](ctx, v)
-}
-
 type made struct {
 	ID       string `json:"id"`
 	Token    string `json:"token"`
 	Username string `json:"username"`
+}
+
+// make has a credential of this kind made, by whichever instances. An error is of no consequence: no promise was made.
+func (c *checker) make(ctx context.Context, k kind) (v *victim, err error) {
+	v = &victim{kind: k, path: me, refused: http.StatusUnauthorized, method: http.MethodDelete, by: adminKey}
+	var agent, account made
+	switch k {
+	case keyDeleted:
+		return v, c.makeKey(ctx, v)
+	case agentDeleted, permissionTaken, passwordChanged:
+		permission := auth.PermissionCustomerAgent
+		if k == permissionTaken {
+			permission = auth.PermissionCustomerAdmin
+		}
+		if agent, err = c.agent(ctx, adminKey, "", permission); err != nil {
+			return nil, err
+		}
+		v.target = "/v1.0/agents/" + agent.ID
+	case accountKeyDeleted, accountDeleted:
+		if account, err = c.post(ctx, "/v1.0/service_accounts", adminKey, `{"roles":["accesskey_admin"]}`); err != nil {
+			return nil, err
+		}
+		v.target = "/v1.0/service_accounts/" + account.ID
+	default: // a customer is another matter
+	}
+	switch k {
+	case agentDeleted:
+		err = c.keyOf(ctx, adminKey, agent, v)
+	case permissionTaken: // the agent will live on, and may then no longer do what it could
+		v.path, v.refused = "/v1.0/service_accounts?page_size=1", http.StatusForbidden
+		v.method, v.target = http.MethodPut, v.target+"/permission"
+		v.body = fmt.Sprintf(`{"permission":%d}`, auth.PermissionCustomerAgent)
+		err = c.keyOf(ctx, adminKey, agent, v)
+		v.bind = "" // which it may not do any more, while it may bind a key to itself
+	case passwordChanged:
+		v.method, v.target, v.body = http.MethodPut, v.target+"/password", `{"password":"another-password"}`
+		err = c.slow.do(func() error {
+			login, err := c.post(ctx, "/auth/login", "", `{"username":"`+agent.Username+`","password":"`+adminPassword+`"}`)
+			v.bearer, v.bind = login.Token, `,"agent_id":"`+agent.ID+`"`
+			return err
+		})
+	case accountKeyDeleted:
+		var keyID string
+		keyID, err = c.signed(ctx, account, v)
+		v.target += "/keys/" + keyID
+	case accountDeleted:
+		_, err = c.signed(ctx, account, v)
+	default:
+		err = c.makeCustomersKey(ctx, v)
+	}
+	return v, err
 }
 
 func (c *checker) post(ctx context.Context, path, bearer, body string) (got made, err error) {
@@ -99,7 +136,7 @@ func (c *checker) makeKey(ctx context.Context, v *victim) error {
 }
 
 // agent makes one with this permission and a password that is adminPassword.
-func (c *checker) agent(ctx context.Context, by, customer string, permission int) (agent made, err error) {
+func (c *checker) agent(ctx context.Context, by, customer string, permission auth.Permission) (agent made, err error) {
 	of := ""
 	if customer != "" {
 		of = `,"customer_id":"` + customer + `"`
@@ -115,63 +152,6 @@ func (c *checker) agent(ctx context.Context, by, customer string, permission int
 func (c *checker) keyOf(ctx context.Context, by string, agent made, v *victim) error {
 	key, err := c.post(ctx, "/v1.0/accesskeys", by, `{"agent_id":"`+agent.ID+`"}`)
 	v.bearer, v.bind = key.Token, `,"agent_id":"`+agent.ID+`"`
-	return err
-}
-
-func (c *checker) makeAgentsKey(ctx context.Context, v *victim) error {
-	agent, err := c.agent(ctx, adminKey, "", int(auth.PermissionCustomerAgent))
-	if err != nil {
-		return err
-	}
-	v.target = "/v1.0/agents/" + agent.ID
-	return c.keyOf(ctx, adminKey, agent, v)
-}
-
-// makePowerfulAgentsKey makes one that will live on, and may then no longer do what it could.
-func (c *checker) makePowerfulAgentsKey(ctx context.Context, v *victim) error {
-	agent, err := c.agent(ctx, adminKey, "", int(auth.PermissionCustomerAdmin))
-	if err != nil {
-		return err
-	}
-	v.path, v.refused = "/v1.0/service_accounts?page_size=1", http.StatusForbidden
-	v.method, v.target = http.MethodPut, "/v1.0/agents/"+agent.ID+"/permission"
-	v.body = fmt.Sprintf(`{"permission":%d}`, auth.PermissionCustomerAgent)
-	err = c.keyOf(ctx, adminKey, agent, v)
-	v.bind = "" // which it may not do any more, while it may bind a key to itself
-	return err
-}
-
-func (c *checker) makeLogin(ctx context.Context, v *victim) error {
-	agent, err := c.agent(ctx, adminKey, "", int(auth.PermissionCustomerAgent))
-	if err != nil {
-		return err
-	}
-	v.method, v.target = http.MethodPut, "/v1.0/agents/"+agent.ID+"/password"
-	v.body = `{"password":"another-password"}`
-	return c.slow.do(func() error {
-		login, err := c.post(ctx, "/auth/login", "", `{"username":"`+agent.Username+`","password":"`+adminPassword+`"}`)
-		v.bearer, v.bind = login.Token, `,"agent_id":"`+agent.ID+`"`
-		return err
-	})
-}
-
-func (c *checker) makeAccountKey(ctx context.Context, v *victim) error {
-	account, err := c.post(ctx, "/v1.0/service_accounts", adminKey, `{"roles":["accesskey_admin"]}`)
-	if err != nil {
-		return err
-	}
-	keyID, err := c.signed(ctx, account, v)
-	v.target = "/v1.0/service_accounts/" + account.ID + "/keys/" + keyID
-	return err
-}
-
-func (c *checker) makeAccount(ctx context.Context, v *victim) error {
-	account, err := c.post(ctx, "/v1.0/service_accounts", adminKey, `{"roles":["accesskey_admin"]}`)
-	if err != nil {
-		return err
-	}
-	v.target = "/v1.0/service_accounts/" + account.ID
-	_, err = c.signed(ctx, account, v)
 	return err
 }
 
@@ -197,7 +177,7 @@ func (c *checker) makeCustomersKey(ctx context.Context, v *victim) error {
 	if err != nil {
 		return err
 	}
-	agent, err := c.agent(ctx, c.fleet.root, customer.ID, int(auth.PermissionCustomerAdmin))
+	agent, err := c.agent(ctx, c.fleet.root, customer.ID, auth.PermissionCustomerAdmin)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,8 +48,7 @@ func own(t testing.TB) *cluster {
 func withStandby(t testing.TB) *cluster {
 	t.Helper()
 	g := replicated(t)
-	g.exec(t, 0, `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
-	g.exec(t, 0, `SELECT pg_reload_conf()`)
+	g.set(t, "synchronous_standby_names", "standby")
 	servertest.Eventually(t, "the standby was synchronous", func() bool {
 		return g.text(t, 0, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == "1"
 	})
@@ -76,12 +75,7 @@ func replicated(t testing.TB) *cluster {
 	})
 	// The standby's data are the primary's, taken while it was down: pg_basebackup is not on every machine that can run this.
 	ctx := t.Context()
-	if err := errors.Join(primary.Stop(ctx), standby.Stop(ctx), copyData(primary.Dir(), standby.Dir())); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(primary.Start(ctx), standby.Start(ctx)); err != nil {
-		t.Fatal(err)
-	}
+	servertest.OK(t, primary.Stop(ctx), standby.Stop(ctx), copyData(primary.Dir(), standby.Dir()), primary.Start(ctx), standby.Start(ctx))
 	g := &cluster{
 		direct:  []string{primary.URL("postgres"), standby.URL("postgres")},
 		servers: []*privatepg.Server{primary, standby}, repl: repl,
@@ -96,10 +90,7 @@ func startPostgres(t testing.TB, parameters map[string]string) *privatepg.Server
 	t.Helper()
 	all := map[string]string{"max_connections": "200", "wal_keep_size": "1GB"}
 	maps.Copy(all, parameters)
-	server, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: all})
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := servertest.Must(privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: all}))(t)
 	t.Cleanup(func() { _ = server.Close() })
 	return server
 }
@@ -123,20 +114,14 @@ func copyData(from, to string) error {
 // endpoint is where a proxy finds the server of an address.
 func endpoint(t testing.TB, address string) (network, addr string) {
 	t.Helper()
-	cfg, err := pgconn.ParseConfig(address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cfg := servertest.Must(pgconn.ParseConfig(address))(t)
 	return pgconn.NetworkAddress(cfg.Host, cfg.Port)
 }
 
 // through is the DATABASE_URL of an instance that reaches the cluster by these proxies, in their order.
 func (g *cluster) through(t testing.TB, proxies []*proxy, options string) string {
 	t.Helper()
-	cfg, err := pgconn.ParseConfig(g.direct[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	cfg := servertest.Must(pgconn.ParseConfig(g.direct[0]))(t)
 	var hosts []string
 	for _, p := range proxies {
 		hosts = append(hosts, p.addr())
@@ -162,6 +147,13 @@ func (g *cluster) exec(t testing.TB, server int, sql string, args ...any) {
 	if _, err := g.query(t.Context(), server, sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
+}
+
+// set changes a setting of the primary's.
+func (g *cluster) set(t testing.TB, name, value string) {
+	t.Helper()
+	g.exec(t, 0, `ALTER SYSTEM SET `+name+` = '`+value+`'`)
+	g.exec(t, 0, `SELECT pg_reload_conf()`)
 }
 
 // text is the one value of a query, run past the proxies.
@@ -196,27 +188,15 @@ func (g *cluster) query(ctx context.Context, server int, sql string, args ...any
 	})
 }
 
-// restart stops Postgres cleanly and starts it again.
-func (g *cluster) restart(ctx context.Context, down time.Duration) error {
-	server := g.servers[0]
-	if err := server.Stop(ctx); err != nil {
-		return err
-	}
-	time.Sleep(down)
-	return g.startAgain(ctx)
-}
-
 // crash kills the first process of Postgres. Its children find that out by themselves, and Postgres recovers.
-func (g *cluster) crash(ctx context.Context, down time.Duration) error {
-	server := g.servers[0]
-	file, err := os.ReadFile(filepath.Join(server.Dir(), "data", "postmaster.pid"))
+func (g *cluster) crash(ctx context.Context) error {
+	file, err := os.ReadFile(filepath.Join(g.servers[0].Dir(), "data", "postmaster.pid"))
 	if err != nil {
 		return err
 	}
-	first, _, _ := strings.Cut(string(file), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(first))
-	if err != nil || pid < 2 {
-		return fmt.Errorf("postmaster.pid begins with %q", first)
+	var pid int
+	if _, err := fmt.Sscan(string(file), &pid); err != nil || pid < 2 {
+		return fmt.Errorf("postmaster.pid is %q", file)
 	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return err
@@ -224,47 +204,40 @@ func (g *cluster) crash(ctx context.Context, down time.Duration) error {
 	for syscall.Kill(pid, 0) == nil && ctx.Err() == nil { // its supervisor has yet to hear of it
 		time.Sleep(time.Millisecond)
 	}
-	time.Sleep(down)
-	return g.startAgain(ctx)
+	return nil
 }
 
 func (g *cluster) startAgain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		// Starting what only seems to run does nothing, so it is asked.
 		err := g.servers[0].Start(ctx)
-		if err == nil {
-			if _, err = g.query(ctx, 0, `SELECT 1`); err == nil {
-				return nil
-			}
+		if err == nil { // starting what only seems to run does nothing, so it is asked
+			_, err = g.query(ctx, 0, `SELECT 1`)
 		}
-		if ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil {
 			return err
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// promote makes a primary of the standby.
-func (g *cluster) promote(ctx context.Context) error {
-	rows, err := g.query(ctx, 1, `SELECT pg_promote(true, 60)`)
-	if err == nil && (len(rows) != 1 || rows[0] != "true") {
-		err = fmt.Errorf("pg_promote answered %v", rows)
+// promote makes a primary of the standby, and reports whether it is one.
+func (g *cluster) promote(t testing.TB) bool {
+	rows, err := g.query(t.Context(), 1, `SELECT pg_promote(true, 60)`)
+	if err != nil || !slices.Equal(rows, []string{"true"}) {
+		t.Errorf("pg_promote answered %v, %v", rows, err)
+		return false
 	}
-	return err
+	return true
 }
 
 // silenceNotify replaces every function in the database that notifies by one that doesn't.
 func (g *cluster) silenceNotify(t testing.TB) {
 	t.Helper()
-	ctx := t.Context()
-	definitions, err := g.query(ctx, 0, `
+	definitions := servertest.Must(g.query(t.Context(), 0, `
 		SELECT pg_get_functiondef(p.oid) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-		WHERE n.nspname = 'public' AND p.prokind = 'f' AND p.prosrc ILIKE '%pg_notify(%'`)
-	if err != nil {
-		t.Fatal(err)
-	}
+		WHERE n.nspname = 'public' AND p.prokind = 'f' AND p.prosrc ILIKE '%pg_notify(%'`))(t)
 	if len(definitions) == 0 {
 		t.Fatal("no function in the database notifies: there is nothing to lose")
 	}

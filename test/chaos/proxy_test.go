@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 // flow is what a proxy does with what passes through it.
@@ -60,10 +62,7 @@ func (l *link) close() {
 
 func newProxy(t testing.TB, network, address string) *proxy {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := servertest.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	p := &proxy{listener: listener, network: network, address: address, changed: make(chan struct{}), links: map[*link]struct{}{}}
 	p.group.Go(p.accept)
 	t.Cleanup(func() {
@@ -205,10 +204,7 @@ func (p *proxy) admit(l *link, replies bool) bool {
 // The faults are only as good as the proxy that makes them.
 func TestProxyPassesHoldsAndRefuses(t *testing.T) {
 	t.Parallel()
-	echo, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	echo := servertest.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = echo.Close() })
 	go func() {
 		for {
@@ -222,19 +218,14 @@ func TestProxyPassesHoldsAndRefuses(t *testing.T) {
 	p := newProxy(t, "tcp", echo.Addr().String())
 	dial := func() net.Conn {
 		t.Helper()
-		c, err := net.Dial("tcp", p.addr())
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := servertest.Must(net.Dial("tcp", p.addr()))(t)
 		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
 	c := dial()
 	answer := func(within time.Duration) string {
 		t.Helper()
-		if err := c.SetReadDeadline(time.Now().Add(within)); err != nil {
-			t.Fatal(err)
-		}
+		servertest.OK(t, c.SetReadDeadline(time.Now().Add(within)))
 		got := make([]byte, 64)
 		n, err := c.Read(got)
 		if netErr, ok := errors.AsType[net.Error](err); ok && netErr.Timeout() {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 // Running servers forget what a restore took away. A dump carries the log with its positions, so that they are still there.
@@ -22,9 +24,7 @@ func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
 			postgresTool(t, "pg_dump", "--format=custom", "--file="+dump, f.cluster.direct[0])
 			c := &checker{fleet: f, slow: make(slow, 2)}
 			l := victim{}
-			if err := c.makeKey(t.Context(), &l); err != nil {
-				t.Fatal(err)
-			}
+			servertest.OK(t, c.makeKey(t.Context(), &l))
 			use := func(r *instance) int { return r.answered(http.MethodGet, me, l.bearer, "").status }
 			for _, r := range f.instances {
 				if status := use(r); status != http.StatusOK {
@@ -44,8 +44,8 @@ func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
 			for _, h := range waiting {
 				c.release(t.Context(), h)
 			}
-			if c.checkNothingHeld(); c.tally.written+c.tally.violations > 0 || c.tally.held != len(waiting) {
-				t.Errorf("of %d held writes %d were refused, %d written: %q", c.tally.held, c.tally.heldRefused, c.tally.written, c.tally.details)
+			if c.checkNothingHeld(); c.tally.n[written]+c.tally.n[violations] > 0 || c.tally.n[released] != len(waiting) {
+				t.Errorf("of %d held writes %d were refused, %d written: %q", c.tally.n[released], c.tally.n[heldRefused], c.tally.n[written], c.tally.details)
 			}
 			for _, r := range f.instances {
 				r.awaitServing(t.Context())
@@ -69,20 +69,12 @@ func TestWhatARestoreTookAwayIsForgotten(t *testing.T) {
 	}
 }
 
-// postgresTool runs one of Postgres's programs, the newest that is installed, again where it ran into a deadlock with the servers.
+// postgresTool runs one of Postgres's programs, again where it ran into a deadlock with the servers.
 func postgresTool(t *testing.T, name string, args ...string) {
 	t.Helper()
-	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
-	if err != nil || len(found) == 0 {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			t.Fatalf("%s is missing: it comes with PostgreSQL (apt-get install postgresql)", name)
-		}
-		found = []string{path}
-	}
-	slices.Sort(found)
+	program := servertest.PostgresProgram(t, name)
 	for attempt := 1; ; attempt++ {
-		output, err := exec.CommandContext(t.Context(), found[len(found)-1], args...).CombinedOutput()
+		output, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
 		if err == nil {
 			return
 		}

@@ -64,11 +64,15 @@ func newBackend(t testing.TB) *backend {
 
 func (b *backend) addr() string { return b.Listener.Addr().String() }
 
-// arrivals is how many requests have come in, and the last of them.
-func (b *backend) arrivals() (int, arrival) {
+// during is the answer to a request, how many have come in meanwhile, and the last of them.
+func (b *backend) during(ask func() answer) (a answer, n int, last arrival) {
+	b.mu.Lock()
+	b.count, b.last = 0, arrival{}
+	b.mu.Unlock()
+	a = ask()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.count, b.last
+	return a, b.count, b.last
 }
 
 // caller is somebody with a credential, and what a backend should be told of them.
@@ -83,7 +87,6 @@ type caller struct {
 type fixture struct {
 	postgres    *privatepg.Server
 	server      *server
-	client      *http.Client
 	admin       caller            // customer-wide
 	agent       caller            // no admin
 	callers     []caller          // those two among them
@@ -96,13 +99,8 @@ const trusted = "TRUSTED_PROXIES=127.0.0.1/32"
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = postgres.Close() })
-	w := &fixture{postgres: postgres, client: client(t), bad: map[string]string{}}
-	w.server = newServer(t, postgres.URL("postgres"), trusted, "LOG_LEVEL=debug")
+	w := &fixture{postgres: newPostgres(t, "200"), bad: map[string]string{}}
+	w.server = newServer(t, w.postgres.URL("postgres"), trusted, "LOG_LEVEL=debug")
 	w.makeCallers(t)
 	w.makeBad(t)
 	for _, c := range w.callers {
@@ -114,42 +112,20 @@ func newFixture(t testing.TB) *fixture {
 	return w
 }
 
-// api calls the service directly, as the admin.
-func (w *fixture) api(t testing.TB, method, path, body string, into any) {
-	t.Helper()
-	call(t.Context(), w.client, method, w.server.url(path), body, "Authorization", "Bearer "+adminKey).into(t, into)
-}
-
-func (w *fixture) login(t testing.TB, username, password string) string {
-	t.Helper()
-	var answer struct{ Token string }
-	w.api(t, http.MethodPost, "/auth/login", fmt.Sprintf(`{"username":%q,"password":%q}`, username, password), &answer)
-	return answer.Token
-}
-
-type keyMade struct {
-	ID, Token  string
-	CustomerID string `json:"customer_id"`
-	TmExpire   string `json:"tm_expire"`
-}
-
 func (w *fixture) makeCallers(t testing.TB) {
-	var me struct {
-		ID         string
-		CustomerID string `json:"customer_id"`
-	}
-	admin := w.login(t, adminName, adminPassword)
-	call(t.Context(), w.client, http.MethodGet, w.server.url("/v1.0/me"), "", "Authorization", "Bearer "+admin).into(t, &me)
-	const username, password = "ada@e2e.example", "adas-password"
-	var agent struct{ ID string }
-	w.api(t, http.MethodPost, "/v1.0/agents",
-		fmt.Sprintf(`{"username":%q,"password":%q,"permission":16}`, username, password), &agent)
-	var key, userKey keyMade
-	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"whole customer"}`, &key)
-	w.api(t, http.MethodPost, "/v1.0/accesskeys", fmt.Sprintf(`{"name":"Ada's","agent_id":%q}`, agent.ID), &userKey)
-	var account, manager struct{ ID string }
-	w.api(t, http.MethodPost, "/v1.0/service_accounts", `{"name":"export","roles":["accesskey_viewer"]}`, &account)
-	w.api(t, http.MethodPost, "/v1.0/service_accounts", `{"name":"set-up","roles":["customer_admin"]}`, &manager)
+	t.Helper()
+	s := w.server
+	var me made
+	admin := s.login(t, adminName, adminPassword)
+	s.api(t, http.MethodGet, "/v1.0/me", admin, "", &me)
+	agent := s.make(t, "/v1.0/agents", `{"username":"ada@e2e.example","password":"adas-password","permission":16}`)
+	key := s.make(t, "/v1.0/accesskeys", `{"name":"whole customer"}`)
+	userKey := s.make(t, "/v1.0/accesskeys", fmt.Sprintf(`{"name":"Ada's","agent_id":%q}`, agent.ID))
+	account := s.make(t, "/v1.0/service_accounts", `{"name":"export","roles":["accesskey_viewer"]}`)
+	manager := s.make(t, "/v1.0/service_accounts", `{"name":"set-up","roles":["customer_admin"]}`)
+	ada := s.login(t, "ada@e2e.example", "adas-password")
+	signed, _ := s.signed(t, account.ID)
+	signedAdmin, _ := s.signed(t, manager.ID)
 
 	identity := func(kind, id, agentID, permission, expire string) map[string]string {
 		return map[string]string{
@@ -157,8 +133,6 @@ func (w *fixture) makeCallers(t testing.TB) {
 			"X-Auth-Permission": permission, "X-Auth-Expire": expire,
 		}
 	}
-	ada := w.login(t, username, password)
-	signed, signedAdmin := w.sign(t, account.ID), w.sign(t, manager.ID)
 	w.admin = caller{"key of the whole customer", key.Token, "accesskey", identity("accesskey", key.ID, "", "32", key.TmExpire)}
 	w.agent = caller{"agent", ada, "token", identity("agent", agent.ID, agent.ID, "16", expireOf(t, ada))}
 	w.callers = []caller{
@@ -171,47 +145,22 @@ func (w *fixture) makeCallers(t testing.TB) {
 	}
 }
 
-// sign makes a token of a service account with the server's own program.
-func (w *fixture) sign(t testing.TB, account string) string {
-	t.Helper()
-	url := w.server.url("/v1.0/service_accounts/" + account + "/keys")
-	made := call(t.Context(), w.client, http.MethodPost, url, "", bearer(adminKey)...)
-	file := filepath.Join(folder(t), "credentials.json")
-	write(t, file, made.body)
-	output, err := exec.CommandContext(t.Context(), binary, "token", "sign", "--credentials", file).Output()
-	token, found := strings.CutPrefix(strings.TrimSpace(string(output)), "Authorization: Bearer ")
-	if err != nil || !found {
-		t.Fatalf("token sign: %v, %q", err, output)
-	}
-	return token
-}
-
 // expireOf is the exp of a JWT, as X-Auth-Expire has it.
 func expireOf(t testing.TB, jwt string) string {
 	t.Helper()
 	var claims struct{ Exp int64 }
-	_, rest, _ := strings.Cut(jwt, ".")
-	encoded, _, _ := strings.Cut(rest, ".")
-	decoded, err := base64.RawURLEncoding.DecodeString(encoded)
-	if err == nil {
-		err = json.Unmarshal(decoded, &claims)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	decoded := servertest.Must(base64.RawURLEncoding.DecodeString(strings.Split(jwt, ".")[1]))(t)
+	servertest.OK(t, json.Unmarshal(decoded, &claims))
 	return time.Unix(claims.Exp, 0).UTC().Format("2006-01-02T15:04:05.000000Z")
 }
 
 // makeBad makes credentials that are refused.
 func (w *fixture) makeBad(t testing.TB) {
-	var deleted, expired keyMade
-	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"deleted"}`, &deleted)
-	deleteKey(t, w.client, w.server.url(""), deleted.ID)
-	w.api(t, http.MethodPost, "/v1.0/accesskeys", `{"name":"expired","expire":1}`, &expired)
-	servertest.Eventually(t, "the key has expired", func() bool {
-		a := call(t.Context(), w.client, http.MethodGet, w.server.url("/v1.0/me"), "", "Authorization", "Bearer "+expired.Token)
-		return a.status == http.StatusUnauthorized
-	})
+	t.Helper()
+	deleted := w.server.make(t, "/v1.0/accesskeys", `{"name":"deleted"}`)
+	w.server.deleteKey(t, deleted.ID)
+	expired := w.server.make(t, "/v1.0/accesskeys", `{"name":"expired","expire":1}`)
+	servertest.Eventually(t, "the key has expired", func() bool { return w.server.me(expired.Token) == http.StatusUnauthorized })
 	w.bad["deleted"], w.bad["expired"] = deleted.Token, expired.Token
 	w.bad["never made"] = "vb_NobodyHasEverMadeThisKeyNobody00"
 	w.bad["another signature"] = w.agent.credential[:strings.LastIndexByte(w.agent.credential, '.')+1] + strings.Repeat("A", 43)
@@ -222,23 +171,55 @@ func (w *fixture) makeBad(t testing.TB) {
 // / and /files/, admins to /admin/.
 type site struct {
 	*fixture
-	name     string
-	url      string
-	client   *http.Client
-	backend  *backend
-	logs     []string // files that the proxy writes, the one about requests first
-	requests int
-	refused  int
-	forged   int // requests with identity headers of their own
+	name    string
+	addr    string
+	url     string
+	dir     string // the proxy's, below which is the one that it protects
+	client  *http.Client
+	backend *backend
+	logs    []string // files that the proxy writes, the one about requests first
+	tally
 }
 
-// newFiles makes the folder that a site protects.
-func newFiles(t testing.TB, dir string) {
+// tally counts requests.
+type tally struct {
+	requests int
+	refused  int
+	forged   int // with identity headers of their own
+}
+
+// row adds a line to the table.
+func (y *tally) row(t testing.TB, what, with string) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Join(dir, "srv/files"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	write(t, filepath.Join(dir, "srv/files/hello.txt"), hello)
+	counted(t, what, with, "%d requests, %d refused, %d with a forged identity: none arrived", y.requests, y.refused, y.forged)
+}
+
+// newSite is one whose proxy is still to be run.
+func newSite(t testing.TB, w *fixture, name string) *site {
+	t.Helper()
+	s := &site{fixture: w, name: name, addr: freeAddr(t), dir: folder(t), client: client(t), backend: newBackend(t)}
+	s.url = "http://" + s.addr
+	servertest.OK(t, os.MkdirAll(s.path("srv/files"), 0o755))
+	write(t, s.path("srv/files/hello.txt"), hello)
+	return s
+}
+
+func (s *site) path(name string) string { return filepath.Join(s.dir, name) }
+
+// run runs the proxy, and waits until it listens.
+func (s *site) run(t testing.TB, cmd *exec.Cmd) *site {
+	t.Helper()
+	p := servertest.Start(t, s.name, unprivileged(t, cmd, s.dir))
+	s.logs = append(s.logs, p.Log)
+	awaitListening(t, p, s.addr)
+	return s
+}
+
+// without the service the proxy is asked.
+func (s *site) without(ask func()) {
+	s.server.Kill()
+	defer s.server.begin()
+	ask()
 }
 
 // hello is the content of the one file at /files/hello.txt.
@@ -254,23 +235,6 @@ func (s *site) call(t testing.TB, method, path, body string, headers ...string) 
 	return s.count(a)
 }
 
-// runChecks runs all checks on the site, and adds its line to the table.
-func (s *site) runChecks(t *testing.T, what, with string) {
-	t.Helper()
-	for _, c := range checks {
-		t.Run(c.name, func(t *testing.T) { c.run(t, s) })
-	}
-	s.row(t, what, with)
-}
-
-// row adds the site's line to the table.
-func (s *site) row(t testing.TB, what, with string) {
-	t.Helper()
-	counted(t, what, with, "%d requests, %d refused, %d with a forged identity: none arrived", s.requests, s.refused, s.forged)
-}
-
-func (s *site) host() string { return strings.TrimPrefix(s.url, "http://") }
-
 func (s *site) count(a answer) answer {
 	s.requests++
 	if a.status >= 400 {
@@ -279,41 +243,36 @@ func (s *site) count(a answer) answer {
 	return a
 }
 
-// raw sends the bytes of a request that Go's client would not send.
-func (s *site) raw(t testing.TB, request string) answer {
+// raw sends a request that Go's client would not send: a path, and further header lines, as they are. It returns what arrived at the
+// backend, nothing where nothing did.
+func (s *site) raw(t testing.TB, path string, c caller, lines ...string) (arrival, answer) {
 	t.Helper()
-	return s.count(rawCall(t, s.host(), request))
+	lines = append([]string{"Host: " + s.addr, "Connection: close", "Authorization: Bearer " + c.credential}, lines...)
+	a, _, arrived := s.backend.during(func() answer {
+		return s.count(rawCall(t, s.addr, "GET "+path+" HTTP/1.1\r\n"+strings.Join(lines, "\r\n")+"\r\n\r\n"))
+	})
+	return arrived, a
 }
 
 // rawCall sends the bytes of a request, which asks for the connection to be closed.
 func rawCall(t testing.TB, addr, request string) answer {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", addr, patience)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := servertest.Must(net.DialTimeout("tcp", addr, patience))(t)
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(conn, request); err != nil {
-		t.Fatal(err)
+	a, _ := exchange(conn, bufio.NewReader(conn), request)
+	if a.status == 0 {
+		t.Fatalf("%v, to %q", a.err, request)
 	}
-	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatalf("%v, to %q", err, request)
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	return answer{response.StatusCode, response.Header, string(body), err}
+	return a
 }
 
 // passes demands that a request gets to the backend, and returns what arrived there.
 func (s *site) passes(t testing.TB, method, path, body string, headers ...string) arrival {
 	t.Helper()
-	before, _ := s.backend.arrivals()
-	a := s.call(t, method, path, body, headers...)
-	after, arrived := s.backend.arrivals()
-	if a.status != http.StatusOK || after != before+1 {
-		t.Fatalf("%s %.200s: %d, and %d requests got to the backend: %s", method, path, a.status, after-before, a.body)
+	a, n, arrived := s.backend.during(func() answer { return s.call(t, method, path, body, headers...) })
+	if a.status != http.StatusOK || n != 1 {
+		t.Fatalf("%s %.200s: %d, and %d requests got to the backend: %s", method, path, a.status, n, a.body)
 	}
 	return arrived
 }
@@ -321,23 +280,26 @@ func (s *site) passes(t testing.TB, method, path, body string, headers ...string
 // refuses demands that a request gets this status, and not to the backend.
 func (s *site) refuses(t testing.TB, status int, method, path string, headers ...string) answer {
 	t.Helper()
-	before, _ := s.backend.arrivals()
-	a := s.call(t, method, path, "", headers...)
-	after, _ := s.backend.arrivals()
-	if a.status != status || after != before {
-		t.Fatalf("%s %.200s with %.300q: %d, not %d; %d requests got to the backend: %s",
-			method, path, headers, a.status, status, after-before, a.body)
+	a, n, _ := s.backend.during(func() answer { return s.call(t, method, path, "", headers...) })
+	if a.status != status || n != 0 {
+		t.Fatalf("%s %.200s with %.300q: %d, not %d; %d requests got to the backend: %s", method, path, headers, a.status, status, n, a.body)
 	}
-	challenge := a.header.Get("WWW-Authenticate")
-	if (status == http.StatusUnauthorized) != strings.HasPrefix(challenge, `Bearer realm="voipbin"`) {
-		t.Fatalf("%s %.200s: a %d with WWW-Authenticate: %q", method, path, status, challenge)
-	}
+	challenged(t, a, method, path)
 	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		if seconds, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || seconds < 1 {
 			t.Fatalf("a %d with Retry-After: %q", status, a.header.Get("Retry-After"))
 		}
 	}
 	return a
+}
+
+// challenged demands a challenge with a 401, and with nothing else.
+func challenged(t testing.TB, a answer, method, path string) {
+	t.Helper()
+	challenge := a.header.Get("WWW-Authenticate")
+	if (a.status == http.StatusUnauthorized) != strings.HasPrefix(challenge, `Bearer realm="voipbin"`) {
+		t.Fatalf("%s %.200s: a %d with WWW-Authenticate: %q", method, path, a.status, challenge)
+	}
 }
 
 func bearer(credential string) []string { return []string{"Authorization", "Bearer " + credential} }
@@ -382,6 +344,27 @@ var checks = []check{
 	{"ServiceAwayIsA503", serviceAway},
 	{"HangingServiceIsA503", serviceHangs},
 	{"NoLogHoldsACredential", logsHoldNoCredential},
+}
+
+// proxies are those that the examples configure.
+var proxies = map[string]func(*testing.T, *fixture, ...string) *site{"caddy": newCaddy, "nginx": newNginx}
+
+func TestProxiesLetInOnlyWhomTheServiceKnows(t *testing.T) {
+	for name, run := range proxies {
+		t.Run(name, func(t *testing.T) {
+			s := run(t, newFixture(t))
+			for _, c := range checks {
+				t.Run(c.name, func(t *testing.T) { c.run(t, s) })
+			}
+			s.row(t, "a proxy asks /auth/verify", version(t, name, map[string]string{"caddy": "version", "nginx": "-v"}[name]))
+		})
+	}
+}
+
+func TestProxiesTellClientsApartForTheRateLimit(t *testing.T) {
+	for name, run := range proxies {
+		t.Run(name, func(t *testing.T) { limitsPerClient(t, run(t, newFixture(t).limit(t))) })
+	}
 }
 
 func everyCallerPasses(t *testing.T, s *site) {
@@ -476,12 +459,12 @@ func nobodyElsePasses(t *testing.T, s *site) {
 
 func revokedIsRefused(t *testing.T, s *site) {
 	for range 20 {
-		id, token := newKey(t, s.fixture.client, s.server.url(""))
+		id, token := s.server.newKey(t)
 		s.credentials = append(s.credentials, token)
 		for range 3 {
 			s.passes(t, http.MethodGet, "/page", "", bearer(token)...)
 		}
-		deleteKey(t, s.fixture.client, s.server.url(""), id)
+		s.server.deleteKey(t, id)
 		s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/page", bearer(token)...)
 		s.refuses(t, http.StatusUnauthorized, http.MethodGet, "/files/hello.txt?accesskey="+token)
 	}
@@ -495,12 +478,8 @@ func permissionIsAsked(t *testing.T, s *site) {
 		}
 		for _, path := range []string{"/admin", "/admin?a=b", "/admin/", "/admin/page", "//admin/page", "/%61dmin/page", "/admin%2Fpage",
 			"/x/../admin/page", "/x/%2e%2e/admin/page", "/x/..%2fadmin/page", "/./admin/page", "/admin//page", "/admin/../admin/"} {
-			request := "GET " + path + " HTTP/1.1\r\nHost: " + s.host() +
-				"\r\nConnection: close\r\nAuthorization: Bearer " + c.credential + "\r\n\r\n"
-			before, _ := s.backend.arrivals()
-			a := s.raw(t, request)
-			after, arrived := s.backend.arrivals()
-			if a.status != http.StatusForbidden || after != before {
+			arrived, a := s.raw(t, path, c)
+			if a.status != http.StatusForbidden || arrived.method != "" {
 				t.Errorf("%s by the %s: %d, and the backend was asked for %q", path, c.name, a.status, arrived.uri)
 			}
 		}
@@ -557,14 +536,7 @@ func forgedNeverArrives(t *testing.T, s *site) {
 func (s *site) forge(t testing.TB, c caller, lines []string) (arrival, answer) {
 	t.Helper()
 	s.forged++
-	before, _ := s.backend.arrivals()
-	a := s.raw(t, "GET /page HTTP/1.1\r\nHost: "+s.host()+"\r\nConnection: close\r\nAuthorization: Bearer "+
-		c.credential+"\r\n"+strings.Join(lines, "\r\n")+"\r\n\r\n")
-	after, arrived := s.backend.arrivals()
-	if after != before+1 {
-		return arrival{}, a
-	}
-	return arrived, a
+	return s.raw(t, "/page", c, lines...)
 }
 
 // preflight are a browser's headers when it asks whether a page may call (Fetch standard, section 4.8).
@@ -596,9 +568,7 @@ func preflightsPass(t *testing.T, s *site) {
 }
 
 func databaseAway(t *testing.T, s *site) {
-	if err := s.postgres.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	servertest.OK(t, s.postgres.Stop(t.Context()))
 	for _, path := range []string{"/page", "/admin/page", "/files/hello.txt"} {
 		servertest.Eventually(t, "nobody is let in from memory any more", func() bool {
 			a := s.call(t, http.MethodGet, path, "", bearer(s.admin.credential)...)
@@ -613,28 +583,24 @@ func databaseAway(t *testing.T, s *site) {
 		}
 		s.refuses(t, http.StatusUnauthorized, http.MethodGet, path) // for that no database is needed
 	}
-	if err := s.postgres.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	servertest.OK(t, s.postgres.Start(t.Context()))
 	s.recovers(t)
 }
 
 func serviceAway(t *testing.T, s *site) {
-	s.logs = append(s.logs, s.server.log)
-	s.server.kill()
-	for _, path := range []string{"/page", "/admin/page?accesskey=" + s.admin.credential, "/files/hello.txt"} {
-		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, path)
-		s.refuses(t, http.StatusServiceUnavailable, http.MethodPost, path, bearer(s.admin.credential)...)
-	}
-	s.server.begin()
+	s.logs = append(s.logs, s.server.Log)
+	s.without(func() {
+		for _, path := range []string{"/page", "/admin/page?accesskey=" + s.admin.credential, "/files/hello.txt"} {
+			s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, path)
+			s.refuses(t, http.StatusServiceUnavailable, http.MethodPost, path, bearer(s.admin.credential)...)
+		}
+	})
 	s.recovers(t)
 }
 
 func serviceHangs(t *testing.T, s *site) {
-	process := s.server.cmd.Process
-	if err := process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	process := s.server.Cmd.Process
+	servertest.OK(t, process.Signal(syscall.SIGSTOP))
 	defer func() { _ = process.Signal(syscall.SIGCONT) }()
 	servertest.Eventually(t, "every thread of the server has stopped", func() bool {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", process.Pid))
@@ -647,9 +613,7 @@ func serviceHangs(t *testing.T, s *site) {
 		return err == nil && len(threads) > 0
 	})
 	s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page", bearer(s.admin.credential)...)
-	if err := process.Signal(syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	servertest.OK(t, process.Signal(syscall.SIGCONT))
 	s.recovers(t)
 }
 
@@ -665,11 +629,8 @@ func logsHoldNoCredential(t *testing.T, s *site) {
 	const last = "/page/the-last-request-of-these-tests"
 	s.call(t, http.MethodGet, last, "")
 	awaitLogged(t, s.logs[0], last) // and so what was asked for before
-	for _, path := range append(s.logs, s.server.log) {
-		content, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, path := range append(s.logs, s.server.Log) {
+		content := servertest.Must(os.ReadFile(path))(t)
 		for _, credential := range s.credentials {
 			end := credential[max(0, len(credential)-12):] // an access key's beginning is no secret
 			if at := bytes.Index(content, []byte(end)); at >= 0 {
@@ -692,16 +653,14 @@ func (w *fixture) limit(t testing.TB) *fixture {
 
 // limitsPerClient shows that the addresses of clients are told apart, and not told by the clients.
 func limitsPerClient(t *testing.T, s *site) {
-	from := func(address string) func(...string) answer {
-		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
-		transport := &http.Transport{DialContext: dialer.DialContext}
-		t.Cleanup(transport.CloseIdleConnections)
+	by := func(address string) func(...string) answer {
+		client := from(t, address)
 		return func(headers ...string) answer {
-			s.client = &http.Client{Transport: transport, Timeout: patience}
+			s.client = client
 			return s.call(t, http.MethodGet, "/page", "", append(bearer(s.admin.credential), headers...)...)
 		}
 	}
-	first, second := from("127.0.0.2"), from("127.0.0.3")
+	first, second := by("127.0.0.2"), by("127.0.0.3")
 	for i := range burst {
 		if a := first("X-Forwarded-For", fmt.Sprintf("192.0.2.%d", i)); a.status != http.StatusOK {
 			t.Fatalf("request %d: %d", i, a.status)

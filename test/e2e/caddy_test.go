@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,39 +15,20 @@ import (
 // newCaddy starts Caddy with examples/caddy/Caddyfile, in which each pair of strings is replaced.
 func newCaddy(t *testing.T, w *fixture, replacements ...string) *site {
 	t.Helper()
-	dir := folder(t)
-	s := &site{fixture: w, name: "caddy", client: client(t), backend: newBackend(t)}
-	addr := freeAddr(t)
-	s.url = "http://" + addr
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	access := filepath.Join(dir, "access.log")
-	newFiles(t, dir)
-	write(t, filepath.Join(dir, "Caddyfile"), example(t, "caddy/Caddyfile", append([]string{
+	s := newSite(t, w, "caddy")
+	host, _, _ := net.SplitHostPort(s.addr)
+	s.logs = []string{s.path("access.log")}
+	write(t, s.path("Caddyfile"), example(t, "caddy/Caddyfile", append([]string{
 		"{\n\tlog {\n\t\timport", "{\n\tadmin off\n\tdefault_bind " + host + "\n\tlog {\n\t\timport",
 		"127.0.0.1:8080", w.server.addr,
 		"127.0.0.1:3000", s.backend.addr(),
 		"http://localhost", s.url,
-		"/var/log/caddy/accesskeys.log", access,
-		"root * /srv", "root * " + dir + "/srv",
+		"/var/log/caddy/accesskeys.log", s.logs[0],
+		"root * /srv", "root * " + s.path("srv"),
 	}, replacements...)...))
-	caddy := exec.Command("caddy", "run", "--config", filepath.Join(dir, "Caddyfile"), "--adapter", "caddyfile")
-	caddy.Env = append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "XDG_DATA_HOME="+dir)
-	p := start(t, "caddy", unprivileged(t, caddy, dir))
-	s.logs = []string{access, p.log}
-	p.awaitListening(t, addr)
-	return s
-}
-
-func TestCaddyLetsInOnlyWhomTheServiceKnows(t *testing.T) {
-	s := newCaddy(t, newFixture(t))
-	s.runChecks(t, "forward_auth asks /auth/verify", version(t, "caddy", "version"))
-}
-
-func TestCaddyTellsClientsApartForTheRateLimit(t *testing.T) {
-	limitsPerClient(t, newCaddy(t, newFixture(t).limit(t)))
+	caddy := exec.Command("caddy", "run", "--config", s.path("Caddyfile"), "--adapter", "caddyfile")
+	caddy.Env = append(os.Environ(), "HOME="+s.dir, "XDG_CONFIG_HOME="+s.dir, "XDG_DATA_HOME="+s.dir)
+	return s.run(t, caddy)
 }
 
 // TestCaddysCheckIsWhatTheServiceReads looks at the requests that Caddy checks with.
@@ -65,8 +45,9 @@ func TestCaddysCheckIsWhatTheServiceReads(t *testing.T) {
 		service := newBackend(t)
 		s := newCaddy(t, w, "/auth/verify?strict=0{args.0}", test.uri, w.server.addr, service.addr())
 		const other = "/other?forged=1"
-		s.call(t, http.MethodPost, "/page?"+query, "body", "X-Forwarded-Uri", other, "X-Original-URI", other, "Cookie", "a=b")
-		_, asked := service.arrivals()
+		_, _, asked := service.during(func() answer {
+			return s.call(t, http.MethodPost, "/page?"+query, "body", "X-Forwarded-Uri", other, "X-Original-URI", other, "Cookie", "a=b")
+		})
 		if asked.method != http.MethodGet || asked.uri != test.asked || asked.body != "" ||
 			asked.header.Get("X-Original-Uri") != "" || strings.Join(asked.header["X-Forwarded-Uri"], " ") != "/page?"+query || asked.header.Get("Cookie") != "" {
 			t.Errorf("with %q: %+v", test.uri, asked)
@@ -133,16 +114,14 @@ func TestCaddyNeedsEveryLineOfItsExample(t *testing.T) {
 	})
 	t.Run("without_credentials", func(t *testing.T) {
 		s := newCaddy(t, w, "\timport without_credentials\n", "")
-		s.server.kill()
-		defer s.server.begin()
-		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+w.admin.credential)
+		s.without(func() {
+			s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+w.admin.credential)
+		})
 		awaitLogged(t, s.logs[0], w.admin.credential)
 	})
 	t.Run("handle_errors", func(t *testing.T) {
 		s := newCaddy(t, w, "respond 503", "respond 418")
-		s.server.kill()
-		defer s.server.begin()
-		s.refuses(t, http.StatusTeapot, http.MethodGet, "/page")
+		s.without(func() { s.refuses(t, http.StatusTeapot, http.MethodGet, "/page") })
 	})
 	t.Run("header_up", func(t *testing.T) {
 		headers := append(bearer(w.admin.credential), "Cookie", strings.Repeat("x", 80_000))

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 // oapiCodegen is VoIPBIN's own tool. It is run beside our go.mod; testdata/clients/go/go.mod pins what its code imports.
@@ -38,9 +40,7 @@ func runIn(t testing.TB, dir string, env []string, program string, arguments ...
 func copied(t testing.TB, name string) string {
 	t.Helper()
 	dir := folder(t)
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join("testdata/clients", name))); err != nil {
-		t.Fatal(err)
-	}
+	servertest.OK(t, os.CopyFS(dir, os.DirFS(filepath.Join("testdata/clients", name))))
 	return dir
 }
 
@@ -58,20 +58,12 @@ var installedPackages = sync.OnceValues(func() (string, error) {
 
 func packages(t testing.TB) (dir string) {
 	t.Helper()
-	dir, err := installedPackages()
-	if err != nil {
-		t.Fatalf("npm ci: %v (make e2e installs npm)", err)
-	}
-	return dir
+	return servertest.Must(installedPackages())(t) // by npm, which make e2e installs
 }
 
 func absolute(t testing.TB, path string) string {
 	t.Helper()
-	path, err := filepath.Abs(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return servertest.Must(filepath.Abs(path))(t)
 }
 
 // servesClient runs a client that makes, uses, lists and deletes a key, and sees that the server accepts that key no longer.
@@ -79,24 +71,18 @@ func servesClient(t *testing.T, dir, program string, arguments ...string) {
 	t.Helper()
 	s := newServer(t, newDatabase(t))
 	token := runIn(t, dir, []string{"BASE_URL=" + s.url(""), "CLIENT_USERNAME=" + adminName, "CLIENT_PASSWORD=" + adminPassword}, program, arguments...)
-	c := client(t)
-	if me := call(t.Context(), c, http.MethodGet, s.url("/v1.0/me"), "", "Authorization", "Bearer "+token); !strings.HasPrefix(token, "vb_") ||
-		me.status != http.StatusUnauthorized {
-		t.Errorf("the key that the client made and deleted is answered with %d: %s", me.status, me.body)
+	if status := s.me(token); !strings.HasPrefix(token, "vb_") || status != http.StatusUnauthorized {
+		t.Errorf("the key that the client made and deleted is answered with %d", status)
 	}
-	var keys struct{ Result []struct{ Name string } }
-	call(t.Context(), c, http.MethodGet, s.url("/v1.0/accesskeys"), "", "Authorization", "Bearer "+adminKey).into(t, &keys)
-	if len(keys.Result) != 1 {
-		t.Errorf("the client left %v", keys.Result)
+	if keys := s.keys(t); len(keys) != 1 {
+		t.Errorf("the client left %v", keys)
 	}
 }
 
 func TestClientOfOapiCodegenWorks(t *testing.T) {
 	t.Parallel()
 	dir := copied(t, "go")
-	if err := os.Mkdir(filepath.Join(dir, "api"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	servertest.OK(t, os.Mkdir(filepath.Join(dir, "api"), 0o755))
 	runIn(t, dir, nil, "go", "run", oapiCodegen, "-package", "api", "-o", "api/api.go", absolute(t, description))
 	runIn(t, dir, nil, "go", "build", "-buildvcs=false", "-o", "client", ".")
 	servesClient(t, dir, filepath.Join(dir, "client"))
@@ -122,13 +108,8 @@ func TestDocumentHasNoFindings(t *testing.T) {
 	bin := filepath.Join(packages(t), "node_modules/.bin")
 	dir := folder(t)
 	for _, name := range []string{"api/openapi.yaml", ".redocly.lint-ignore.yaml", ".spectral.yaml"} {
-		content, err := os.ReadFile(filepath.Join("../..", name))
-		if err == nil {
-			err = os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		content := servertest.Must(os.ReadFile(filepath.Join("../..", name)))(t)
+		servertest.OK(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
 		write(t, filepath.Join(dir, name), string(content))
 	}
 	findings := func(program string, into any) {
@@ -149,10 +130,7 @@ func TestDocumentHasNoFindings(t *testing.T) {
 		t.Errorf("Redocly finds %v; Spectral finds %v", redocly, spectral)
 	}
 	document := filepath.Join(dir, "api/openapi.yaml")
-	content, err := os.ReadFile(document)
-	if err != nil {
-		t.Fatal(err)
-	}
+	content := servertest.Must(os.ReadFile(document))(t)
 	write(t, document, strings.Replace(string(content), "operationId: ping\n", "operationId: metrics\n", 1))
 	if redocly, spectral := lint(); len(redocly) == 0 || len(spectral) == 0 {
 		t.Errorf("two operations of one name: Redocly finds %v; Spectral finds %v", redocly, spectral)

@@ -20,11 +20,8 @@ import (
 func guideLines(t testing.TB, path string) string {
 	t.Helper()
 	var lines strings.Builder
-	for i, block := range strings.Split(example(t, path), "```sh guide\n") {
+	for _, block := range strings.Split(example(t, path), "```sh guide\n")[1:] {
 		code, _, closed := strings.Cut(block, "\n```")
-		if i == 0 {
-			continue
-		}
 		if !closed {
 			t.Fatalf("a block of %s does not end", path)
 		}
@@ -50,19 +47,9 @@ bash <../guide.sh
 func TestNginxGuideProtectsAFolder(t *testing.T) {
 	lines := guideLines(t, "nginx/README.md")
 	dir := folder(t)
-	examples, err := filepath.Abs("../../examples")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, target := range map[string]string{"repository/bin/server": binary, "repository/examples": examples} {
-		path = filepath.Join(dir, path)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(target, path); err != nil {
-			t.Fatal(err)
-		}
-	}
+	servertest.OK(t, os.MkdirAll(filepath.Join(dir, "repository/bin"), 0o755),
+		os.Symlink(binary, filepath.Join(dir, "repository/bin/server")),
+		os.Symlink(absolute(t, "../../examples"), filepath.Join(dir, "repository/examples")))
 	const page = "http://localhost/files/hello.txt"
 	status := func(what, arguments string) string {
 		return fmt.Sprintf("echo \"%s: $(curl -sS -o /dev/null -w '%%{http_code}' %s)\"\n", what, arguments)
@@ -88,18 +75,18 @@ func TestNginxGuideProtectsAFolder(t *testing.T) {
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=/root"}
 	began := time.Now()
-	p := start(t, "guide", cmd)
+	p := servertest.Start(t, "guide", cmd)
 	var took time.Duration
 	servertest.Eventually(t, "the guide has ended", func() bool {
-		output, err := os.ReadFile(p.log)
+		output, err := os.ReadFile(p.Log)
 		if err == nil && took == 0 && strings.Contains(string(output), "the guide ends here\n") {
 			took = time.Since(began)
 		}
-		return !p.running()
+		return !p.Running()
 	})
-	output, err := os.ReadFile(p.log)
-	if err != nil || p.err != nil || took == 0 {
-		t.Fatalf("%v, %v:\n%s", err, p.err, output)
+	output, err := os.ReadFile(p.Log)
+	if err != nil || p.Err != nil || took == 0 {
+		t.Fatalf("%v, %v:\n%s", err, p.Err, output)
 	}
 	shown, after, _ := strings.Cut(string(output), "the guide ends here\n")
 	statuses := regexp.MustCompile(`(?m)^HTTP/1.1 \d+`).FindAllString(shown, -1)
@@ -125,11 +112,7 @@ func machineFiles(t testing.TB) string {
 	var found []string
 	for _, pattern := range []string{"/etc/accesskeys.env", "/etc/nginx/conf.d/*", "/srv/*", "/var/lib/accesskeys", "/var/log/accesskeys*",
 		"/run/nginx.pid"} {
-		paths, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found = append(found, paths...)
+		found = append(found, servertest.Must(filepath.Glob(pattern))(t)...)
 	}
 	return strings.Join(found, " ")
 }

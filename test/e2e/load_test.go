@@ -7,10 +7,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -91,11 +89,11 @@ func (l *load) request(k *keptConnection, kind int) {
 		path = "/v1.0/accesskeys?page_size=10"
 	}
 	began := time.Now()
-	status, content, err := k.send(method, path, body)
+	a := k.send(method, path, body)
 	took := time.Since(began)
-	var key struct{ ID string }
-	if err == nil {
-		err = json.Unmarshal([]byte(content), &key)
+	var key made
+	if a.err == nil {
+		a.err = json.Unmarshal([]byte(a.body), &key)
 	}
 
 	l.mu.Lock()
@@ -107,11 +105,11 @@ func (l *load) request(k *keptConnection, kind int) {
 		f.posts++
 	}
 	switch {
-	case status != http.StatusOK || err != nil:
+	case a.status != http.StatusOK || a.err != nil:
 		f.failed++
 		if len(f.failures) < 20 {
 			f.failures = append(f.failures, fmt.Sprintf("%s %s %s after %v: status %d, %v, %.300s",
-				began.Format("15:04:05.000000"), method, path, took, status, err, content))
+				began.Format("15:04:05.000000"), method, path, took, a.status, a.err, a.body))
 		}
 	case method == http.MethodPost:
 		f.made = append(f.made, key.ID)
@@ -133,66 +131,32 @@ func (k *keptConnection) close() {
 }
 
 // send sends a request once, as the admin's key, and reads the answer.
-func (k *keptConnection) send(method, path, body string) (status int, content string, err error) {
+func (k *keptConnection) send(method, path, body string) (a answer) {
 	const atMost = 30 * time.Second
+	var err error
 	if k.conn == nil {
 		if k.conn, err = net.DialTimeout("tcp", k.addr, atMost); err != nil {
-			return 0, "", fmt.Errorf("connecting: %w", err)
+			return answer{err: fmt.Errorf("connecting: %w", err)}
 		}
 		k.in = bufio.NewReader(k.conn)
 	}
-	last := true
-	defer func() {
-		if last || err != nil {
-			k.close()
-		}
-	}()
-	if err := k.conn.SetDeadline(time.Now().Add(atMost)); err != nil {
-		return 0, "", err
+	_ = k.conn.SetDeadline(time.Now().Add(atMost))
+	a, last := exchange(k.conn, k.in, fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
+		method, path, k.addr, adminKey, len(body), body))
+	if last {
+		k.close()
 	}
-	request := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
-		method, path, k.addr, adminKey, len(body), body)
-	if _, err := io.WriteString(k.conn, request); err != nil {
-		return 0, "", fmt.Errorf("sending: %w", err)
-	}
-	response, err := http.ReadResponse(k.in, nil)
-	if err != nil {
-		return 0, "", fmt.Errorf("reading the answer: %w", err)
-	}
-	defer response.Body.Close()
-	last = response.Close
-	read, err := io.ReadAll(response.Body)
-	return response.StatusCode, string(read), err
-}
-
-// allKeys is the ids of all keys that a server lists.
-func allKeys(t testing.TB, c *http.Client, base string) map[string]bool {
-	t.Helper()
-	ids := map[string]bool{}
-	for query := ""; ; {
-		var page struct {
-			Result        []struct{ ID string }
-			NextPageToken *string `json:"next_page_token"`
-		}
-		call(t.Context(), c, http.MethodGet, base+"/v1.0/accesskeys"+query, "", "Authorization", "Bearer "+adminKey).into(t, &page)
-		for _, key := range page.Result {
-			ids[key.ID] = true
-		}
-		if page.NextPageToken == nil {
-			return ids
-		}
-		query = "?page_token=" + url.QueryEscape(*page.NextPageToken)
-	}
+	return a
 }
 
 // mustHaveServedAll fails the test where a request has failed, or a server doesn't list just the keys that were confirmed and
 // the admin's.
-func (f loadFigures) mustHaveServedAll(t testing.TB, base string) {
+func (f loadFigures) mustHaveServedAll(t testing.TB, at *server) {
 	t.Helper()
 	if f.failed > 0 {
 		t.Errorf("%d of %d requests failed:\n%s", f.failed, f.requests, strings.Join(f.failures, "\n"))
 	}
-	listed := allKeys(t, client(t), base)
+	listed := at.keys(t)
 	for _, id := range f.made {
 		if !listed[id] {
 			t.Errorf("the key %s was confirmed and is not listed", id)

@@ -3,7 +3,7 @@
 package e2e
 
 import (
-	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"text/tabwriter"
+
+	"accesskeys/internal/servertest"
 )
 
 // binary is the server under test.
@@ -23,27 +25,26 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "accesskeys-e2e-")
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "server")
+	if err == nil {
+		err = os.Chmod(dir, 0o755) // other accounts run it too
+	}
+	if err == nil {
+		err = servertest.Build(context.Background(), binary)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "server")
-	if err := build(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	fmt.Print(report())
-	return code
+	defer report()
+	return m.Run()
 }
 
-// row is one line of the table at the end: what was run, with which programs, and what was counted.
-type row struct{ what, with, counted string }
-
+// rows are the lines of the table at the end: what was run, with which programs, and what was counted.
 var (
 	rowsLock sync.Mutex
-	rows     []row
+	rows     []string
 )
 
 // counted adds a line to the table. A test calls it at its end, with figures that it has checked.
@@ -54,17 +55,14 @@ func counted(t testing.TB, what, with, format string, args ...any) {
 	}
 	rowsLock.Lock()
 	defer rowsLock.Unlock()
-	rows = append(rows, row{what, with, fmt.Sprintf(format, args...)})
+	rows = append(rows, what+"\t"+with+"\t"+fmt.Sprintf(format, args...))
 }
 
-func report() string {
-	var text bytes.Buffer
-	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+// report prints the table.
+func report() {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\nwhat was run\twith\tcounted")
-	slices.SortStableFunc(rows, func(a, b row) int { return strings.Compare(a.what, b.what) }) // they end in any order
-	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", r.what, r.with, r.counted)
-	}
+	slices.Sort(rows) // they end in any order
+	fmt.Fprintln(w, strings.Join(rows, "\n"))
 	_ = w.Flush()
-	return text.String()
 }

@@ -13,45 +13,40 @@ import (
 // newNginx starts nginx with examples/nginx/accesskeys.conf, in which each pair of strings is replaced.
 func newNginx(t *testing.T, w *fixture, replacements ...string) *site {
 	t.Helper()
-	dir := folder(t)
-	s := &site{fixture: w, name: "nginx", client: client(t), backend: newBackend(t)}
-	addr := freeAddr(t)
-	s.url = "http://" + addr
-	access, errors := filepath.Join(dir, "access.log"), filepath.Join(dir, "error.log")
-	newFiles(t, dir)
-	write(t, filepath.Join(dir, "accesskeys.conf"), example(t, "nginx/accesskeys.conf", append([]string{
+	s := newSite(t, w, "nginx")
+	s.logs = []string{s.path("access.log"), s.path("error.log"), s.path("main-error.log")}
+	write(t, s.path("accesskeys.conf"), example(t, "nginx/accesskeys.conf", append([]string{
 		"server 127.0.0.1:8080;", "server " + w.server.addr + ";",
 		"server 127.0.0.1:3000;", "server " + s.backend.addr() + ";",
-		"listen 80;", "listen " + addr + ";",
+		"listen 80;", "listen " + s.addr + ";",
 		"listen [::]:80;", "",
-		"/var/log/nginx/accesskeys.log", access,
-		"/var/log/nginx/accesskeys-error.log", errors,
-		"root /srv;", "root " + dir + "/srv;",
+		"/var/log/nginx/accesskeys.log", s.logs[0],
+		"/var/log/nginx/accesskeys-error.log", s.logs[1],
+		"root /srv;", "root " + s.path("srv") + ";",
 	}, replacements...)...))
-	// What Debian's nginx.conf says that matters here, with every folder that nginx writes to below the test's. It is one process:
-	// workers outlive a master that is killed.
-	var temporary strings.Builder
-	for _, what := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-		temporary.WriteString(what + "_temp_path " + filepath.Join(dir, what) + ";\n")
-	}
-	write(t, filepath.Join(dir, "nginx.conf"), "daemon off;\nmaster_process off;\npid "+dir+"/nginx.pid;\n"+
-		"error_log "+dir+"/main-error.log;\nevents { worker_connections 768; }\nhttp {\ninclude /etc/nginx/mime.types;\naccess_log off;\n"+temporary.String()+
-		"include "+dir+"/accesskeys.conf;\n}\n")
-	s.logs = []string{access, errors, filepath.Join(dir, "main-error.log")}
-	nginx := exec.Command("nginx", "-c", filepath.Join(dir, "nginx.conf"), "-e", filepath.Join(dir, "main-error.log"))
-	p := start(t, "nginx", unprivileged(t, nginx, dir))
-	s.logs = append(s.logs, p.log)
-	p.awaitListening(t, addr)
-	return s
+	// It is one process: workers outlive a master that is killed.
+	return s.run(t, nginxAround(t, s.dir, s.logs[2], "master_process off;"))
 }
 
-func TestNginxLetsInOnlyWhomTheServiceKnows(t *testing.T) {
-	s := newNginx(t, newFixture(t))
-	s.runChecks(t, "auth_request asks /auth/verify", version(t, "nginx", "-v"))
+// nginxAround is nginx with the accesskeys.conf in a folder, what Debian's nginx.conf says that matters here, and every folder that nginx
+// writes to below that one.
+func nginxAround(t testing.TB, dir, log, settings string) *exec.Cmd {
+	t.Helper()
+	write(t, filepath.Join(dir, "nginx.conf"), `
+pid nginx.pid;
+events { worker_connections 768; }
+http {
+    include /etc/nginx/mime.types;
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    include accesskeys.conf;
 }
-
-func TestNginxTellsClientsApartForTheRateLimit(t *testing.T) {
-	limitsPerClient(t, newNginx(t, newFixture(t).limit(t)))
+`)
+	return exec.Command("nginx", "-e", log, "-p", dir, "-c", "nginx.conf", "-g", "daemon off;"+settings)
 }
 
 // TestNginxNeedsEveryLineOfItsExample takes lines out of the example, and sees what they are there against.
@@ -68,17 +63,13 @@ func TestNginxNeedsEveryLineOfItsExample(t *testing.T) {
 	})
 	t.Run("error_page", func(t *testing.T) {
 		s := newNginx(t, w, "error_page 500 = @unchecked;", "")
-		s.server.kill()
-		defer s.server.begin()
-		if a := s.call(t, http.MethodGet, "/page", ""); a.status != http.StatusInternalServerError {
-			t.Errorf("nginx says %d by itself", a.status)
-		}
+		s.without(func() { s.refuses(t, http.StatusInternalServerError, http.MethodGet, "/page") })
 	})
 	t.Run("log_format and error_log", func(t *testing.T) {
 		s := newNginx(t, w, "$request_method $uri $server_protocol", "$request", "log emerg;", "log;")
-		s.server.kill()
-		defer s.server.begin()
-		s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+s.admin.credential)
+		s.without(func() {
+			s.refuses(t, http.StatusServiceUnavailable, http.MethodGet, "/page?accesskey="+s.admin.credential)
+		})
 		for _, path := range s.logs[:2] {
 			awaitLogged(t, path, s.admin.credential)
 		}

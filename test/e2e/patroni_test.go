@@ -33,13 +33,11 @@ func newPatroniCluster(t testing.TB) *patroniCluster {
 	t.Helper()
 	c := &patroniCluster{t: t, dir: folder(t), addrs: freeMachines(t)}
 	for i := range c.nodes {
-		if err := os.Mkdir(c.machine(i), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		servertest.OK(t, os.Mkdir(c.machine(i), 0o755))
 		c.configure(i)
 	}
 	for i := range c.nodes {
-		start(t, c.name(i)+"-etcd", c.command(i, "etcd", "--config-file="+filepath.Join(c.machine(i), "etcd.yml")))
+		servertest.Start(t, c.name(i)+"-etcd", c.command(i, "etcd", "--config-file="+filepath.Join(c.machine(i), "etcd.yml")))
 	}
 	for i := range c.nodes {
 		t.Cleanup(func() { c.kill(i) })
@@ -69,10 +67,7 @@ func (c *patroniCluster) configure(node int) {
 			"/usr/lib/postgresql/15/bin", postgresBin(c.t),
 		},
 	} {
-		content, err := os.ReadFile(path)
-		if err != nil {
-			c.t.Fatal(err)
-		}
+		content := servertest.Must(os.ReadFile(path))(c.t)
 		if strings.Contains(string(content), "192.0.2.") {
 			c.t.Fatalf("%s has addresses of the example:\n%s", path, content)
 		}
@@ -83,8 +78,7 @@ func (c *patroniCluster) configure(node int) {
 // shell runs a block of README.md, with pairs of strings replaced, and returns what it printed.
 func (c *patroniCluster) shell(block string, replacements ...string) string {
 	c.t.Helper()
-	text := example(c.t, "patroni/README.md")
-	_, text, found := strings.Cut(text, "\n```sh "+block+"\n")
+	_, text, found := strings.Cut(example(c.t, "patroni/README.md"), "\n```sh "+block+"\n")
 	text, _, closed := strings.Cut(text, "\n```\n")
 	if !found || !closed {
 		c.t.Fatalf("README.md has no block %q", block)
@@ -98,18 +92,6 @@ func (c *patroniCluster) shell(block string, replacements ...string) string {
 	return string(output)
 }
 
-// replace replaces strings that have to be there.
-func replace(t testing.TB, where, text string, replacements ...string) string {
-	t.Helper()
-	for i := 0; i < len(replacements); i += 2 {
-		if !strings.Contains(text, replacements[i]) {
-			t.Fatalf("%s does not contain %q", where, replacements[i])
-		}
-		text = strings.ReplaceAll(text, replacements[i], replacements[i+1])
-	}
-	return text
-}
-
 func (c *patroniCluster) command(node int, name string, arguments ...string) *exec.Cmd {
 	cmd := exec.Command(name, arguments...)
 	cmd.Dir = c.machine(node)
@@ -119,7 +101,7 @@ func (c *patroniCluster) command(node int, name string, arguments ...string) *ex
 
 func (c *patroniCluster) begin(node int) {
 	c.t.Helper()
-	c.nodes[node] = start(c.t, c.name(node), c.command(node, "patroni", filepath.Join(c.machine(node), "patroni.yml")))
+	c.nodes[node] = servertest.Start(c.t, c.name(node), c.command(node, "patroni", filepath.Join(c.machine(node), "patroni.yml")))
 }
 
 // url is the address of one Postgres for its superuser.
@@ -167,9 +149,9 @@ func (c *patroniCluster) roles(node int) map[string][]int {
 func (c *patroniCluster) awaitWhole() (primary, synchronous int) {
 	c.t.Helper()
 	servertest.Eventually(c.t, "Patroni has a primary, a synchronous standby and another one", func() bool {
-		for i, node := range c.nodes {
-			if !node.running() {
-				c.t.Fatalf("Patroni %d has ended: %v\n%s", i, node.err, node.tail())
+		for _, node := range c.nodes {
+			if !node.Running() {
+				c.t.Fatalf("%s has ended: %v\n%s", node.Name, node.Err, node.Tail())
 			}
 		}
 		roles := c.roles(0)
@@ -187,29 +169,18 @@ func (c *patroniCluster) awaitWhole() (primary, synchronous int) {
 	return primary, synchronous
 }
 
-// processes are a machine's Patroni and its Postgres with all that it has started.
-func (c *patroniCluster) processes(node int) (pids []int) {
-	if p := c.nodes[node]; p != nil && p.running() {
-		pids = append(pids, p.cmd.Process.Pid)
+// signal sends a signal to a machine's Patroni, and to its Postgres with all that it has started.
+func (c *patroniCluster) signal(node int, s syscall.Signal) {
+	if p := c.nodes[node]; p != nil && p.Running() {
+		_ = p.Cmd.Process.Signal(s)
 	}
 	file := filepath.Join(c.machine(node), "15", "accesskeys", "postmaster.pid")
-	content, err := os.ReadFile(file)
-	if err != nil {
-		return pids
-	}
+	content, _ := os.ReadFile(file)
 	first, _, _ := strings.Cut(string(content), "\n")
 	pid, err := strconv.Atoi(first)
 	// The file outlives its process, whose number may be another one's by now.
 	if cwd, _ := os.Readlink("/proc/" + first + "/cwd"); err == nil && cwd == filepath.Dir(file) {
-		_ = syscall.Kill(pid, syscall.SIGSTOP) // or it would start others meanwhile
-		pids = append(append(pids, pid), children(pid)...)
-	}
-	return pids
-}
-
-func (c *patroniCluster) signal(node int, s syscall.Signal) {
-	for _, pid := range c.processes(node) {
-		_ = syscall.Kill(pid, s)
+		signalAll(pid, s)
 	}
 }
 
@@ -217,7 +188,7 @@ func (c *patroniCluster) signal(node int, s syscall.Signal) {
 func (c *patroniCluster) kill(node int) {
 	c.signal(node, syscall.SIGKILL)
 	if c.nodes[node] != nil {
-		<-c.nodes[node].ended
+		<-c.nodes[node].Ended
 	}
 }
 
@@ -226,7 +197,7 @@ func (c *patroniCluster) withServers() []*server {
 	c.t.Helper()
 	primary, _ := c.awaitWhole()
 	c.shell("database", "sudo -u postgres psql", "psql '"+c.url(primary, "postgres")+"'")
-	execute(c.t, c.url(primary, "postgres"), `CREATE TABLE scratch (at timestamptz DEFAULT now())`)
+	value(c.t, c.url(primary, "postgres"), `CREATE TABLE scratch (at timestamptz DEFAULT now())`)
 	list := c.shell("list", "/etc/patroni/config.yml", filepath.Join(c.machine(0), "patroni.yml"))
 	if !strings.Contains(list, "Sync Standby") {
 		c.t.Errorf("README.md says that a Sync Standby is listed:\n%s", list)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"accesskeys/internal/privatepg"
 	"accesskeys/internal/servertest"
 )
 
@@ -32,15 +30,9 @@ type pooler struct {
 // newPooler starts examples/instances/pgbouncer.ini in front of a Postgres.
 func newPooler(t testing.TB, database, mode string) *pooler {
 	t.Helper()
-	address, err := pgx.ParseConfig(database)
-	if err != nil {
-		t.Fatal(err)
-	}
+	address := servertest.Must(pgx.ParseConfig(database))(t)
 	p := &pooler{t: t, addr: freeAddr(t), dir: folder(t)}
-	host, port, err := net.SplitHostPort(p.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	host, port, _ := net.SplitHostPort(p.addr)
 	write(t, filepath.Join(p.dir, "userlist.txt"), fmt.Sprintf("%q %q\n", address.User, poolerPassword))
 	write(t, filepath.Join(p.dir, "pgbouncer.ini"), example(t, "instances/pgbouncer.ini",
 		"host=/var/run/postgresql dbname=accesskeys",
@@ -56,8 +48,8 @@ const poolerPassword = "pooled"
 func (p *pooler) begin() {
 	p.t.Helper()
 	cmd := exec.Command("pgbouncer", filepath.Join(p.dir, "pgbouncer.ini"))
-	p.program = start(p.t, "pgbouncer", unprivileged(p.t, cmd, p.dir))
-	p.awaitListening(p.t, p.addr)
+	p.program = servertest.Start(p.t, "pgbouncer", unprivileged(p.t, cmd, p.dir))
+	awaitListening(p.t, p.program, p.addr)
 }
 
 // url is the address of the database behind the pooler.
@@ -69,36 +61,34 @@ func (p *pooler) url(parameters string) string {
 // shares reports whether clients that stay connected get one connection of Postgres in turns, which no session mode does.
 func (p *pooler) shares() bool {
 	p.t.Helper()
-	backend := func(conn *pgx.Conn) (pid int) {
-		p.t.Helper()
-		if err := conn.QueryRow(p.t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
-			p.t.Fatal(err)
-		}
-		return pid
-	}
 	seen := map[int]bool{}
 	for range 10 {
-		conn, err := pgx.Connect(p.t.Context(), p.url("default_query_exec_mode=exec"))
-		if err != nil {
-			p.t.Fatal(err)
-		}
+		conn := servertest.Must(pgx.Connect(p.t.Context(), p.url("default_query_exec_mode=exec")))(p.t)
 		defer conn.Close(p.t.Context())
-		seen[backend(conn)] = true
+		var pid int
+		servertest.OK(p.t, conn.QueryRow(p.t.Context(), "SELECT pg_backend_pid()").Scan(&pid))
+		seen[pid] = true
 	}
 	return len(seen) < 10
 }
 
 // onAll sends a request with a key to every server at the same time, and returns the answers' statuses.
-func onAll(t testing.TB, c *http.Client, servers []*server, token string) []int {
+func onAll(servers []*server, token string) []int {
 	statuses := make([]int, len(servers))
 	var asking sync.WaitGroup
 	for i, s := range servers {
-		asking.Go(func() {
-			statuses[i] = call(t.Context(), c, http.MethodGet, s.url("/v1.0/me"), "", "Authorization", "Bearer "+token).status
-		})
+		asking.Go(func() { statuses[i] = s.me(token) })
 	}
 	asking.Wait()
 	return statuses
+}
+
+// everywhere fails the test unless each server answers a request with the key with this status.
+func everywhere(t testing.TB, what string, servers []*server, token string, status int) {
+	t.Helper()
+	if got := onAll(servers, token); !allAre(got, status) {
+		t.Fatalf("%s: %v", what, got)
+	}
 }
 
 func allAre(statuses []int, status int) bool {
@@ -113,46 +103,29 @@ func TestKeysBehindPgbouncer(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			const keys = 100
-			postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = postgres.Close() })
+			postgres := newPostgres(t, "100")
 			p := newPooler(t, postgres.URL("postgres"), mode)
 			if got := p.shares(); got != (mode == "transaction") {
 				t.Fatalf("clients share a connection: %t", got)
 			}
-			var servers []*server
-			for range 3 { // the first migrates
-				servers = append(servers, newServer(t, p.url(parameters)))
-			}
-			c := client(t)
+			servers := newServers(t, p.url(parameters))
 			var took []time.Duration
 			var afterPooler, afterPostgres time.Duration
 			for i := range keys {
 				switch i {
 				case keys / 3:
-					afterPooler = databaseOutage(t, c, servers, func() error {
-						_ = p.stop() // its exit code after a SIGTERM is 1
-						return nil
-					}, p.begin)
+					// Its exit code after a SIGTERM is 1.
+					afterPooler = databaseOutage(t, servers, func() { _ = p.Stop() }, p.begin)
 				case 2 * keys / 3:
-					afterPostgres = databaseOutage(t, c, servers, func() error { return postgres.Stop(t.Context()) }, func() {
-						if err := postgres.Start(t.Context()); err != nil {
-							t.Fatal(err)
-						}
-					})
+					afterPostgres = databaseOutage(t, servers, func() { servertest.OK(t, postgres.Stop(t.Context())) },
+						func() { servertest.OK(t, postgres.Start(t.Context())) })
 				}
-				id, token := newKey(t, c, servers[i%3].url(""))
-				if got := onAll(t, c, servers, token); !allAre(got, http.StatusOK) {
-					t.Fatalf("a new key: %v", got)
-				}
+				id, token := servers[i%3].newKey(t)
+				everywhere(t, "a new key", servers, token, http.StatusOK)
 				began := time.Now()
-				deleteKey(t, c, servers[(i+1)%3].url(""), id)
+				servers[(i+1)%3].deleteKey(t, id)
 				took = append(took, time.Since(began))
-				if got := onAll(t, c, servers, token); !allAre(got, http.StatusUnauthorized) {
-					t.Fatalf("a deleted key: %v", got)
-				}
+				everywhere(t, "a deleted key", servers, token, http.StatusUnauthorized)
 			}
 			slices.Sort(took)
 			if afterPooler > 5*time.Second || afterPostgres > 5*time.Second { // server_login_retry
@@ -169,19 +142,15 @@ func TestKeysBehindPgbouncer(t *testing.T) {
 
 // databaseOutage takes the database away until every server has said that it can't go on without, gives it back, and returns after
 // which time all did.
-func databaseOutage(t testing.TB, c *http.Client, servers []*server, stop func() error, begin func()) time.Duration {
+func databaseOutage(t testing.TB, servers []*server, stop, begin func()) time.Duration {
 	t.Helper()
-	id, token := newKey(t, c, servers[0].url(""))
-	if got := onAll(t, c, servers, token); !allAre(got, http.StatusOK) {
-		t.Fatalf("before the outage: %v", got)
-	}
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
+	id, token := servers[0].newKey(t)
+	everywhere(t, "before the outage", servers, token, http.StatusOK)
+	stop()
 	for _, s := range servers {
 		for method, path := range map[string]string{http.MethodPost: "", http.MethodDelete: "/" + id} {
 			began := time.Now()
-			a := call(t.Context(), c, method, s.url("/v1.0/accesskeys"+path), "{}", "Authorization", "Bearer "+adminKey)
+			a := s.call(method, "/v1.0/accesskeys"+path, adminKey, "{}")
 			took := time.Since(began)
 			if a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || took > 5*time.Second {
 				t.Errorf("%s without the database, after %v: %+v", method, took, a)
@@ -190,7 +159,7 @@ func databaseOutage(t testing.TB, c *http.Client, servers []*server, stop func()
 	}
 	only := func(status int) func() bool {
 		return func() bool {
-			got := onAll(t, c, servers, token)
+			got := onAll(servers, token)
 			for _, s := range got {
 				if s != http.StatusOK && s != http.StatusServiceUnavailable {
 					t.Fatalf("around the outage, a good key: %v", got)
@@ -207,9 +176,7 @@ func databaseOutage(t testing.TB, c *http.Client, servers []*server, stop func()
 	for _, s := range servers {
 		s.awaitReady()
 	}
-	deleteKey(t, c, servers[0].url(""), id)
-	if got := onAll(t, c, servers, token); !allAre(got, http.StatusUnauthorized) {
-		t.Fatalf("a key that was deleted after the outage: %v", got)
-	}
+	servers[0].deleteKey(t, id)
+	everywhere(t, "a key that was deleted after the outage", servers, token, http.StatusUnauthorized)
 	return took
 }

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -50,71 +49,84 @@ type replayed func(t testing.TB, a asked) decided
 func send(t testing.TB, addr, method, target string, header http.Header) answer {
 	t.Helper()
 	var lines strings.Builder
-	if err := header.Write(&lines); err != nil {
-		t.Fatal(err)
-	}
+	servertest.OK(t, header.Write(&lines))
 	return rawCall(t, addr, method+" "+target+" HTTP/1.1\r\nHost: api.example.com\r\nConnection: close\r\n"+lines.String()+"\r\n")
 }
 
-// read reads a configuration of examples.
-func read(t testing.TB, path string, into any) {
+// node is a part of a configuration.
+type node struct{ of any }
+
+// configuration reads a configuration of examples.
+func configuration(t testing.TB, path string) (whole node) {
 	t.Helper()
-	if err := yaml.Unmarshal([]byte(example(t, path)), into); err != nil {
-		t.Fatalf("examples/%s: %v", path, err)
-	}
+	servertest.OK(t, yaml.Unmarshal([]byte(example(t, path)), &whole.of))
+	return whole
 }
 
-// traefikConfiguration is what counts of dynamic.yaml.
-type traefikConfiguration struct {
-	HTTP struct {
-		Routers map[string]struct {
-			Rule        string
-			EntryPoints []string
-			Middlewares []string
-			Service     string
-		}
-		Services    map[string]any
-		Middlewares map[string]struct {
-			Chain       *struct{ Middlewares []string }
-			Headers     *struct{ CustomRequestHeaders map[string]string }
-			ForwardAuth *struct {
-				Address             string
-				AuthRequestHeaders  []string
-				AuthResponseHeaders []string
-				TrustForwardHeader  bool
-			}
+// at is what there is at a path of names and numbers.
+func (n node) at(path ...any) node {
+	for _, step := range path {
+		switch of := n.of.(type) {
+		case map[string]any:
+			n.of = of[step.(string)]
+		case []any:
+			n.of = of[step.(int)]
+		default:
+			return node{}
 		}
 	}
+	return n
+}
+
+// each are the elements of a list.
+func (n node) each(path ...any) (all []node) {
+	list, _ := n.at(path...).of.([]any)
+	for _, of := range list {
+		all = append(all, node{of})
+	}
+	return all
+}
+
+// text is a string, "" where there is none; texts are those of a list, or what its elements have under a name.
+func (n node) text(path ...any) string {
+	text, _ := n.at(path...).of.(string)
+	return text
+}
+
+func (n node) texts(path ...any) (all []string) {
+	for _, one := range n.each(path...) {
+		all = append(all, one.text()+one.text("exact"))
+	}
+	return all
 }
 
 // traefik is a router of examples/traefik/dynamic.yaml, whose check goes to addr in place of the address in it.
-func traefik(t testing.TB, router, addr string) replayed {
+func traefik(t testing.TB, name, addr string) replayed {
 	t.Helper()
-	var c traefikConfiguration
-	read(t, "traefik/dynamic.yaml", &c)
-	if c.HTTP.Services[c.HTTP.Routers[router].Service] == nil || len(c.HTTP.Routers[router].Middlewares) == 0 {
-		t.Fatalf("the router %s is not whole: %+v", router, c.HTTP.Routers[router])
+	c := configuration(t, "traefik/dynamic.yaml").at("http")
+	router := c.at("routers", name)
+	if c.at("services", router.text("service")).of == nil || len(router.texts("middlewares")) == 0 {
+		t.Fatalf("the router %s is not whole: %+v", name, router)
 	}
 	return func(t testing.TB, a asked) decided {
 		forwarded := a.header.Clone()
-		for todo := c.HTTP.Routers[router].Middlewares; len(todo) > 0; {
-			m, known := c.HTTP.Middlewares[todo[0]]
+		for todo := router.texts("middlewares"); len(todo) > 0; {
+			m := c.at("middlewares", todo[0])
 			todo = todo[1:]
+			auth := m.at("forwardAuth")
+			headers, _ := m.at("headers", "customRequestHeaders").of.(map[string]any)
 			switch {
-			case !known:
-				t.Fatal("a middleware is missing")
-			case m.Chain != nil:
-				todo = slices.Concat(m.Chain.Middlewares, todo)
-			case m.Headers != nil:
-				for name, value := range m.Headers.CustomRequestHeaders {
+			case m.at("chain").of != nil:
+				todo = slices.Concat(m.texts("chain", "middlewares"), todo)
+			case headers != nil:
+				for name, value := range headers {
 					if value != "" {
 						t.Fatalf("%s is not removed", name)
 					}
 					forwarded.Del(name) // "Empty values remove the listed headers."
 				}
-			case m.ForwardAuth != nil:
-				auth := m.ForwardAuth
-				if auth.TrustForwardHeader {
+			case auth.of != nil:
+				if trust := auth.at("trustForwardHeader").of; trust != nil && trust != false {
 					t.Fatal("the client's X-Forwarded-Uri is believed")
 				}
 				// "The following request properties are provided to the forward-auth target endpoint as X-Forwarded- headers."
@@ -122,15 +134,12 @@ func traefik(t testing.TB, router, addr string) replayed {
 					"X-Forwarded-Method": {a.method}, "X-Forwarded-Proto": {"https"}, "X-Forwarded-Host": {"api.example.com"},
 					"X-Forwarded-Uri": {a.uri}, "X-Forwarded-For": {a.from},
 				}
-				for _, name := range auth.AuthRequestHeaders {
+				for _, name := range auth.texts("authRequestHeaders") {
 					if values := forwarded.Values(name); values != nil {
 						check[http.CanonicalHeaderKey(name)] = values
 					}
 				}
-				target, err := url.Parse(auth.Address)
-				if err != nil {
-					t.Fatal(err)
-				}
+				target := servertest.Must(url.Parse(auth.text("address")))(t)
 				answer := send(t, addr, http.MethodGet, target.RequestURI(), check)
 				// "If the service answers with a 2XX code, access is granted, and the original request is performed. Otherwise, the
 				// response from the authentication server is returned."
@@ -139,140 +148,73 @@ func traefik(t testing.TB, router, addr string) replayed {
 				}
 				// "The list of headers to copy from the authentication server response and set on forwarded request, replacing any
 				// existing conflicting headers."
-				for _, name := range auth.AuthResponseHeaders {
+				for _, name := range auth.texts("authResponseHeaders") {
 					forwarded.Del(name)
 					if values := answer.header.Values(name); values != nil {
 						forwarded[http.CanonicalHeaderKey(name)] = values
 					}
 				}
 			default:
-				t.Fatal("a middleware is none that is known here")
+				t.Fatalf("a middleware is missing, or none that is known here: %+v", m)
 			}
 		}
 		return decided{passes: true, backend: arrival{method: a.method, uri: a.uri, header: forwarded}}
 	}
 }
 
-type exactPatterns struct{ Patterns []struct{ Exact string } }
-
-func (e exactPatterns) match(name string) bool {
-	return slices.Contains(e.Patterns, struct{ Exact string }{strings.ToLower(name)})
-}
-
-// extAuthz is the filter's configuration in envoy.yaml.
-type extAuthz struct {
-	Type                string                `json:"@type"`
-	TransportAPIVersion string                `json:"transport_api_version"`
-	FailureModeAllow    *bool                 `json:"failure_mode_allow"`
-	StatusOnError       struct{ Code string } `json:"status_on_error"`
-	AllowedHeaders      exactPatterns         `json:"allowed_headers"`
-	WithRequestBody     any                   `json:"with_request_body"`
-	HTTPService         struct {
-		ServerURI struct {
-			URI, Cluster, Timeout string
-		} `json:"server_uri"`
-		PathPrefix            string `json:"path_prefix"`
-		AuthorizationResponse struct {
-			AllowedUpstreamHeaders exactPatterns  `json:"allowed_upstream_headers"`
-			AllowedClientHeaders   *exactPatterns `json:"allowed_client_headers"`
-		} `json:"authorization_response"`
-	} `json:"http_service"`
-}
-
-// connectionManager is that of envoy.yaml.
-type connectionManager struct {
-	UseRemoteAddress          bool `json:"use_remote_address"`
-	CommonHTTPProtocolOptions struct {
-		HeadersWithUnderscoresAction string `json:"headers_with_underscores_action"`
-	} `json:"common_http_protocol_options"`
-	RouteConfig struct {
-		VirtualHosts []struct {
-			RequestHeadersToRemove []string     `json:"request_headers_to_remove"`
-			Routes                 []envoyRoute `json:"routes"`
-		} `json:"virtual_hosts"`
-	} `json:"route_config"`
-	HTTPFilters []struct {
-		Name        string
-		TypedConfig extAuthz `json:"typed_config"`
-	} `json:"http_filters"`
-}
-
-type envoyRoute struct {
-	Match struct {
-		Headers []struct {
-			Name        string
-			StringMatch struct{ Exact string } `json:"string_match"`
-			Present     bool                   `json:"present_match"`
-			Invert      bool                   `json:"invert_match"`
-		}
-	}
-	RequestHeadersToRemove []string                           `json:"request_headers_to_remove"`
-	TypedPerFilterConfig   map[string]struct{ Disabled bool } `json:"typed_per_filter_config"`
-}
-
-// matches is what a route wants of headers: those that must be there, and after "not" those that must not.
-func (r envoyRoute) matches() string {
+// matches is what an Envoy route wants of headers: those that must be there, and after "not" those that must not.
+func matches(route node) string {
 	var there, not []string
-	for _, h := range r.Match.Headers {
-		switch {
-		case h.StringMatch.Exact != "":
-			there = append(there, h.Name+"="+h.StringMatch.Exact)
-		case h.Present && h.Invert:
-			not = append(not, h.Name)
-		case h.Present:
-			there = append(there, h.Name)
+	for _, h := range route.each("match", "headers") {
+		switch name, exact := h.text("name"), h.text("string_match", "exact"); {
+		case exact != "":
+			there = append(there, name+"="+exact)
+		case h.at("present_match").of == true && h.at("invert_match").of == true:
+			not = append(not, name)
+		case h.at("present_match").of == true:
+			there = append(there, name)
 		}
 	}
 	return strings.Join(there, " ") + " not " + strings.Join(not, " ")
 }
 
-type envoyConfiguration struct {
-	StaticResources struct {
-		Listeners []struct {
-			FilterChains []struct {
-				Filters []struct {
-					TypedConfig connectionManager `json:"typed_config"`
-				}
-			} `json:"filter_chains"`
-		}
-		Clusters []struct{ Name string }
-	} `json:"static_resources"`
-}
-
 // envoy is examples/envoy/envoy.yaml, whose check goes to addr in place of the address in it.
 func envoy(t testing.TB, addr string) replayed {
 	t.Helper()
-	var c envoyConfiguration
-	read(t, "envoy/envoy.yaml", &c)
-	manager := c.StaticResources.Listeners[0].FilterChains[0].Filters[0].TypedConfig
-	filter, names := manager.HTTPFilters[0].TypedConfig, []string{}
-	for _, cluster := range c.StaticResources.Clusters {
-		names = append(names, cluster.Name)
+	c := configuration(t, "envoy/envoy.yaml").at("static_resources")
+	manager := c.at("listeners", 0, "filter_chains", 0, "filters", 0, "typed_config")
+	filters, hosts := manager.each("http_filters"), manager.each("route_config", "virtual_hosts")
+	filter, routes := filters[0].at("typed_config"), hosts[0].each("routes")
+	service := filter.at("http_service")
+	var clusters []string
+	for _, cluster := range c.each("clusters") {
+		clusters = append(clusters, cluster.text("name"))
 	}
-	routes := manager.RouteConfig.VirtualHosts[0].Routes
-	unchecked := routes[0]
+	removed := slices.Sorted(slices.Values(routes[0].texts("request_headers_to_remove")))
+	identity := strings.Split(strings.ToLower(strings.Join(identityHeaders, " ")), " ")
+	slices.Sort(identity)
 	// What the replay takes for granted.
 	for what, is := range map[string]bool{
-		"preflights alone pass unchecked": len(routes) == 2 && len(routes[1].TypedPerFilterConfig) == 0 &&
-			unchecked.matches() == ":method=OPTIONS origin access-control-request-method not x-http-method-override x-http-method x-method-override",
-		"and have no identity": len(unchecked.RequestHeadersToRemove) == len(identityHeaders) &&
-			!slices.ContainsFunc(identityHeaders, func(name string) bool {
-				return !slices.Contains(unchecked.RequestHeadersToRemove, strings.ToLower(name))
-			}),
-		"the check comes first, the router last": manager.HTTPFilters[0].Name == "envoy.filters.http.ext_authz" &&
-			manager.HTTPFilters[len(manager.HTTPFilters)-1].Name == "envoy.filters.http.router",
-		"nobody passes unchecked":                    filter.FailureModeAllow != nil && !*filter.FailureModeAllow,
-		"what the client gets then is a 503":         filter.StatusOnError.Code == "ServiceUnavailable",
-		"no body is sent":                            filter.WithRequestBody == nil,
-		"the client gets all of a refusal's headers": filter.HTTPService.AuthorizationResponse.AllowedClientHeaders == nil,
-		"the client's address is told":               manager.UseRemoteAddress,
-		"underscores are refused":                    manager.CommonHTTPProtocolOptions.HeadersWithUnderscoresAction == "REJECT_REQUEST",
-		"the service's cluster exists":               slices.Contains(names, filter.HTTPService.ServerURI.Cluster),
+		"preflights alone pass unchecked": len(routes) == 2 && routes[1].at("typed_per_filter_config").of == nil &&
+			matches(routes[0]) == ":method=OPTIONS origin access-control-request-method not x-http-method-override x-http-method x-method-override",
+		"and have no identity": slices.Equal(removed, identity),
+		"the check comes first, the router last": filters[0].text("name") == "envoy.filters.http.ext_authz" &&
+			filters[len(filters)-1].text("name") == "envoy.filters.http.router",
+		"nobody passes unchecked":                    filter.at("failure_mode_allow").of == false,
+		"what the client gets then is a 503":         filter.text("status_on_error", "code") == "ServiceUnavailable",
+		"no body is sent":                            filter.at("with_request_body").of == nil,
+		"the client gets all of a refusal's headers": service.at("authorization_response", "allowed_client_headers").of == nil,
+		"the client's address is told":               manager.at("use_remote_address").of == true,
+		"underscores are refused": manager.text("common_http_protocol_options", "headers_with_underscores_action") ==
+			"REJECT_REQUEST",
+		"the service's cluster exists": slices.Contains(clusters, service.text("server_uri", "cluster")),
 	} {
 		if !is {
 			t.Fatalf("it is not so that %s: %+v", what, manager)
 		}
 	}
+	allowed := filter.texts("allowed_headers", "patterns")
+	upstream := service.texts("authorization_response", "allowed_upstream_headers", "patterns")
 	return func(t testing.TB, a asked) decided {
 		forwarded := a.header.Clone()
 		for name := range forwarded {
@@ -286,26 +228,26 @@ func envoy(t testing.TB, addr string) replayed {
 		// Content-Length, and Authorization are additionally included in the list." "Content-Length will be set to 0."
 		check := http.Header{"Content-Length": {"0"}}
 		for name, values := range forwarded {
-			if name == "Authorization" || filter.AllowedHeaders.match(name) {
+			if name == "Authorization" || slices.Contains(allowed, strings.ToLower(name)) {
 				check[name] = values
 			}
 		}
 		// path_prefix: "Sets a prefix to the value of authorization request header Path."
-		answer := send(t, addr, a.method, filter.HTTPService.PathPrefix+a.uri, check)
+		got := send(t, addr, a.method, service.text("path_prefix")+a.uri, check)
 		switch {
-		case answer.status >= http.StatusInternalServerError: // status_on_error: "when the authorization server returns an error"
-			return decided{client: refusal(http.StatusServiceUnavailable)}
-		case answer.status != http.StatusOK: // "On authorization response status HTTP 200 OK, the filter will allow traffic"
-			return decided{client: answer}
+		case got.status >= http.StatusInternalServerError: // status_on_error: "when the authorization server returns an error"
+			return decided{client: answer{status: http.StatusServiceUnavailable}}
+		case got.status != http.StatusOK: // "On authorization response status HTTP 200 OK, the filter will allow traffic"
+			return decided{client: got}
 		}
 		// allowed_upstream_headers: "Note that coexistent headers will be overridden."
-		for name, values := range answer.header {
-			if filter.HTTPService.AuthorizationResponse.AllowedUpstreamHeaders.match(name) {
+		for name, values := range got.header {
+			if slices.Contains(upstream, strings.ToLower(name)) {
 				forwarded[name] = values
 			}
 		}
-		for _, host := range manager.RouteConfig.VirtualHosts {
-			for _, name := range host.RequestHeadersToRemove {
+		for _, host := range hosts {
+			for _, name := range host.texts("request_headers_to_remove") {
 				forwarded.Del(name)
 			}
 		}
@@ -313,17 +255,11 @@ func envoy(t testing.TB, addr string) replayed {
 	}
 }
 
-func refusal(status int) answer {
-	return answer{status: status, err: errors.New("by the proxy itself")}
-}
-
 // replay is the replayed counterpart of a site.
 type replay struct {
 	*fixture
-	proxy    replayed
-	requests int
-	refused  int
-	forged   int
+	proxy replayed
+	tally
 }
 
 func (r *replay) passes(t testing.TB, c caller, a asked) {
@@ -344,17 +280,8 @@ func (r *replay) refuses(t testing.TB, status int, a asked) answer {
 	if d.passes || d.client.status != status {
 		t.Fatalf("%s %.200s with %.300v: %+v, not a %d", a.method, a.uri, a.header, d, status)
 	}
-	challenge := d.client.header.Get("WWW-Authenticate")
-	if (status == http.StatusUnauthorized) != strings.HasPrefix(challenge, `Bearer realm="voipbin"`) {
-		t.Fatalf("%s %.200s: a %d with WWW-Authenticate: %q", a.method, a.uri, status, challenge)
-	}
+	challenged(t, d.client, a.method, a.uri)
 	return d.client
-}
-
-// row adds the line to the table.
-func (r *replay) row(t testing.TB, what, with string) {
-	t.Helper()
-	counted(t, what, with, "%d requests, %d refused, %d with a forged identity: none arrived", r.requests, r.refused, r.forged)
 }
 
 // everything replays what every proxy has to do.
@@ -413,32 +340,19 @@ func (r *replay) everything(t *testing.T) {
 	}
 	r.passes(t, r.agent, request("GET", "/page?permission=superadmin&strict=2&strict=3&nonsense", bearer(jwt)...))
 
-	id, token := newKey(t, r.client, r.server.url(""))
+	revoked := r.server.make(t, "/v1.0/accesskeys", `{"name":"e2e"}`)
 	r.passes(t, caller{identity: map[string]string{
-		"X-Auth-Type": "accesskey", "X-Auth-Id": id, "X-Customer-Id": r.admin.identity["X-Customer-Id"], "X-Auth-Permission": "32",
-		"X-Auth-Expire": r.expireOfKey(t, id),
-	}}, request("GET", "/page", bearer(token)...))
-	deleteKey(t, r.client, r.server.url(""), id)
-	r.refuses(t, http.StatusUnauthorized, request("GET", "/page", bearer(token)...))
-}
-
-func (w *fixture) expireOfKey(t testing.TB, id string) string {
-	t.Helper()
-	var key keyMade
-	w.api(t, http.MethodGet, "/v1.0/accesskeys/"+id, "", &key)
-	return key.TmExpire
+		"X-Auth-Type": "accesskey", "X-Auth-Id": revoked.ID, "X-Customer-Id": revoked.CustomerID, "X-Auth-Permission": "32",
+		"X-Auth-Expire": revoked.TmExpire,
+	}}, request("GET", "/page", bearer(revoked.Token)...))
+	r.server.deleteKey(t, revoked.ID)
+	r.refuses(t, http.StatusUnauthorized, request("GET", "/page", bearer(revoked.Token)...))
 }
 
 // away demands an answer while the database is unavailable, which is the same for all.
 func (r *replay) away(t *testing.T, status int) {
-	if err := r.postgres.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := r.postgres.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}()
+	servertest.OK(t, r.postgres.Stop(t.Context()))
+	defer func() { servertest.OK(t, r.postgres.Start(t.Context())) }()
 	servertest.Eventually(t, "nobody is let in from memory any more", func() bool {
 		return !r.proxy(t, request("GET", "/page", bearer(r.admin.credential)...)).passes
 	})
@@ -480,7 +394,8 @@ func TestTraefiksRequestsAreAnsweredAsItsDocumentationWants(t *testing.T) {
 		}
 	}
 	// Its router lets preflights pass, with no identity.
-	forged := request("OPTIONS", "/page", append(slices.Clone(preflight), "X-Agent-Id", "forged", "X_Agent_Id", "forged", "Authorization", "Bearer x")...)
+	forged := request("OPTIONS", "/page", append(slices.Clone(preflight), "X-Agent-Id", "forged", "X_Agent_Id", "forged",
+		"Authorization", "Bearer x")...)
 	d := traefik(t, "preflight", w.server.addr)(t, forged)
 	if !d.passes {
 		t.Error("a preflight does not pass")

@@ -22,7 +22,7 @@ type balancer struct {
 	name            string
 	inheritedSocket bool     // the servers' sockets stay open while they restart
 	env             []string // of the servers
-	run             func(t *testing.T, servers []*instance, replacements ...string) balancing
+	run             func(t *testing.T, servers []*server, replacements ...string) balancing
 }
 
 // balancing is a balancer at work.
@@ -31,63 +31,28 @@ type balancing struct {
 	logs []string // the paths of what it writes
 }
 
-func behindHAProxy() balancer { return balancer{"haproxy", false, []string{trusting}, runHAProxy} }
+func behindHAProxy() balancer { return balancer{"haproxy", false, []string{trusted}, runHAProxy} }
 
 func behindNginx() balancer {
-	return balancer{"nginx", true, []string{trusting, "SHUTDOWN_DELAY=0"}, runNginx}
+	return balancer{"nginx", true, []string{trusted, "SHUTDOWN_DELAY=0"}, runNginx}
 }
 
-const trusting = "TRUSTED_PROXIES=127.0.0.1/32"
-
-// instance is a server that may have its socket from its service manager, as systemd's socket units do it.
-type instance struct {
-	*server
-	socket *os.File
-}
-
-func newInstance(t testing.TB, database string, inheritedSocket bool, env ...string) *instance {
+// newInstance is a server that may have its socket from its service manager, as systemd's socket units do it.
+func newInstance(t testing.TB, database string, inheritedSocket bool, env ...string) *server {
 	t.Helper()
-	r := &instance{server: newServer(t, database, env...)}
-	if !inheritedSocket {
-		return r
+	s := prepared(t, binary, database, env...)
+	if inheritedSocket {
+		listener := servertest.Must(net.Listen("tcp", s.addr))(t)
+		defer listener.Close()
+		s.socket = servertest.Must(listener.(*net.TCPListener).File())(t)
+		t.Cleanup(func() { _ = s.socket.Close() })
 	}
-	if err := r.stop(); err != nil {
-		t.Fatal(err)
-	}
-	listener, err := net.Listen("tcp", r.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	if r.socket, err = listener.(*net.TCPListener).File(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = r.socket.Close() })
-	r.begin()
-	return r
-}
-
-// begin starts the process, and waits until it is ready.
-func (r *instance) begin() {
-	r.t.Helper()
-	if r.socket == nil {
-		r.server.begin()
-		return
-	}
-	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" serve`, binary)
-	cmd.Env = append(r.env, "LISTEN_FDS=1", "LISTEN_ADDR=") // which has to be of no account
-	cmd.ExtraFiles = []*os.File{r.socket}
-	r.program = start(r.t, "server", cmd)
-	r.awaitReady()
-}
-
-// used reports whether the process has had a request of the load's, which comes by the balancer only.
-func (r *instance) used(c *http.Client) bool {
-	return strings.Contains(call(r.t.Context(), c, http.MethodGet, r.url("/metrics"), "").body, `route="/v1.0/me"`)
+	s.begin()
+	return s
 }
 
 // addressed is an example with its servers' addresses replaced by those of ours, and what else is to be.
-func addressed(t testing.TB, path string, servers []*instance, replacements ...string) string {
+func addressed(t testing.TB, path string, servers []*server, replacements ...string) string {
 	t.Helper()
 	for i, s := range servers {
 		replacements = append(replacements, fmt.Sprintf("127.0.0.1:%d", 8081+i), s.addr)
@@ -95,7 +60,7 @@ func addressed(t testing.TB, path string, servers []*instance, replacements ...s
 	return example(t, path, replacements...)
 }
 
-func runHAProxy(t *testing.T, servers []*instance, replacements ...string) balancing {
+func runHAProxy(t *testing.T, servers []*server, replacements ...string) balancing {
 	t.Helper()
 	addr, file := freeAddr(t), filepath.Join(folder(t), "haproxy.cfg")
 	replacements = append(replacements, "bind :80\n", "bind "+addr+"\n")
@@ -103,33 +68,19 @@ func runHAProxy(t *testing.T, servers []*instance, replacements ...string) balan
 		replacements = append(replacements, "    user haproxy\n    group haproxy\n", "")
 	}
 	write(t, file, addressed(t, "instances/haproxy.cfg", servers, replacements...))
-	p := start(t, "haproxy", exec.Command("haproxy", "-db", "-f", file))
-	p.awaitListening(t, addr)
-	return balancing{addr, []string{p.log}}
+	p := servertest.Start(t, "haproxy", exec.Command("haproxy", "-db", "-f", file))
+	awaitListening(t, p, addr)
+	return balancing{addr, []string{p.Log}}
 }
 
-func runNginx(t *testing.T, servers []*instance, replacements ...string) balancing {
+func runNginx(t *testing.T, servers []*server, replacements ...string) balancing {
 	t.Helper()
 	addr, dir := freeAddr(t), folder(t)
 	write(t, filepath.Join(dir, "accesskeys.conf"), addressed(t, "instances/nginx.conf", servers,
 		append(replacements, "listen 80;", "listen "+addr+";", "/var/log/nginx/", dir+"/")...))
-	// What Debian's nginx.conf has around it, and folders that any account may write to.
-	write(t, filepath.Join(dir, "nginx.conf"), `
-worker_processes auto;
-pid nginx.pid;
-events {}
-http {
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    include accesskeys.conf;
-}
-`)
-	p := start(t, "nginx", exec.Command("nginx", "-e", "stderr", "-p", dir, "-c", "nginx.conf", "-g", "daemon off;"))
-	p.awaitListening(t, addr)
-	return balancing{addr, []string{p.log, filepath.Join(dir, "accesskeys.log"), filepath.Join(dir, "accesskeys.error.log")}}
+	p := servertest.Start(t, "nginx", nginxAround(t, dir, "stderr", "worker_processes auto;"))
+	awaitListening(t, p, addr)
+	return balancing{addr, []string{p.Log, filepath.Join(dir, "accesskeys.log"), filepath.Join(dir, "accesskeys.error.log")}}
 }
 
 const (
@@ -140,12 +91,13 @@ const (
 
 // roll restarts each server in turn, the next one once the balancer has used the last one again, until something has failed or
 // the rounds are over, and returns how many it was.
-func roll(t *testing.T, servers []*instance, l *load) (restarts int) {
+func roll(t *testing.T, servers []*server, l *load) (restarts int) {
 	t.Helper()
-	c := client(t)
-	inUse := func(r *instance) {
+	inUse := func(r *server) { // it has had a request of the load's, which comes by the balancer only
 		t.Helper()
-		servertest.Eventually(t, "the balancer uses the server", func() bool { return r.used(c) || l.soFar().failed > 0 })
+		servertest.Eventually(t, "the balancer uses the server", func() bool {
+			return strings.Contains(r.call(http.MethodGet, "/metrics", "", "").body, `route="/v1.0/me"`) || l.soFar().failed > 0
+		})
 	}
 	for _, r := range servers {
 		inUse(r)
@@ -155,9 +107,7 @@ func roll(t *testing.T, servers []*instance, l *load) (restarts int) {
 			if l.soFar().failed > 0 {
 				return restarts
 			}
-			if err := r.stop(); err != nil {
-				t.Fatalf("a server's end: %v", err)
-			}
+			servertest.OK(t, r.Stop())
 			r.begin()
 			inUse(r)
 			restarts++
@@ -190,7 +140,7 @@ func TestRollingRestartFailsNoRequest(t *testing.T) {
 			restarts := roll(t, servers, l)
 			f := l.end()
 			if test.fails == "" {
-				f.mustHaveServedAll(t, servers[0].url(""))
+				f.mustHaveServedAll(t, servers[0])
 			} else if f.failed == 0 || !strings.Contains(f.failures[0], test.fails) {
 				t.Errorf("%d restarts, %d of %d requests failed: %q", restarts, f.failed, f.requests, f.failures)
 			}
@@ -201,13 +151,10 @@ func TestRollingRestartFailsNoRequest(t *testing.T) {
 	}
 }
 
-func newInstances(t testing.TB, database string, b balancer) []*instance {
+func newInstances(t testing.TB, database string, b balancer) []*server {
 	t.Helper()
-	return []*instance{
-		newInstance(t, database, b.inheritedSocket, b.env...),
-		newInstance(t, database, b.inheritedSocket, b.env...),
-		newInstance(t, database, b.inheritedSocket, b.env...),
-	}
+	one := func() *server { return newInstance(t, database, b.inheritedSocket, b.env...) }
+	return []*server{one(), one(), one()}
 }
 
 // Behind a balancer the address in X-Forwarded-For is believed; so it must not be the client's own word.
@@ -229,7 +176,7 @@ func TestBalancersTellWhoTheClientIs(t *testing.T) {
 				}
 				servertest.Eventually(t, "the request is in a server's log", func() bool {
 					for _, s := range servers {
-						content, _ := os.ReadFile(s.log)
+						content, _ := os.ReadFile(s.Log)
 						for text := range strings.Lines(string(content)) {
 							if json.Unmarshal([]byte(text), &line) == nil && line.RequestID == a.header.Get("X-Request-Id") {
 								return true
@@ -268,11 +215,11 @@ func TestBalancersLogNoCredential(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			servers := []*instance{newInstance(t, newDatabase(t), false, trusting)}
+			servers := []*server{newInstance(t, newDatabase(t), false, trusted)}
 			at := test.run(t, append(servers, servers[0], servers[0]), test.change...)
 			c, route := client(t), "http://"+at.addr+"/v1.0/me?accesskey="+adminKey
 			call(t.Context(), c, http.MethodGet, route, "").into(t, &struct{}{})
-			servers[0].kill()
+			servers[0].Kill()
 			a := call(t.Context(), c, http.MethodGet, route, "")
 			switch {
 			case test.name == "nginx" && a.status == http.StatusBadGateway:
@@ -281,16 +228,15 @@ func TestBalancersLogNoCredential(t *testing.T) {
 			default:
 				t.Errorf("without a server: %+v", a)
 			}
-			written := func() string {
-				var all []byte
+			log := ""
+			servertest.Eventually(t, "both requests are in the log", func() bool {
+				log = ""
 				for _, path := range at.logs {
 					content, _ := os.ReadFile(path)
-					all = append(all, content...)
+					log += string(content)
 				}
-				return string(all)
-			}
-			servertest.Eventually(t, "both requests are in the log", func() bool { return strings.Count(written(), "GET /v1.0/me") >= 2 })
-			log := written()
+				return strings.Count(log, "GET /v1.0/me") >= 2
+			})
 			if got := strings.Contains(log, adminKey); got != test.leaks {
 				t.Errorf("the key is in the log: %t, want %t\n%s", got, test.leaks, log)
 			}

@@ -3,13 +3,17 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,33 +28,46 @@ const (
 	adminKey      = "vb_EndToEndEndToEndEndToEndEndToEnd"
 )
 
-// newDatabase starts a Postgres, as durable as in production, and returns its address.
+// newPostgres starts a Postgres, as durable as in production.
+func newPostgres(t testing.TB, maxConnections string) *privatepg.Server {
+	t.Helper()
+	parameters := map[string]string{"max_connections": maxConnections}
+	postgres := servertest.Must(privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: parameters}))(t)
+	t.Cleanup(func() { _ = postgres.Close() })
+	return postgres
+}
+
 func newDatabase(t testing.TB) string {
 	t.Helper()
-	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: map[string]string{"max_connections": "200"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = postgres.Close() })
-	return postgres.URL("postgres")
+	return newPostgres(t, "200").URL("postgres")
 }
 
 // server is one process of ours, that can be started again at its address.
 type server struct {
 	*program
-	t    testing.TB
-	addr string
-	env  []string
+	t      testing.TB
+	binary string
+	addr   string
+	env    []string
+	client *http.Client
+	socket *os.File // that it inherits, if any
 }
 
-// newServer starts a server on a database, with the admin and the key of the constants above, and waits until it is ready. env
-// has further settings; the last of a name counts.
-func newServer(t testing.TB, database string, env ...string) *server {
+// prepared is a server on a database, with the admin and the key of the constants above, that is not started yet. env has further
+// settings; the last of a name counts.
+func prepared(t testing.TB, binary, database string, env ...string) *server {
 	t.Helper()
-	s := &server{t: t, addr: freeAddr(t)}
+	s := &server{t: t, binary: binary, addr: freeAddr(t), client: client(t)}
 	s.env = append(append(os.Environ(), "DATABASE_URL="+database, "LISTEN_ADDR="+s.addr, "JWT_SECRET="+strings.Repeat("e2e-secret", 4),
 		"RATE_LIMIT_AUTH_RPS=0", "BOOTSTRAP_CUSTOMER=E2E", "BOOTSTRAP_USERNAME="+adminName, "BOOTSTRAP_PASSWORD="+adminPassword,
 		"BOOTSTRAP_ACCESSKEY="+adminKey), env...)
+	return s
+}
+
+// newServer starts such a server, and waits until it is ready.
+func newServer(t testing.TB, database string, env ...string) *server {
+	t.Helper()
+	s := prepared(t, binary, database, env...)
 	s.begin()
 	return s
 }
@@ -58,25 +75,25 @@ func newServer(t testing.TB, database string, env ...string) *server {
 // begin starts the process, and waits until it is ready.
 func (s *server) begin() {
 	s.t.Helper()
-	cmd := exec.Command(binary, "serve")
-	cmd.Env = s.env
-	s.program = start(s.t, "server", cmd)
+	s.start()
 	s.awaitReady()
+}
+
+func (s *server) start() {
+	s.t.Helper()
+	cmd := exec.Command(s.binary, "serve")
+	cmd.Env = s.env
+	if s.socket != nil {
+		cmd = exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" serve`, s.binary)
+		cmd.Env = append(s.env, "LISTEN_FDS=1", "LISTEN_ADDR=") // which has to be of no account
+		cmd.ExtraFiles = []*os.File{s.socket}
+	}
+	s.program = servertest.Start(s.t, "server", cmd)
 }
 
 func (s *server) awaitReady() {
 	s.t.Helper()
-	servertest.Eventually(s.t, "the server is ready", func() bool {
-		if !s.running() {
-			s.t.Fatalf("the server has ended: %v\n%s", s.err, s.tail())
-		}
-		response, err := http.Get(s.url("/readyz"))
-		if err != nil {
-			return false
-		}
-		_ = response.Body.Close()
-		return response.StatusCode == http.StatusOK
-	})
+	s.Await(s.t, "the server is ready", func() bool { return s.call(http.MethodGet, "/readyz", "", "").status == http.StatusOK })
 }
 
 func (s *server) url(path string) string { return "http://" + s.addr + path }
@@ -123,24 +140,120 @@ func call(ctx context.Context, c *http.Client, method, url, body string, headers
 	if err != nil {
 		return answer{err: err}
 	}
+	return read(response)
+}
+
+func read(response *http.Response) answer {
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
 	return answer{response.StatusCode, response.Header, string(content), err}
 }
 
-// newKey is an access key of the customer's, made at a server or a proxy before it.
-func newKey(t testing.TB, c *http.Client, base string) (id, token string) {
+// exchange sends the bytes of a request, or the rest of one, and reads the answer; last says that the connection is of no use any more.
+func exchange(conn net.Conn, in *bufio.Reader, request string) (a answer, last bool) {
+	if _, err := io.WriteString(conn, request); err != nil {
+		return answer{err: fmt.Errorf("sending: %w", err)}, true
+	}
+	response, err := http.ReadResponse(in, nil)
+	if err != nil {
+		return answer{err: fmt.Errorf("reading the answer: %w", err)}, true
+	}
+	a = read(response)
+	return a, response.Close || a.err != nil
+}
+
+// call sends a request, with a credential where there is one.
+func (s *server) call(method, path, credential, body string) answer {
+	var headers []string
+	if credential != "" {
+		headers = bearer(credential)
+	}
+	// Not under the test's context: what was sent when that ends still has an outcome.
+	return call(context.WithoutCancel(s.t.Context()), s.client, method, s.url(path), body, headers...)
+}
+
+// me is the status of a request with a credential.
+func (s *server) me(credential string) int {
+	return s.call(http.MethodGet, "/v1.0/me", credential, "").status
+}
+
+// api sends a request whose answer has to be a 200, and decodes that.
+func (s *server) api(t testing.TB, method, path, credential, body string, into any) {
 	t.Helper()
-	var key struct{ ID, Token string }
-	call(t.Context(), c, http.MethodPost, base+"/v1.0/accesskeys", `{"name":"e2e"}`, "Authorization", "Bearer "+adminKey).into(t, &key)
+	s.call(method, path, credential, body).into(t, into)
+}
+
+// made is what was made: a key or another resource.
+type made struct {
+	ID, Token  string
+	CustomerID string `json:"customer_id"`
+	TmExpire   string `json:"tm_expire"`
+}
+
+// make makes a resource, as the admin.
+func (s *server) make(t testing.TB, path, body string) (m made) {
+	t.Helper()
+	s.api(t, http.MethodPost, path, adminKey, body, &m)
+	return m
+}
+
+// newKey is an access key of the customer's.
+func (s *server) newKey(t testing.TB) (id, token string) {
+	t.Helper()
+	key := s.make(t, "/v1.0/accesskeys", `{"name":"e2e"}`)
 	return key.ID, key.Token
 }
 
-// deleteKey deletes a key, and returns once that was confirmed.
-func deleteKey(t testing.TB, c *http.Client, base, id string) {
+// delete deletes something as the admin, and returns once that was confirmed.
+func (s *server) delete(t testing.TB, path string) {
 	t.Helper()
-	a := call(t.Context(), c, http.MethodDelete, base+"/v1.0/accesskeys/"+id, "", "Authorization", "Bearer "+adminKey)
-	if a.status != http.StatusOK {
-		t.Fatalf("deleting a key: %s", fmt.Sprint(a))
+	s.api(t, http.MethodDelete, path, adminKey, "", &struct{}{})
+}
+
+func (s *server) deleteKey(t testing.TB, id string) {
+	t.Helper()
+	s.delete(t, "/v1.0/accesskeys/"+id)
+}
+
+// keys are the ids of all keys that the server lists.
+func (s *server) keys(t testing.TB) map[string]bool {
+	t.Helper()
+	ids := map[string]bool{}
+	for token := ""; ; {
+		var page struct {
+			Result []struct{ ID string }
+			Next   *string `json:"next_page_token"`
+		}
+		s.api(t, http.MethodGet, "/v1.0/accesskeys?page_size=100&page_token="+url.QueryEscape(token), adminKey, "", &page)
+		for _, key := range page.Result {
+			ids[key.ID] = true
+		}
+		if page.Next == nil {
+			return ids
+		}
+		token = *page.Next
 	}
+}
+
+func (s *server) login(t testing.TB, username, password string) string {
+	t.Helper()
+	return s.make(t, "/auth/login", fmt.Sprintf(`{"username":%q,"password":%q}`, username, password)).Token
+}
+
+// signed is a token of a service account's that the server's own program signs, by a key pair that is made for it; keyID is that one's.
+func (s *server) signed(t testing.TB, account string) (token, keyID string) {
+	t.Helper()
+	var pair struct {
+		KeyID string `json:"key_id"`
+	}
+	a := s.call(http.MethodPost, "/v1.0/service_accounts/"+account+"/keys", adminKey, "")
+	a.into(t, &pair)
+	file := filepath.Join(folder(t), "credentials.json")
+	write(t, file, a.body)
+	output, err := exec.CommandContext(t.Context(), s.binary, "token", "sign", "--credentials", file).Output()
+	token, found := strings.CutPrefix(strings.TrimSpace(string(output)), "Authorization: Bearer ")
+	if err != nil || !found {
+		t.Fatalf("token sign: %v, %q", err, output)
+	}
+	return token, pair.KeyID
 }

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -42,8 +40,8 @@ func newStandbyPair(t testing.TB) *standbyPair {
 	c := &standbyPair{t: t, dir: folder(t), bin: postgresBin(t), addrs: [2]string{machines[0] + ":5432", machines[1] + ":5432"}}
 	c.command("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--pgdata="+c.data(0))
 	c.start(0)
-	c.sql(0, `CREATE DATABASE accesskeys`)
-	c.sql(0, `CREATE TABLE scratch (at timestamptz DEFAULT now())`)
+	value(c.t, c.url(0), `CREATE DATABASE accesskeys`)
+	value(c.t, c.url(0), `CREATE TABLE scratch (at timestamptz DEFAULT now())`)
 	c.follow()
 	return c
 }
@@ -70,14 +68,7 @@ func freeMachines(t testing.TB) (addrs [3]string) {
 // postgresBin is the folder of Postgres' programs.
 func postgresBin(t testing.TB) string {
 	t.Helper()
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pg_basebackup")
-	if path, err := exec.LookPath("pg_basebackup"); len(found) == 0 && err == nil {
-		found = []string{path}
-	}
-	if len(found) == 0 {
-		t.Fatal("pg_basebackup is not installed (make e2e installs it)")
-	}
-	return filepath.Dir(found[len(found)-1])
+	return filepath.Dir(servertest.PostgresProgram(t, "pg_basebackup"))
 }
 
 func (c *standbyPair) data(node int) string { return filepath.Join(c.dir, strconv.Itoa(node)) }
@@ -107,12 +98,9 @@ func (c *standbyPair) start(node int) {
 	cmd := exec.Command(filepath.Join(c.bin, "postgres"), "-D", c.data(node), "-h", host, "-p", port, "-k", "",
 		"-c", "max_connections=200", "-c", "wal_retrieve_retry_interval=100ms")
 	cmd.Dir = c.dir
-	c.nodes[node] = start(c.t, fmt.Sprintf("postgres-%d", node), unprivileged(c.t, cmd))
+	c.nodes[node] = servertest.Start(c.t, fmt.Sprintf("postgres-%d", node), unprivileged(c.t, cmd))
 	c.t.Cleanup(func() { c.kill(node) })
-	servertest.Eventually(c.t, "Postgres answers", func() bool {
-		if !c.nodes[node].running() {
-			c.t.Fatalf("Postgres has ended: %v\n%s", c.nodes[node].err, c.nodes[node].tail())
-		}
+	c.nodes[node].Await(c.t, "Postgres answers", func() bool {
 		_, err := query(c.t.Context(), c.url(node), `SELECT 1`)
 		return err == nil
 	})
@@ -122,15 +110,14 @@ func (c *standbyPair) start(node int) {
 func (c *standbyPair) follow() {
 	c.t.Helper()
 	standby := 1 - c.primary
-	if err := os.RemoveAll(c.data(standby)); err != nil {
-		c.t.Fatal(err)
-	}
+	servertest.OK(c.t, os.RemoveAll(c.data(standby)))
 	host, port, _ := net.SplitHostPort(c.addrs[c.primary])
 	c.command("pg_basebackup", "--pgdata="+c.data(standby), "--checkpoint=fast", "--write-recovery-conf",
 		"--dbname=host="+host+" port="+port+" user=postgres application_name=standby")
 	c.start(standby)
 	servertest.Eventually(c.t, "the standby follows", func() bool {
-		return c.text(`SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = 'standby'`) == "1"
+		return value(c.t, c.url(c.primary), `
+			SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = 'standby'`) == "1"
 	})
 }
 
@@ -139,19 +126,19 @@ func (c *standbyPair) follow() {
 // have.
 func (c *standbyPair) synchronous() {
 	c.t.Helper()
-	c.sql(c.primary, `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
-	c.sql(c.primary, `SELECT pg_reload_conf()`)
+	value(c.t, c.url(c.primary), `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
+	value(c.t, c.url(c.primary), `SELECT pg_reload_conf()`)
 	servertest.Eventually(c.t, "the standby is synchronous", func() bool {
-		return c.text(`SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == "1"
+		return value(c.t, c.url(c.primary), `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == "1"
 	})
-	c.sql(c.primary, `INSERT INTO scratch DEFAULT VALUES`)
+	value(c.t, c.url(c.primary), `INSERT INTO scratch DEFAULT VALUES`)
 }
 
 // promote makes a primary of the standby.
 func (c *standbyPair) promote() {
 	c.t.Helper()
 	c.primary = 1 - c.primary
-	if promoted := c.text(`SELECT pg_promote(true, 60)`); promoted != "true" {
+	if promoted := value(c.t, c.url(c.primary), `SELECT pg_promote(true, 60)`); promoted != "true" {
 		c.t.Fatalf("pg_promote answered %s", promoted)
 	}
 }
@@ -168,27 +155,23 @@ func query(ctx context.Context, url, sql string) (value any, err error) {
 		return nil, err
 	}
 	defer rows.Close()
-	for rows.Next() {
-		values, err := rows.Values()
-		if err != nil {
-			return nil, err
+	for rows.Next() && err == nil {
+		var values []any
+		if values, err = rows.Values(); err == nil {
+			value = values[0]
 		}
-		value = values[0]
 	}
-	return value, rows.Err()
+	return value, errors.Join(err, rows.Err())
 }
 
-// execute runs a statement that has to succeed.
-func execute(t testing.TB, url, sql string) {
+// value is the last row's first value, as text.
+func value(t testing.TB, url, sql string) string {
 	t.Helper()
-	if _, err := query(t.Context(), url, sql); err != nil {
+	got, err := query(t.Context(), url, sql)
+	if err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
-}
-
-func (c *standbyPair) sql(node int, sql string) {
-	c.t.Helper()
-	execute(c.t, c.url(node), sql)
+	return fmt.Sprint(got)
 }
 
 // program is Postgres with its version.
@@ -196,61 +179,33 @@ func (c *standbyPair) program() string {
 	return version(c.t, filepath.Join(c.bin, "postgres"), "--version")
 }
 
-// text is the one value of a query to the primary.
-func (c *standbyPair) text(sql string) string {
-	c.t.Helper()
-	value, err := query(c.t.Context(), c.url(c.primary), sql)
-	if err != nil {
-		c.t.Fatalf("%s: %v", sql, err)
-	}
-	return fmt.Sprint(value)
-}
-
 // kill ends a Postgres as a machine that loses its power does: none of its processes does anything any more.
 func (c *standbyPair) kill(node int) {
 	c.signal(node, syscall.SIGKILL)
-	<-c.nodes[node].ended
+	<-c.nodes[node].Ended
 }
 
-// signal sends a signal to every process of a Postgres. They are in no common process group: each makes its own.
+// signal sends a signal to every process of a Postgres.
 func (c *standbyPair) signal(node int, s syscall.Signal) {
-	if !c.nodes[node].running() {
-		return
+	if c.nodes[node].Running() {
+		signalAll(c.nodes[node].Cmd.Process.Pid, s)
 	}
-	first := c.nodes[node].cmd.Process.Pid
+}
+
+// signalAll sends a signal to the first process of a Postgres and to all that it has started. They are in no common process group: each
+// makes its own.
+func signalAll(first int, s syscall.Signal) {
 	_ = syscall.Kill(first, syscall.SIGSTOP) // or it would start others meanwhile
-	for _, pid := range children(first) {
+	for _, pid := range servertest.Children(first) {
 		_ = syscall.Kill(pid, s)
 	}
 	_ = syscall.Kill(first, s)
 }
 
-// children are the processes that a process has started.
-func children(of int) (pids []int) {
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range stats {
-		stat, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended
-		}
-		// pid (name) state parent ...
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		if err == nil && len(fields) > 1 && fields[1] == strconv.Itoa(of) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
 // newServers are three of ours on these databases.
 func newServers(t testing.TB, database string) []*server {
 	t.Helper()
-	var servers []*server
-	for range 3 {
-		servers = append(servers, newServer(t, database))
-	}
-	return servers
+	return []*server{newServer(t, database), newServer(t, database), newServer(t, database)} // of which the first migrates
 }
 
 // TestPromotionLosesNothing kills the primary again and again, and promotes the standby that its commits have waited for.
@@ -263,8 +218,7 @@ func TestPromotionLosesNothing(t *testing.T) {
 	var all outage
 	for range promotions {
 		w.settle()
-		old := c.primary
-		c.kill(old)
+		c.kill(c.primary)
 		lost := w.now()
 		c.promote()
 		all = all.and(w.recovered(lost, w.takesWrites(c.url(c.primary)), 0))
@@ -310,8 +264,8 @@ func TestPromotionWhileThePrimaryIsSilentLosesNothing(t *testing.T) {
 			accepting := w.takesWrites(c.url(c.primary))
 			late := newServer(t, c.databaseURL())
 			o := w.recovered(lost, accepting, 8*time.Second) // the time-outs of what was under way are over by then
-			id, _ := newKey(t, w.client, late.url(""))
-			deleteKey(t, w.client, servers[0].url(""), id)
+			id, _ := late.newKey(t)
+			servers[0].deleteKey(t, id)
 			end()
 			f := w.judge()
 			f.kept(t)
@@ -325,21 +279,12 @@ func TestPromotionWhileThePrimaryIsSilentLosesNothing(t *testing.T) {
 // the system drops what would be one connection too many in a queue that nobody empties.
 func swallow(t testing.TB, addr string) (end func()) {
 	t.Helper()
-	resolved, err := net.ResolveTCPAddr("tcp4", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resolved := servertest.Must(net.ResolveTCPAddr("tcp4", addr))(t)
+	fd := servertest.Must(syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0))(t)
 	end = sync.OnceFunc(func() { _ = syscall.Close(fd) })
 	t.Cleanup(end)
-	err = errors.Join(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1),
+	servertest.OK(t, syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1),
 		syscall.Bind(fd, &syscall.SockaddrInet4{Port: resolved.Port, Addr: [4]byte(resolved.IP.To4())}), syscall.Listen(fd, 0))
-	if err != nil {
-		t.Fatal(err)
-	}
 	servertest.Eventually(t, "connecting takes for ever", func() bool {
 		conn, err := net.DialTimeout("tcp", addr, 200*time.Millisecond)
 		if err == nil {
@@ -364,10 +309,10 @@ func TestPromotionBesideALivingPrimaryUndoesNothing(t *testing.T) {
 	believer := newServer(t, "postgres://postgres@"+c.addrs[c.primary]+"/accesskeys?sslmode=disable", "CACHE_LEASE=0")
 	w := witnessed(t, lightly, servers...)
 	w.settle()
-	id, token := newKey(t, w.client, believer.url(""))
+	id, token := believer.newKey(t)
 	accepts := func() (accepted bool) {
 		servertest.Eventually(t, "the server with CACHE_LEASE=0 can tell", func() bool { // a busy machine may keep it from answering in time
-			a := call(t.Context(), w.client, http.MethodGet, believer.url("/v1.0/me"), "", "Authorization", "Bearer "+token)
+			a := believer.call(http.MethodGet, "/v1.0/me", token, "")
 			accepted = a.status == http.StatusOK
 			return !away(a)
 		})
@@ -381,7 +326,7 @@ func TestPromotionBesideALivingPrimaryUndoesNothing(t *testing.T) {
 	w.excuse() // no lease goes on after the promotion
 	o := w.recovered(lost, w.takesWrites(c.url(c.primary)), 15*time.Second)
 	servertest.Eventually(t, "the key is deleted", func() bool { // a 404 means that it was, when there was no answer
-		a := call(t.Context(), w.client, http.MethodDelete, servers[0].url("/v1.0/accesskeys/"+id), "", "Authorization", "Bearer "+adminKey)
+		a := servers[0].call(http.MethodDelete, "/v1.0/accesskeys/"+id, adminKey, "")
 		return a.status == http.StatusOK || a.status == http.StatusNotFound
 	})
 	believed := accepts()
@@ -409,14 +354,9 @@ func TestOnlySynchronousReplicationKeepsPromises(t *testing.T) {
 			}
 			w := witnessed(t, lightly, newServers(t, c.databaseURL())...)
 			w.settle()
-			sender, err := strconv.Atoi(c.text(`SELECT pid FROM pg_stat_replication`))
-			if err != nil {
-				t.Fatal(err)
-			}
+			sender := servertest.Must(strconv.Atoi(value(c.t, c.url(c.primary), `SELECT pid FROM pg_stat_replication`)))(t)
 			before := w.count()
-			if err := syscall.Kill(sender, syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
+			servertest.OK(t, syscall.Kill(sender, syscall.SIGSTOP))
 			if synchronous {
 				servertest.Eventually(t, "POSTs fail", func() bool { return w.count().unknown > before.unknown })
 				silent := w.count()

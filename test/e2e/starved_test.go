@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,7 +16,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"accesskeys/internal/privatepg"
 	"accesskeys/internal/servertest"
 )
 
@@ -34,29 +31,13 @@ const (
 // one is there from the beginning: later there may be none for it.
 func scarce(t testing.TB, connections string) (service string, admin *pgx.Conn) {
 	t.Helper()
-	postgres, err := privatepg.Start(t.Context(), privatepg.Config{Getenv: os.Getenv, Parameters: map[string]string{"max_connections": connections}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = postgres.Close() })
-	if admin, err = pgx.Connect(t.Context(), postgres.URL("postgres")); err != nil {
-		t.Fatal(err)
-	}
+	postgres := newPostgres(t, connections)
+	admin = servertest.Must(pgx.Connect(t.Context(), postgres.URL("postgres")))(t)
 	t.Cleanup(func() { _ = admin.Close(context.Background()) })
 	for _, statement := range []string{`CREATE ROLE service LOGIN`, `CREATE DATABASE accesskeys OWNER service`} {
-		if _, err := admin.Exec(t.Context(), statement); err != nil {
-			t.Fatal(err)
-		}
+		servertest.Must(admin.Exec(t.Context(), statement))(t)
 	}
 	return strings.Replace(postgres.URL("accesskeys"), "user=postgres", "user=service", 1), admin
-}
-
-// flood presents keys that nobody made.
-type flood struct {
-	end     context.CancelFunc
-	clients sync.WaitGroup
-	refused atomic.Int64 // 401
-	other   atomic.Int64
 }
 
 // from is a client at another loopback address, with connections of its own.
@@ -67,19 +48,24 @@ func from(t testing.TB, address string) *http.Client {
 	return &http.Client{Transport: transport, Timeout: patience}
 }
 
-func startFlood(t testing.TB, servers ...*server) *flood {
+// crowd is clients of each of some servers that send one request after the other.
+type crowd struct {
+	end         context.CancelFunc
+	clients     sync.WaitGroup
+	well, other atomic.Int64 // answers with the status that is wanted, and others
+}
+
+func startCrowd(t testing.TB, servers []*server, status int, send func(context.Context, *server) answer) *crowd {
 	t.Helper()
 	ctx, end := context.WithCancel(context.Background())
-	f := &flood{end: end}
+	f := &crowd{end: end}
 	t.Cleanup(f.stop)
-	stranger := from(t, "127.0.0.66")
 	for _, s := range servers {
 		for range floodClients {
 			f.clients.Go(func() {
 				for ctx.Err() == nil {
-					a := call(ctx, stranger, http.MethodGet, s.url("/v1.0/me"), "", bearer("vb_"+rand.Text()[:26]+"floods")...)
-					if a.status == http.StatusUnauthorized {
-						f.refused.Add(1)
+					if send(ctx, s).status == status {
+						f.well.Add(1)
 					} else {
 						f.other.Add(1)
 					}
@@ -90,17 +76,12 @@ func startFlood(t testing.TB, servers ...*server) *flood {
 	return f
 }
 
-func (f *flood) stop() {
+func (f *crowd) stop() {
 	f.end()
 	f.clients.Wait()
 }
 
-// answered waits until so many more were answered, however.
-func (f *flood) answered(t testing.TB, more int64) {
-	t.Helper()
-	before := f.refused.Load() + f.other.Load()
-	servertest.Eventually(t, "the flood is answered", func() bool { return f.refused.Load()+f.other.Load() > before+more })
-}
+func (f *crowd) answered() int64 { return f.well.Load() + f.other.Load() }
 
 // feeds are the backends that the servers read the log of changes by. Nothing else reads it in that way.
 func feeds(t testing.TB, admin *pgx.Conn, wanted int) (pids []int32) {
@@ -109,13 +90,8 @@ func feeds(t testing.TB, admin *pgx.Conn, wanted int) (pids []int32) {
 	servertest.Eventually(t, "every server reads the log", func() bool {
 		rows, err := admin.Query(t.Context(), `
 			SELECT pid FROM pg_stat_activity WHERE application_name = 'accesskeys' AND query LIKE '%LEFT JOIN changes k ON%'`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found, err := pgx.CollectRows(rows, pgx.RowTo[int32])
-		if err != nil {
-			t.Fatal(err)
-		}
+		servertest.OK(t, err)
+		found := servertest.Must(pgx.CollectRows(rows, pgx.RowTo[int32]))(t)
 		for _, pid := range found {
 			if !seen[pid] {
 				seen[pid], pids = true, append(pids, pid)
@@ -167,7 +143,7 @@ func TestFloodOfUnknownKeysStarvesNobody(t *testing.T) {
 	remembered, cold := make([]string, goodCallers), make([]string, 3*goodCallers)
 	for _, keys := range [][]string{remembered, cold} {
 		for i := range keys {
-			_, keys[i] = newKey(t, c, servers[i%len(servers)].url(""))
+			_, keys[i] = servers[i%len(servers)].newKey(t)
 		}
 	}
 	if s := ask(t, c, servers, remembered); s.bad > 0 {
@@ -175,35 +151,35 @@ func TestFloodOfUnknownKeysStarvesNobody(t *testing.T) {
 	}
 	pids := feeds(t, admin, len(servers))
 
-	f := startFlood(t, servers...)
-	f.answered(t, 2_000)
+	stranger := from(t, "127.0.0.66")
+	f := startCrowd(t, servers, http.StatusUnauthorized, func(ctx context.Context, s *server) answer {
+		return call(ctx, stranger, http.MethodGet, s.url("/v1.0/me"), "", bearer("vb_"+rand.Text()[:26]+"floods")...)
+	})
+	servertest.Eventually(t, "the flood is answered", func() bool { return f.answered() > 2_000 })
 	warm, first := ask(t, c, servers, remembered), ask(t, c, servers, cold[:goodCallers])
 
 	w := endFeeds(t, admin, pids, c, servers, remembered[0])
 
 	began := time.Now()
-	third := starting(t, service)
+	third := prepared(t, binary, service)
+	third.start()
 	ready := false
-	for !ready && third.running() && time.Since(began) < patience {
-		a := call(t.Context(), c, http.MethodGet, third.url("/readyz"), "")
-		ready = a.status == http.StatusOK
+	for !ready && third.Running() && time.Since(began) < patience {
+		ready = call(t.Context(), c, http.MethodGet, third.url("/readyz"), "").status == http.StatusOK
 		time.Sleep(20 * time.Millisecond)
 	}
 	startup := time.Since(began).Round(10 * time.Millisecond)
 	if !ready {
-		t.Errorf("another server is not ready after %v: %s", startup, third.tail())
+		t.Errorf("another server is not ready after %v: %s", startup, third.Tail())
 	}
 	w.settles(20 * time.Second)
 	second := ask(t, c, servers, cold[goodCallers:2*goodCallers])
-	refused, other := f.refused.Load(), f.other.Load()
 	f.stop()
 	w.loadEnded()
 	after := ask(t, c, servers, cold[2*goodCallers:])
 
-	t.Logf("before the feeds were ended: remembered keys %v, cold keys %v %v %v", warm, first, warm.wrong, first.wrong)
-	t.Logf("feeds ended: %v; another server ready: %t after %v", w, ready, startup)
-	t.Logf("under the flood, after that: cold keys %v %v; after the flood: %v %v", second, second.wrong, after, after.wrong)
-	t.Logf("the flood: %d refused, %d others", refused, other)
+	t.Logf("the flood: %d refused, %d others; keys that were remembered before the feeds were ended: %v; cold ones after the flood: %v",
+		f.well.Load(), f.other.Load(), warm, after)
 	for what, s := range map[string]served{"remembered keys": warm, "cold keys": first, "cold keys, feeds anew": second, "cold keys, after the flood": after} {
 		if s.bad > goodCallers/10 { // one that a busy machine takes too long for is a 503
 			t.Errorf("%s: %v: %v", what, s, s.wrong)
@@ -216,9 +192,8 @@ func TestFloodOfUnknownKeysStarvesNobody(t *testing.T) {
 // recovery watches servers whose feeds were ended.
 type recovery struct {
 	t       testing.TB
-	ended   time.Time     // the feeds
-	load    time.Duration // how long the load lasted after that
-	servers []*server
+	ended   time.Time      // the feeds
+	load    time.Duration  // how long the load lasted after that
 	back    []atomic.Int64 // since when each has served, and gone on to; 0 for not
 	watched sync.WaitGroup
 	stop    context.CancelFunc
@@ -228,11 +203,9 @@ type recovery struct {
 // goes on to do so: from memory it may for as long as a lease.
 func endFeeds(t testing.TB, admin *pgx.Conn, pids []int32, c *http.Client, servers []*server, key string) *recovery {
 	t.Helper()
-	if _, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid`, pids); err != nil {
-		t.Fatal(err)
-	}
+	servertest.Must(admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid`, pids))(t)
 	ctx, stop := context.WithCancel(context.Background())
-	r := &recovery{t: t, ended: time.Now(), servers: servers, back: make([]atomic.Int64, len(servers)), stop: stop}
+	r := &recovery{t: t, ended: time.Now(), back: make([]atomic.Int64, len(servers)), stop: stop}
 	t.Cleanup(func() { stop(); r.watched.Wait() })
 	for i, s := range servers {
 		r.watched.Go(func() {
@@ -296,26 +269,12 @@ func TestServersWithPoolsTooLargeGetTheirFeedsBack(t *testing.T) {
 	service += "&pool_max_conns=16"
 	servers := []*server{newServer(t, service), newServer(t, service)}
 	c := from(t, "127.0.1.1")
-	_, key := newKey(t, c, servers[0].url(""))
+	_, key := servers[0].newKey(t)
 	pids := feeds(t, admin, len(servers))
 
-	ctx, end := context.WithCancel(context.Background())
-	var writing sync.WaitGroup
-	t.Cleanup(func() { end(); writing.Wait() })
-	var made, failed atomic.Int64
-	for _, s := range servers {
-		for range floodClients {
-			writing.Go(func() {
-				for ctx.Err() == nil {
-					if a := call(ctx, c, http.MethodPost, s.url("/v1.0/accesskeys"), `{"name":"load"}`, bearer(adminKey)...); a.status == http.StatusOK {
-						made.Add(1)
-					} else {
-						failed.Add(1)
-					}
-				}
-			})
-		}
-	}
+	f := startCrowd(t, servers, http.StatusOK, func(ctx context.Context, s *server) answer {
+		return call(ctx, c, http.MethodPost, s.url("/v1.0/accesskeys"), `{"name":"load"}`, bearer(adminKey)...)
+	})
 	servertest.Eventually(t, "every connection is taken", func() bool {
 		conn, err := pgx.Connect(t.Context(), service[:strings.LastIndexByte(service, '&')])
 		if err == nil {
@@ -325,20 +284,8 @@ func TestServersWithPoolsTooLargeGetTheirFeedsBack(t *testing.T) {
 	})
 	w := endFeeds(t, admin, pids, c, servers, key)
 	w.settles(20 * time.Second)
-	end()
-	writing.Wait()
+	f.stop()
 	w.loadEnded()
-	t.Logf("feeds ended: %v; %d keys made, %d requests failed", w, made.Load(), failed.Load())
+	t.Logf("%d keys made, %d requests failed", f.well.Load(), f.other.Load())
 	counted(t, "two pools of 16 connections, max_connections=20", version(t, "postgres", "--version"), "feeds ended under load: %v", w)
-}
-
-// starting is a server that need not become ready.
-func starting(t testing.TB, database string) *server {
-	t.Helper()
-	s := &server{t: t, addr: freeAddr(t)}
-	s.env = append(os.Environ(), "DATABASE_URL="+database, "LISTEN_ADDR="+s.addr, "JWT_SECRET="+jwtSecret)
-	cmd := exec.Command(binary, "serve")
-	cmd.Env = s.env
-	s.program = start(t, "server", cmd)
-	return s
 }

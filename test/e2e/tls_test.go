@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
@@ -51,31 +52,26 @@ func (a authority) renew(cert, key string) {
 	a.openssl("x509", "-req", "-in", a.path("request"), "-CA", a.path("ca.pem"), "-CAkey", a.path("ca.key"), "-CAcreateserial", "-days", "1",
 		"-extfile", a.path("names"), "-out", cert+".new")
 	for _, path := range []string{cert, key} {
-		if err := os.Rename(path+".new", path); err != nil {
-			a.t.Fatal(err)
-		}
+		servertest.OK(a.t, os.Rename(path+".new", path))
 	}
 }
 
 // Without a proxy the server answers by HTTPS itself, to real clients, and a certificate that is renewed fails none of them.
 func TestRenewedCertificateFailsNoRequest(t *testing.T) {
 	t.Parallel()
-	s := &server{t: t, addr: freeAddr(t)}
+	s := prepared(t, binary, newDatabase(t))
 	host, _, _ := net.SplitHostPort(s.addr)
 	ca := newAuthority(t, host)
 	cert, key := ca.path("cert.pem"), ca.path("key.pem")
 	ca.renew(cert, key)
-	// The harness asks by HTTP whether a server is ready, so this one is started by hand.
-	cmd := exec.Command(binary, "serve")
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+newDatabase(t), "LISTEN_ADDR="+s.addr, "JWT_SECRET="+strings.Repeat("e2e-secret", 4),
-		"BOOTSTRAP_CUSTOMER=E2E", "BOOTSTRAP_ACCESSKEY="+adminKey, "TLS_CERT_FILE="+cert, "TLS_KEY_FILE="+key)
-	s.program = start(t, "server", cmd)
+	s.env = append(s.env, "TLS_CERT_FILE="+cert, "TLS_KEY_FILE="+key)
+	s.start()
 	curl := func(arguments ...string) (string, error) {
 		output, err := exec.CommandContext(t.Context(), "curl", append([]string{"-sS", "--cacert", ca.path("ca.pem")}, arguments...)...).CombinedOutput()
 		return string(output), err
 	}
 	base := "https://" + s.addr
-	servertest.Eventually(t, "the server is ready", func() bool { _, err := curl("-f", base+"/readyz"); return err == nil })
+	s.Await(t, "the server is ready", func() bool { _, err := curl("-f", base+"/readyz"); return err == nil })
 
 	output, err := curl("-i", base+"/v1.0/me", "-H", "Authorization: Bearer "+adminKey)
 	if err != nil || !strings.HasPrefix(output, "HTTP/2 200") || !strings.Contains(output, "strict-transport-security: max-age=31536000") {
@@ -92,12 +88,11 @@ func TestRenewedCertificateFailsNoRequest(t *testing.T) {
 		t.Errorf("without TLS: %s", output)
 	}
 
-	content, err := os.ReadFile(ca.path("ca.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	content := servertest.Must(os.ReadFile(ca.path("ca.pem")))(t)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(content)
+	request := servertest.Must(http.NewRequest(http.MethodGet, base+"/auth/verify", nil))(t)
+	request.Header.Set("Authorization", "Bearer "+adminKey)
 	var requests, failed atomic.Int64
 	var clients sync.WaitGroup
 	var serials sync.Map
@@ -112,13 +107,7 @@ func TestRenewedCertificateFailsNoRequest(t *testing.T) {
 					return
 				case <-time.After(10 * time.Millisecond):
 				}
-				request, err := http.NewRequest(http.MethodGet, base+"/auth/verify", nil)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				request.Header.Set("Authorization", "Bearer "+adminKey)
-				response, err := transport.RoundTrip(request)
+				response, err := transport.RoundTrip(request.Clone(context.Background()))
 				requests.Add(1)
 				if err != nil || response.StatusCode != http.StatusOK {
 					failed.Add(1)

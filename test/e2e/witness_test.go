@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"accesskeys/internal/servertest"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // What the witness sends to each server, besides POSTs. The load is open: a request is sent when its time has come, whatever
@@ -48,7 +46,6 @@ type acknowledged []time.Duration
 // that was kept. Every instant is from one monotonic clock.
 type witness struct {
 	t       testing.TB
-	client  *http.Client
 	servers []*server
 	epoch   time.Time
 	end     context.CancelFunc
@@ -79,7 +76,7 @@ func witnessed(t testing.TB, period time.Duration, servers ...*server) *witness 
 	t.Helper()
 	ctx, end := context.WithCancel(t.Context())
 	w := &witness{
-		t: t, client: client(t), servers: servers, epoch: time.Now(), end: end,
+		t: t, servers: servers, epoch: time.Now(), end: end,
 		writes: make([]acknowledged, len(servers)), uses: make([]acknowledged, len(servers)),
 	}
 	t.Cleanup(w.stop)
@@ -114,12 +111,6 @@ func (w *witness) stop() {
 
 func (w *witness) now() time.Duration { return time.Since(w.epoch) }
 
-func (w *witness) call(server int, method, path, bearer, body string) answer {
-	// Not under the load's context: what was sent when it ends still has an outcome.
-	ctx := context.WithoutCancel(w.t.Context())
-	return call(ctx, w.client, method, w.servers[server].url(path), body, "Authorization", "Bearer "+bearer)
-}
-
 // odd keeps an answer that nothing explains. The caller holds the lock.
 func (w *witness) odd(format string, args ...any) {
 	const most = 10
@@ -132,7 +123,7 @@ func (w *witness) odd(format string, args ...any) {
 func away(a answer) bool { return a.err != nil || a.status == http.StatusServiceUnavailable }
 
 func (w *witness) make(server int) {
-	a := w.call(server, http.MethodPost, "/v1.0/accesskeys", adminKey, `{"name":"witness"}`)
+	a := w.servers[server].call(http.MethodPost, "/v1.0/accesskeys", adminKey, `{"name":"witness"}`)
 	arrived := w.now()
 	var key struct{ ID, Token string }
 	err := json.Unmarshal([]byte(a.body), &key)
@@ -166,7 +157,7 @@ func (w *witness) delete(server int) {
 	}
 	chosen.asked = w.now()
 	w.mu.Unlock()
-	a := w.call(server, http.MethodDelete, "/v1.0/accesskeys/"+chosen.id, adminKey, "")
+	a := w.servers[server].call(http.MethodDelete, "/v1.0/accesskeys/"+chosen.id, adminKey, "")
 	arrived := w.now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -197,7 +188,7 @@ func (w *witness) use(server int) {
 	gone := p.revoked != 0
 	sent := w.now()
 	w.mu.Unlock()
-	a := w.call(server, http.MethodGet, "/v1.0/me", p.token, "")
+	a := w.servers[server].call(http.MethodGet, "/v1.0/me", p.token, "")
 	arrived := w.now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -232,10 +223,8 @@ func (w *witness) excuse() {
 
 // after is the first instant after another one, 0 where there is none yet.
 func (all acknowledged) after(at time.Duration) time.Duration {
-	for _, a := range all {
-		if a > at {
-			return a
-		}
+	if i := slices.IndexFunc(all, func(a time.Duration) bool { return a > at }); i >= 0 {
+		return all[i]
 	}
 	return 0
 }
@@ -250,21 +239,16 @@ func (all acknowledged) before(at time.Duration) (last time.Duration) {
 	return last
 }
 
-// gaps are the times without an instant between two, each with its end, of which only the last may be the end itself.
-func (all acknowledged) gaps(from, to time.Duration, each func(gap, end time.Duration)) {
+// gaps are the times without an instant between two, each with its end, of which only the last may be the end itself; longest is the
+// longest of them.
+func (all acknowledged) gaps(from, to time.Duration, each func(gap, end time.Duration)) (longest time.Duration) {
 	last := from
-	for _, at := range all {
+	for _, at := range append(slices.Clone(all), to) {
 		if at > from && at <= to {
 			each(at-last, at)
-			last = at
+			longest, last = max(longest, at-last), at
 		}
 	}
-	each(to-last, to)
-}
-
-// longest is the longest time without an instant between two.
-func (all acknowledged) longest(from, to time.Duration) (longest time.Duration) {
-	all.gaps(from, to, func(gap, _ time.Duration) { longest = max(longest, gap) })
 	return longest
 }
 
@@ -300,14 +284,13 @@ func (w *witness) recovered(lost, accepting, watched time.Duration) (o outage) {
 	end := w.now()
 	for i := range w.servers {
 		back := w.writes[i].after(since)
-		w.writes[i].gaps(w.writes[i].before(lost), end, func(gap, end time.Duration) {
+		o.write = append(o.write, w.writes[i].gaps(w.writes[i].before(lost), end, func(gap, end time.Duration) {
 			if gap > time.Second { // it was back for some clients only, those whose connections were new
 				back = max(back, end)
 			}
-		})
+		}))
 		o.back = append(o.back, max(0, back-accepting))
-		o.write = append(o.write, w.writes[i].longest(w.writes[i].before(lost), end))
-		o.read = append(o.read, w.uses[i].longest(w.uses[i].before(lost), end))
+		o.read = append(o.read, w.uses[i].gaps(w.uses[i].before(lost), end, func(_, _ time.Duration) {}))
 	}
 	return o
 }
@@ -316,7 +299,7 @@ func (w *witness) recovered(lost, accepting, watched time.Duration) (o outage) {
 func (w *witness) judge() findings {
 	w.t.Helper()
 	w.stop()
-	listed := w.list()
+	listed := w.servers[0].keys(w.t)
 	type use struct {
 		*promise
 		server int
@@ -353,31 +336,11 @@ func (w *witness) judge() findings {
 func (w *witness) settled(server int, token string) (a answer) {
 	deadline := time.Now().Add(patience)
 	for {
-		a = w.call(server, http.MethodGet, "/v1.0/me", token, "")
+		a = w.servers[server].call(http.MethodGet, "/v1.0/me", token, "")
 		if !away(a) || time.Now().After(deadline) {
 			return a
 		}
 		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-// list is every key's id that the servers list.
-func (w *witness) list() map[string]bool {
-	w.t.Helper()
-	listed := map[string]bool{}
-	for token := ""; ; {
-		var page struct {
-			Result []struct{ ID string }
-			Next   *string `json:"next_page_token"`
-		}
-		w.call(0, http.MethodGet, "/v1.0/accesskeys?page_size=100&page_token="+token, adminKey, "").into(w.t, &page)
-		for _, key := range page.Result {
-			listed[key.ID] = true
-		}
-		if page.Next == nil {
-			return listed
-		}
-		token = *page.Next
 	}
 }
 
@@ -399,16 +362,11 @@ func (w *witness) takesWrites(url string) time.Duration {
 	servertest.Eventually(w.t, "the new primary takes writes", func() bool {
 		ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
 		defer cancel()
-		conn, err := pgx.Connect(ctx, url)
-		if err != nil {
+		standby, err := query(ctx, url, `SELECT pg_is_in_recovery()`)
+		if err != nil || standby != false {
 			return false
 		}
-		defer func() { _ = conn.Close(ctx) }()
-		var standby bool
-		if err := conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil || standby {
-			return false
-		}
-		_, err = conn.Exec(ctx, `INSERT INTO scratch DEFAULT VALUES`)
+		_, err = query(ctx, url, `INSERT INTO scratch DEFAULT VALUES`)
 		return err == nil
 	})
 	return w.now()

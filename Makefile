@@ -79,6 +79,14 @@ bench-depth: build ## a page nine million keys down a list of BENCH_DEPTH_KEYS (
 bench-instances: build ## what 1, 10, 30 and 100 instances cost their database (4 GB of memory)
 	$(GO) test -tags bench -run '^$$' -bench Instances -benchtime 1x -timeout 30m ./test/bench
 
+.PHONY: bench-compare
+bench-compare: build ## what requests cost beside another commit, in turns: make bench-compare BASE=commit
+	@[ -n "$(BASE)" ] || { echo "Name the commit to compare with: make bench-compare BASE=HEAD~1" >&2; exit 2; }
+	@base=$$(mktemp -d) && trap 'rm -rf "$$base"' EXIT && \
+	git -c safe.directory='*' archive $(BASE) | tar -x -C "$$base" && \
+	(cd "$$base" && CGO_ENABLED=0 $(GO) build $(GOBUILDFLAGS) -ldflags='-s -w' -o base ./cmd/server) && \
+	BENCH_BASE="$$base/base" $(GO) test -tags bench -run '^$$' -bench Compare -benchtime $(BENCHTIME) -timeout 60m ./test/bench
+
 .PHONY: fmt
 fmt: ## format the code
 	gofmt -s -w .

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -9,7 +10,6 @@ import (
 	"time"
 
 	"accesskeys/internal/pgtest"
-	"accesskeys/internal/servertest"
 )
 
 // `server health` says whether the server of the same settings is ready, by its exit code and in one line.
@@ -18,24 +18,18 @@ func TestHealthAsksTheServerOfTheSameSettings(t *testing.T) {
 	_, tls := newPair(t, 1).folder(t)
 	for name, extra := range map[string]map[string]string{"HTTP": nil, "HTTPS": tls} {
 		database := pgtest.Migrated(t)
-		p := launch(t, environment(database, extra), "serve")
-		addr := strings.TrimPrefix(listening(t, p.stderr, p.ended), "http://")
+		p := served(t, database, extra)
+		addr := p.addr()
 		env := map[string]string{"LISTEN_ADDR": addr, "HTTP_PROXY": "http://127.0.0.1:1", "DATABASE_URL": "nonsense"}
-		for setting, value := range extra {
-			env[setting] = value
-		}
-		servertest.Eventually(t, name+": it is ready", func() bool {
+		maps.Copy(env, extra)
+		p.eventually(name+": it is ready", func() bool {
 			out, log, err := cli(t, env, "", "health")
 			return err == nil && out == "ready\n" && log == ""
 		})
 		_, port, _ := strings.Cut(addr, ":")
 		env["LISTEN_ADDR"] = ":" + port // everywhere, and so here
-		if out, _, err := cli(t, env, "", "health"); err != nil || out != "ready\n" {
-			t.Errorf("%s on :%s: %q, %v", name, port, out, err)
-		}
-		if err := p.end(); err != nil {
-			t.Error(err)
-		}
+		prints(t, env, "ready\n", "health")
+		ok(t, p.end())
 		if out, _, err := cli(t, env, "", "health"); err == nil || out != "" || !strings.HasPrefix(err.Error(), "not ready: ") {
 			t.Errorf("%s, when it has ended: %q, %v", name, out, err)
 		}
@@ -44,26 +38,17 @@ func TestHealthAsksTheServerOfTheSameSettings(t *testing.T) {
 
 func TestHealthTellsWhyAServerIsNotReady(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct {
-		handler http.HandlerFunc
-		want    string
-	}{
-		"not ready": {func(w http.ResponseWriter, _ *http.Request) {
+	for want, handler := range map[string]http.HandlerFunc{
+		`503 Service Unavailable: "why"`: func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprint(w, `{"error":{"message":"why"}}`)
-		}, `503 Service Unavailable: "why"`},
-		"another server": {func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusNotFound)
-			fmt.Fprint(w, `<html>`)
-		}, `404 Not Found: "no reason was given"`},
-		"elsewhere": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ping", http.StatusFound) }, `302 Found: "no reason was given"`},
+		},
+		`404 Not Found: "no reason was given"`: func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `<html>`, http.StatusNotFound) },
+		`302 Found: "no reason was given"`:     func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ping", http.StatusFound) },
 	} {
-		other := httptest.NewServer(test.handler)
+		other := httptest.NewServer(handler)
 		t.Cleanup(other.Close)
-		p := spawn(t, nil, "", "health", "--url", other.URL)
-		if code := p.code(); code != 1 || p.stdout.String() != "" || p.stderr.String() != "server: not ready: "+test.want+"\n" {
-			t.Errorf("%s: exit code %d, %q, %q", name, code, p.stdout, p.stderr)
-		}
+		spawn(t, nil, "", "health", "--url", other.URL).fails(1, "not ready: "+want)
 	}
 	release := make(chan struct{})
 	hanging := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
@@ -75,9 +60,7 @@ func TestHealthTellsWhyAServerIsNotReady(t *testing.T) {
 		t.Errorf("a server that hangs: after %v %v", took, err)
 	}
 	for _, url := range []string{"", "127.0.0.1:8080", "ftp://x", "http://", "://"} {
-		args := []string{"health", "--url", url}
-		env := map[string]string{"LISTEN_ADDR": "127.0.0.1:0"}
-		if p := spawn(t, env, "", args...); p.code() != 2 {
+		if p := spawn(t, map[string]string{"LISTEN_ADDR": "127.0.0.1:0"}, "", "health", "--url", url); p.code() != 2 {
 			t.Errorf("%q: %s", url, p.stderr)
 		}
 	}

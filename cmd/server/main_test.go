@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"accesskeys/internal/privatepg"
 	"accesskeys/internal/secret"
 	"accesskeys/internal/servertest"
 )
@@ -30,6 +32,7 @@ const (
 	testSecret   = "the-jwt-secret-of-these-tests-0123456789"
 	testUsername = "admin@acme.example"
 	testPassword = "correct horse battery staple"
+	nowhere      = "postgres://u:hunter2@127.0.0.1:1/d" // no database
 	testKey      = "vb_TestTestTestTestTestTestTestTest"
 )
 
@@ -52,26 +55,38 @@ func TestMain(m *testing.M) {
 // testRoot is a folder that every account can pass through: Go's own are closed to the one that runs Postgres for root.
 var testRoot = sync.OnceValues(func() (string, error) {
 	root, err := os.MkdirTemp("/tmp", "server-test-")
-	if err != nil {
-		return "", err
-	}
-	return root, os.Chmod(root, 0o755)
+	return root, errors.Join(err, os.Chmod(root, 0o755))
 })
 
 func newFolder(t *testing.T) string {
 	t.Helper()
-	root, err := testRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp(root, "t")
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := must(os.MkdirTemp(must(testRoot())(t), "t"))(t)
+	ok(t, os.Chmod(dir, 0o755))
 	return dir
+}
+
+// ok turns an error into the end of the test, and so does must.
+func ok(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func must[T any](value T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		ok(t, err)
+		return value
+	}
+}
+
+// writeFile makes a file in a folder and returns its path.
+func writeFile(t *testing.T, dir, name, content string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	ok(t, os.WriteFile(path, []byte(content), 0o600))
+	return path
 }
 
 // binary is the path of the program, built as `make build` does.
@@ -81,64 +96,109 @@ var binary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(root, "server")
-	build := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if output, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the program: %w\n%s", err, output)
-	}
-	return path, nil
+	return path, servertest.Build(context.Background(), path, "-ldflags=-s -w")
 })
+
+// running is what is common to the program as a process and in this one.
+type running struct {
+	t              *testing.T
+	args           []string
+	stdout, stderr *servertest.Log
+	ended          chan struct{}
+}
+
+// newRunning has its log shown where the test fails, after end has ended it.
+func newRunning(t *testing.T, args []string, end func(running)) running {
+	t.Helper()
+	r := running{t, args, &servertest.Log{}, &servertest.Log{}, make(chan struct{})}
+	t.Cleanup(func() {
+		end(r)
+		if t.Failed() {
+			t.Logf("server %v:\n%s", args, r.stderr)
+		}
+	})
+	return r
+}
+
+// eventually waits until something is so of the running program.
+func (r running) eventually(what string, is func() bool) {
+	r.t.Helper()
+	servertest.Eventually(r.t, what, func() bool {
+		select {
+		case <-r.ended:
+			if !is() { // nor in its last moment
+				r.t.Fatalf("it ended before it was so that %s:\n%s", what, r.stderr)
+			}
+			return true
+		default:
+			return is()
+		}
+	})
+}
+
+// logs waits for a text in the log.
+func (r running) logs(text string) {
+	r.t.Helper()
+	r.eventually(fmt.Sprintf("the log has %q", text), func() bool { return strings.Contains(r.stderr.String(), text) })
+}
+
+// addr waits for the log line with the address.
+func (r running) addr() (addr string) {
+	r.t.Helper()
+	r.eventually("it listens", func() bool {
+		for line := range strings.Lines(r.stderr.String()) {
+			var event struct{ Msg, Addr string }
+			if json.Unmarshal([]byte(line), &event) == nil && event.Msg == "listening" {
+				addr = event.Addr
+			}
+		}
+		return addr != ""
+	})
+	return addr
+}
+
+// base is the address of a program that answers by HTTP, once it is ready.
+func (r running) base() string {
+	r.t.Helper()
+	base := "http://" + r.addr()
+	r.eventually("it is ready", func() bool { return call(r.t, "GET", base+"/readyz", "", "").code == 200 })
+	return base
+}
 
 // process is the real program.
 type process struct {
-	t              *testing.T
-	cmd            *exec.Cmd
-	stdout, stderr *servertest.Log
-	ended          chan struct{}
+	running
+	cmd *exec.Cmd
 }
 
 // spawn starts the program with this environment and nothing of ours but what it needs to find Postgres.
 func spawn(t *testing.T, env map[string]string, stdin string, args ...string) *process {
 	t.Helper()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return spawnCommand(t, exec.Command(path, args...), env, stdin)
+	return spawnCommand(t, exec.Command(must(binary())(t), args...), env, stdin)
 }
 
 func spawnCommand(t *testing.T, cmd *exec.Cmd, env map[string]string, stdin string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: cmd, stdout: &servertest.Log{}, stderr: &servertest.Log{}, ended: make(chan struct{})}
-	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
-	for name, value := range env {
-		p.cmd.Env = append(p.cmd.Env, name+"="+value)
-	}
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = strings.NewReader(stdin), p.stdout, p.stderr
-	p.cmd.WaitDelay = patience
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = p.cmd.Wait() // the code is in ProcessState
-		close(p.ended)
-	}()
-	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill() // usually it has ended
-		<-p.ended
-		if t.Failed() {
-			t.Logf("server %v:\n%s", cmd.Args[1:], p.stderr)
+	cmd.Env = append(variables(env), "PATH="+os.Getenv("PATH"), "HOME="+os.Getenv("HOME"))
+	r := newRunning(t, cmd.Args[1:], func(r running) {
+		if cmd.Process != nil {
+			_ = cmd.Process.Kill() // usually it has ended
+			<-r.ended
 		}
 	})
-	return p
+	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = strings.NewReader(stdin), r.stdout, r.stderr, patience
+	ok(t, cmd.Start())
+	go func() {
+		_ = cmd.Wait() // the code is in ProcessState
+		close(r.ended)
+	}()
+	return &process{r, cmd}
 }
 
 // signal sends a signal to the running program.
 func (p *process) signal(s os.Signal) {
 	p.t.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil {
-		p.t.Fatal(err)
-	}
+	ok(p.t, p.cmd.Process.Signal(s))
 }
 
 // code waits for the end and returns the exit code, -1 where a signal was the end.
@@ -152,31 +212,41 @@ func (p *process) code() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// base is the address of a program that logs JSON, once it listens.
-func (p *process) base() string {
+// stop ends it by a signal, after which its code has to be 0.
+func (p *process) stop(s os.Signal) {
 	p.t.Helper()
-	return listening(p.t, p.stderr, p.ended)
+	p.signal(s)
+	if code := p.code(); code != 0 {
+		p.t.Errorf("server %q: exit code %d after %v", p.args, code, s)
+	}
+}
+
+// fails fails the test unless the program ends with this code and one line, which matches the pattern and has no secret.
+func (p *process) fails(code int, line string) {
+	p.t.Helper()
+	p.says(code, "server: "+line+"\n")
+}
+
+// says is the same for a pattern of all that the program says.
+func (p *process) says(code int, pattern string) {
+	p.t.Helper()
+	got, said := p.code(), p.stderr.String()
+	if got != code || p.stdout.String() != "" || !regexp.MustCompile("^"+pattern+"$").MatchString(said) || strings.Contains(said, "hunter2") {
+		p.t.Errorf("server %q: exit code %d, stdout %q, stderr %q, want %s", p.args, got, p.stdout, said, pattern)
+	}
 }
 
 // program is run in this process: the same, but with the race detector looking on.
 type program struct {
-	t              *testing.T
-	stdout, stderr *servertest.Log
-	ended          chan struct{}
-	err            error // valid after ended
-	cancel         context.CancelFunc
+	running
+	err    error // valid after ended
+	cancel context.CancelFunc
 }
 
 // testInvocation is one to which no signal comes.
 func testInvocation(env map[string]string, args []string, stdin io.Reader, stdout, stderr io.Writer) invocation {
 	return invocation{
-		args: args, getenv: lookup(env), stdin: stdin, stdout: stdout, stderr: stderr,
-		environ: func() (all []string) {
-			for name, value := range env {
-				all = append(all, name+"="+value)
-			}
-			return all
-		},
+		args: args, getenv: lookup(env), environ: func() []string { return variables(env) }, stdin: stdin, stdout: stdout, stderr: stderr,
 		hangups: func() (<-chan os.Signal, func()) { return nil, func() {} },
 	}
 }
@@ -184,29 +254,31 @@ func testInvocation(env map[string]string, args []string, stdin io.Reader, stdou
 // launch starts run. It ends with the test.
 func launch(t *testing.T, env map[string]string, args ...string) *program {
 	t.Helper()
+	return begin(t, args, func(ctx context.Context, p *program) error {
+		return run(ctx, testInvocation(env, args, strings.NewReader(""), p.stdout, p.stderr))
+	})
+}
+
+func begin(t *testing.T, args []string, run func(context.Context, *program) error) *program {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &program{t: t, stdout: &servertest.Log{}, stderr: &servertest.Log{}, ended: make(chan struct{}), cancel: cancel}
-	go func() {
-		p.err = run(ctx, testInvocation(env, args, strings.NewReader(""), p.stdout, p.stderr))
-		close(p.ended)
-	}()
-	t.Cleanup(func() {
+	p := &program{cancel: cancel}
+	p.running = newRunning(t, args, func(running) {
 		if err := p.end(); err != nil && !t.Failed() {
 			t.Logf("server %v ended with: %v", args, err)
 		}
-		if t.Failed() {
-			t.Logf("server %v:\n%s", args, p.stderr)
-		}
 	})
+	go func() {
+		p.err = run(ctx, p)
+		close(p.ended)
+	}()
 	return p
 }
 
-// base is the program's address, once it is ready.
-func (p *program) base() string {
-	p.t.Helper()
-	base := listening(p.t, p.stderr, p.ended)
-	servertest.Eventually(p.t, "the server is ready", func() bool { return call(p.t, "GET", base+"/readyz", "", "").code == 200 })
-	return base
+// served is a launched server on a database, with further settings.
+func served(t *testing.T, database secret.Value, more map[string]string) *program {
+	t.Helper()
+	return launch(t, environment(database, more), "serve")
 }
 
 // end does what SIGTERM would and returns run's error.
@@ -225,26 +297,20 @@ func (p *program) wait() error {
 	}
 }
 
-// listening waits for the log line with the address.
-func listening(t *testing.T, log *servertest.Log, ended <-chan struct{}) string {
+func variables(env map[string]string) (all []string) {
+	for name, value := range env {
+		all = append(all, name+"="+value)
+	}
+	return all
+}
+
+// newPostgres is a Postgres of the test's own.
+func newPostgres(t *testing.T, parameters map[string]string) *privatepg.Server {
 	t.Helper()
-	base := ""
-	servertest.Eventually(t, "the server listens", func() bool {
-		for line := range strings.Lines(log.String()) {
-			var event struct{ Msg, Addr string }
-			if json.Unmarshal([]byte(line), &event) == nil && event.Msg == "listening" {
-				base = "http://" + event.Addr
-				return true
-			}
-		}
-		select {
-		case <-ended:
-			t.Fatalf("it ended instead of listening:\n%s", log)
-		default:
-		}
-		return false
-	})
-	return base
+	dir := filepath.Join(newFolder(t), "postgres")
+	server := must(privatepg.Start(t.Context(), privatepg.Config{Dir: dir, Getenv: os.Getenv, Parameters: parameters}))(t)
+	t.Cleanup(func() { ok(t, server.Close()) })
+	return server
 }
 
 func lookup(env map[string]string) func(string) string {
@@ -269,6 +335,14 @@ func cli(t *testing.T, env map[string]string, stdin string, args ...string) (std
 	var out, log bytes.Buffer
 	err = run(t.Context(), testInvocation(env, args, strings.NewReader(stdin), &out, &log))
 	return out.String(), log.String(), err
+}
+
+// prints fails the test unless a subcommand succeeds and prints this.
+func prints(t *testing.T, env map[string]string, want string, args ...string) {
+	t.Helper()
+	if out, log, err := cli(t, env, "", args...); err != nil || out != want {
+		t.Fatalf("server %v: %q, want %q: %v\n%s", args, out, want, err, log)
+	}
 }
 
 // printed runs a subcommand that prints one object and returns it, as text and decoded.
@@ -321,9 +395,16 @@ func ask(ctx context.Context, client *http.Client, method, url, bearer, body str
 	if err != nil {
 		return answer{}, err
 	}
+	return read(res)
+}
+
+func read(res *http.Response) (answer, error) {
 	defer func() { _ = res.Body.Close() }()
-	raw, err := io.ReadAll(res.Body)
-	return answer{res.StatusCode, res.Header, strings.TrimSuffix(string(raw), "\n")}, err
+	if res.Close { // Go has taken the header away
+		res.Header.Set("Connection", "close")
+	}
+	body, err := io.ReadAll(res.Body)
+	return answer{res.StatusCode, res.Header, strings.TrimSuffix(string(body), "\n")}, err
 }
 
 func call(t *testing.T, method, url, bearer, body string) answer {
@@ -355,25 +436,16 @@ func (a answer) refuses(t *testing.T, code int, reason string) {
 // login asks for a JWT.
 func login(t *testing.T, base, username, password string) answer {
 	t.Helper()
-	body, err := json.Marshal(map[string]string{"username": username, "password": password})
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := must(json.Marshal(map[string]string{"username": username, "password": password}))(t)
 	return call(t, "POST", base+"/auth/login", "", string(body))
 }
 
 // sql runs a query and returns the first column of its first row as text, "" where there is none.
 func sql(t *testing.T, database secret.Value, query string, args ...any) string {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), database.Reveal())
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := must(pgx.Connect(t.Context(), database.Reveal()))(t)
 	defer func() { _ = conn.Close(context.Background()) }()
-	rows, err := conn.Query(t.Context(), query, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rows := must(conn.Query(t.Context(), query, args...))(t)
 	values, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
 		all, err := row.Values()
 		return fmt.Sprint(all[0]), err
@@ -381,10 +453,7 @@ func sql(t *testing.T, database secret.Value, query string, args ...any) string 
 	if err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
-	if len(values) == 0 {
-		return ""
-	}
-	return values[0]
+	return strings.Join(values[:min(len(values), 1)], "")
 }
 
 // processesOf lists the processes with a folder in their arguments or as their working folder, one line each.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -9,64 +10,53 @@ import (
 	"golang.org/x/sys/unix"
 
 	"accesskeys/internal/secret"
-	"accesskeys/internal/servertest"
 )
 
-// terminal is a pseudo-terminal: what is typed at its keyboard is what a program reads from the other end.
-type terminal struct{ keyboard, stdin *os.File }
-
-func newTerminal(t *testing.T) terminal {
-	t.Helper()
-	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = keyboard.Close() })
-	descriptor := int(keyboard.Fd())
-	if err := unix.IoctlSetPointerInt(descriptor, unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	number, err := unix.IoctlGetInt(descriptor, unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdin, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = stdin.Close() })
-	return terminal{keyboard, stdin}
-}
-
-func (at terminal) types(t *testing.T, text string) {
-	t.Helper()
-	if _, err := at.keyboard.WriteString(text); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// asking is a `migrate down` at a terminal.
+// asking is a `migrate down` at a pseudo-terminal: what is typed at the keyboard is what it reads.
 type asking struct {
-	terminal
-	stdout, stderr *servertest.Log
-	ended          chan error
+	*program
+	keyboard *os.File
 }
 
-func migrateDownAtTerminal(t *testing.T, database secret.Value) *asking {
+func migrateDownAtTerminal(t *testing.T, env map[string]string) asking {
 	t.Helper()
-	a := &asking{newTerminal(t), &servertest.Log{}, &servertest.Log{}, make(chan error, 1)}
-	env := map[string]string{"DATABASE_URL": database.Reveal(), "LOG_LEVEL": "warn"}
-	go func() {
-		a.ended <- run(t.Context(), testInvocation(env, []string{"migrate", "down"}, a.stdin, a.stdout, a.stderr))
-	}()
-	return a
+	open := func(path string) *os.File {
+		file := must(os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0))(t)
+		t.Cleanup(func() { _ = file.Close() })
+		return file
+	}
+	keyboard := open("/dev/ptmx")
+	ok(t, unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0))
+	stdin := open(fmt.Sprintf("/dev/pts/%d", must(unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN))(t)))
+	quiet, args := map[string]string{"DATABASE_URL": env["DATABASE_URL"], "LOG_LEVEL": "warn"}, []string{"migrate", "down"}
+	return asking{begin(t, args, func(ctx context.Context, p *program) error {
+		return run(ctx, testInvocation(quiet, args, stdin, p.stdout, p.stderr))
+	}), keyboard}
 }
 
 // asks waits for so many questions.
-func (a *asking) asks(t *testing.T, questions int) {
-	t.Helper()
-	servertest.Eventually(t, "the question is asked", func() bool { return strings.Count(a.stderr.String(), "[y/N] ") == questions })
+func (a asking) asks(questions int) {
+	a.t.Helper()
+	a.eventually("the question is asked", func() bool { return strings.Count(a.stderr.String(), "[y/N] ") == questions })
 }
+
+func (a asking) types(text string) {
+	a.t.Helper()
+	must(a.keyboard.WriteString(text))(a.t)
+}
+
+// ends fails the test unless it ends with this error, "" for none, and leaves this version.
+func (a asking) ends(refusal, version string, database secret.Value) {
+	a.t.Helper()
+	if err := a.wait(); err != nil && err.Error() != refusal || (err == nil) != (refusal == "") {
+		a.t.Errorf("it ended with: %v, want %s", err, refusal)
+	}
+	if left := versionOf(a.t, database); left != version {
+		a.t.Errorf("version %s is left, want %s", left, version)
+	}
+}
+
+const refusedFor = "version %d of the schema was not taken back: the answer was not yes"
 
 // At a terminal it asks, and takes back the step for a yes only.
 func TestMigrateDownAsksAtATerminal(t *testing.T) {
@@ -78,24 +68,20 @@ func TestMigrateDownAsksAtATerminal(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%q", typed), func(t *testing.T) {
 			t.Parallel()
-			database := holding(t, holdings["a customer"])
-			a := migrateDownAtTerminal(t, database)
-			a.asks(t, 1)
+			database, env := holding(t, holdings["a customer"])
+			a := migrateDownAtTerminal(t, env)
+			a.asks(1)
 			if version := versionOf(t, database); version != "4" {
 				t.Errorf("it has gone to version %s before the answer", version)
 			}
-			a.types(t, typed)
-			err := <-a.ended
-			version, want, out := versionOf(t, database), "4", ""
+			a.types(typed)
+			out, version, refusal := "", "4", fmt.Sprintf(refusedFor, 4)
 			if agrees {
-				want, out = "3", "3\n"
+				out, version, refusal = "3\n", "3", ""
 			}
-			if version != want || a.stdout.String() != out || a.stderr.String() != lossOfNewest+".\nTake it back? [y/N] " {
-				t.Errorf("version %s, want %s; stdout %q; stderr %q", version, want, a.stdout, a.stderr)
-			}
-			refusal := "version 4 of the schema was not taken back: the answer was not yes"
-			if agrees && err != nil || !agrees && (err == nil || err.Error() != refusal) {
-				t.Errorf("it ended with: %v", err)
+			a.ends(refusal, version, database)
+			if a.stdout.String() != out || a.stderr.String() != loss[4]+".\nTake it back? [y/N] " {
+				t.Errorf("stdout %q; stderr %q", a.stdout, a.stderr)
 			}
 		})
 	}
@@ -104,20 +90,12 @@ func TestMigrateDownAsksAtATerminal(t *testing.T) {
 // An answer is about the step that was asked about. Where somebody else takes that back meanwhile, the next is asked about too.
 func TestMigrateDownTakesBackWhatWasAgreedToOnly(t *testing.T) {
 	t.Parallel()
-	database := holding(t, holdings["a customer"])
-	a := migrateDownAtTerminal(t, database)
-	a.asks(t, 1)
-	env := map[string]string{"DATABASE_URL": database.Reveal()}
-	if _, log, err := cli(t, env, "", "migrate", "down", "--yes"); err != nil {
-		t.Fatalf("%v\n%s", err, log)
-	}
-	a.types(t, "yes\n")
-	a.asks(t, 2)
-	a.types(t, "no\n")
-	if err := <-a.ended; err == nil || err.Error() != "version 3 of the schema was not taken back: the answer was not yes" {
-		t.Errorf("it ended with: %v", err)
-	}
-	if version := versionOf(t, database); version != "3" {
-		t.Errorf("version %s is left", version)
-	}
+	database, env := holding(t, holdings["a customer"])
+	a := migrateDownAtTerminal(t, env)
+	a.asks(1)
+	prints(t, env, "3\n", "migrate", "down", "--yes")
+	a.types("yes\n")
+	a.asks(2)
+	a.types("no\n")
+	a.ends(fmt.Sprintf(refusedFor, 3), "3", database)
 }

@@ -1,12 +1,11 @@
 package main
 
 import (
-	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 	"testing"
 
-	"accesskeys/internal/config"
 	"accesskeys/internal/pgtest"
 	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
@@ -26,20 +25,26 @@ const newest = "7"
 
 // holding is a database with a row at version 4, the newest that is not taken back without a question. That the steps above it are is
 // tested on the way.
-func holding(t *testing.T, row string) secret.Value {
+func holding(t *testing.T, row string) (database secret.Value, env map[string]string) {
 	t.Helper()
-	database := pgtest.Migrated(t)
+	database = pgtest.Migrated(t)
 	sql(t, database, row)
-	for versionOf(t, database) != "4" {
-		if out, log, err := cli(t, map[string]string{"DATABASE_URL": database.Reveal()}, "", "migrate", "down"); err != nil {
-			t.Fatalf("migrate down: %q: %v\n%s", out, err, log)
-		}
+	env = map[string]string{"DATABASE_URL": database.Reveal()}
+	for _, version := range []string{"6\n", "5\n", "4\n"} {
+		prints(t, env, version, "migrate", "down")
 	}
-	return database
+	return database, env
 }
 
-const lossOfNewest = "version 4 of the schema would be taken back, and with it is lost: " +
-	"who made each access key; access keys that service accounts made are deleted"
+// loss is what is said of each step that loses something.
+var loss = []string{
+	4: "version 4 of the schema would be taken back, and with it is lost: who made each access key; " +
+		"access keys that service accounts made are deleted",
+	3: "version 3 of the schema would be taken back, and with it is lost: when each access key was used last",
+	2: "version 2 of the schema would be taken back, and with it is lost: sign-ups under way and service accounts with their key pairs; " +
+		"access keys of agents, and those with fewer rights than an admin, are deleted",
+	1: "version 1 of the schema would be taken back, and with it is lost: every customer, agent and access key",
+}
 
 // `migrate down` asks where it would lose data. Without a terminal nobody can be asked: it says what would be lost, and changes nothing.
 func TestMigrateDownLosesNothingUnlessItIsTold(t *testing.T) {
@@ -47,69 +52,28 @@ func TestMigrateDownLosesNothingUnlessItIsTold(t *testing.T) {
 	for name, insert := range holdings {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			database := holding(t, insert)
-			env := map[string]string{"DATABASE_URL": database.Reveal()}
-			before := schemaOf(t, database)
-			p := spawn(t, env, "y\n", "migrate", "down") // an answer that nobody was asked for
-			want := "server: " + lossOfNewest + ". Nothing was changed; --yes does it\n"
-			if code := p.code(); code != 2 || p.stdout.String() != "" || p.stderr.String() != want {
-				t.Errorf("exit code %d, stdout %q, stderr %q, want %q", code, p.stdout, p.stderr, want)
-			}
-			if after := schemaOf(t, database); after != before || versionOf(t, database) != "4" {
-				t.Errorf("version %s, the schema was\n%s\nand is\n%s", versionOf(t, database), before, after)
-			}
-			for _, want := range []string{"3\n", "2\n", "1\n", "0\n"} {
-				if out, log, err := cli(t, env, "", "migrate", "down", "--yes"); err != nil || out != want {
-					t.Fatalf("migrate down --yes: %q, want %q: %v\n%s", out, want, err, log)
+			database, env := holding(t, insert)
+			for version := 4; version > 0; version-- {
+				if version > 1 || name != "a sign-up" { // which has gone with version 2
+					before := schemaOf(t, database)
+					p := spawn(t, env, "y\n", "migrate", "down") // an answer that nobody was asked for
+					p.fails(2, loss[version]+". Nothing was changed; --yes does it")
+					if after := schemaOf(t, database); after != before || versionOf(t, database) != fmt.Sprint(version) {
+						t.Errorf("version %s, the schema was\n%s\nand is\n%s", versionOf(t, database), before, after)
+					}
 				}
+				prints(t, env, fmt.Sprintln(version-1), "migrate", "down", "--yes")
 			}
 		})
-	}
-}
-
-// A schema that holds nothing is taken back without a question.
-func TestMigrateDownDoesNotAskAboutAnEmptySchema(t *testing.T) {
-	t.Parallel()
-	env := map[string]string{"DATABASE_URL": pgtest.Migrated(t).Reveal()}
-	for _, want := range []string{"6\n", "5\n", "4\n", "3\n", "2\n", "1\n", "0\n", "0\n"} {
-		if out, log, err := cli(t, env, "", "migrate", "down"); err != nil || out != want {
-			t.Fatalf("migrate down: %q, want %q: %v\n%s", out, want, err, log)
-		}
-	}
-}
-
-// Whichever step is the newest, the refusal names it and what is lost with it.
-func TestMigrateDownNamesTheStepAndItsLoss(t *testing.T) {
-	t.Parallel()
-	database := holding(t, holdings["a customer"])
-	env := map[string]string{"DATABASE_URL": database.Reveal()}
-	for _, want := range []string{
-		"version 4 of the schema would be taken back, and with it is lost: who made each access key; " +
-			"access keys that service accounts made are deleted",
-		"version 3 of the schema would be taken back, and with it is lost: when each access key was used last",
-		"version 2 of the schema would be taken back, and with it is lost: sign-ups under way and service accounts with their key pairs; " +
-			"access keys of agents, and those with fewer rights than an admin, are deleted",
-		"version 1 of the schema would be taken back, and with it is lost: every customer, agent and access key",
-	} {
-		_, _, err := cli(t, env, "", "migrate", "down")
-		if _, is := errors.AsType[config.UsageError](err); !is || err.Error() != want+". Nothing was changed; --yes does it" {
-			t.Errorf("migrate down: %v\nwant %s", err, want)
-		}
-		if out, log, err := cli(t, env, "", "migrate", "down", "--yes"); err != nil {
-			t.Fatalf("migrate down --yes: %q: %v\n%s", out, err, log)
-		}
-	}
-	if out, _, err := cli(t, env, "", "migrate", "down"); out != "0\n" || err != nil {
-		t.Errorf("migrate down of nothing: %q, %v", out, err)
 	}
 }
 
 // Each migration says what is lost without it.
 func TestEveryMigrationSaysWhatItsWayBackLoses(t *testing.T) {
 	t.Parallel()
-	steps, err := fs.Glob(migrations.Files, "*.down.sql")
-	if err != nil || len(steps) == 0 {
-		t.Fatal(steps, err)
+	steps := must(fs.Glob(migrations.Files, "*.down.sql"))(t)
+	if len(steps) == 0 {
+		t.Fatal("there are no steps")
 	}
 	said := map[string]bool{lostWith(0): true} // which stands for a version that is not known
 	for i, step := range steps {
@@ -124,15 +88,18 @@ func TestEveryMigrationSaysWhatItsWayBackLoses(t *testing.T) {
 	}
 }
 
-// A step that only a newer program knows is not taken back, agreed or not.
-func TestMigrateDownLeavesANewerSchemaAlone(t *testing.T) {
+// Where a newer program has migrated already, this one, still being replaced, leaves the schema as it is and serves. A step that only the
+// newer one knows is not taken back, agreed or not.
+func TestNewerSchemaIsServedAndLeftAlone(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Migrated(t)
-	sql(t, database, holdings["a customer"])
 	sql(t, database, `UPDATE accesskeys_migrations SET version = 999`)
+	p := served(t, database, nil)
+	bootstrapWorks(t, p.base())
+	ok(t, p.end())
 	before := schemaOf(t, database)
 	for _, args := range []string{"migrate down", "migrate down --yes"} {
-		_, _, err := cli(t, map[string]string{"DATABASE_URL": database.Reveal()}, "", strings.Fields(args)...)
+		_, _, err := cli(t, environment(database, nil), "", strings.Fields(args)...)
 		if err == nil || !strings.HasPrefix(err.Error(), "migrating the database, which is left as it was: ") {
 			t.Errorf("%s: %v", args, err)
 		}
@@ -145,8 +112,19 @@ func TestMigrateDownLeavesANewerSchemaAlone(t *testing.T) {
 func versionOf(t *testing.T, database secret.Value) string {
 	t.Helper()
 	out, _, err := cli(t, map[string]string{"DATABASE_URL": database.Reveal()}, "", "migrate", "version")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ok(t, err)
 	return strings.TrimSpace(out)
+}
+
+// schemaOf describes columns, indexes and constraints.
+func schemaOf(t *testing.T, database secret.Value) string {
+	t.Helper()
+	return sql(t, database, `
+		SELECT string_agg(line, E'\n' ORDER BY line) FROM (
+			SELECT table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '')
+			FROM information_schema.columns WHERE table_schema = 'public'
+			UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
+			UNION ALL SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid)
+			FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+		) AS l (line)`)
 }

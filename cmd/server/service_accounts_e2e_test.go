@@ -25,11 +25,8 @@ func TestDocumentOnServiceAccountsWorksAsItStands(t *testing.T) {
 		}
 	}
 	const demo, demoBase = "vb_DemoDemoDemoDemoDemoDemoDemoDemo", "http://127.0.0.1:8080"
-	base := launch(t, environment(pgtest.Migrated(t), map[string]string{"BOOTSTRAP_ACCESSKEY": demo}), "serve").base()
-	document, err := os.ReadFile("../../docs/service-accounts.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	base := served(t, pgtest.Migrated(t), map[string]string{"BOOTSTRAP_ACCESSKEY": demo}).base()
+	document := must(os.ReadFile("../../docs/service-accounts.md"))(t)
 	for _, role := range auth.Roles() {
 		if strings.Count(string(document), "\n| `"+string(role)+"` | ") != 1 {
 			t.Errorf("the role %s is not in the table", role)
@@ -46,20 +43,11 @@ func TestDocumentOnServiceAccountsWorksAsItStands(t *testing.T) {
 	if len(blocks["bash sign.sh"]) != 1 || len(blocks["sh walk"]) < 5 || strings.Count(walk, demoBase) != 1 {
 		t.Fatalf("the document has other blocks: %d of sign.sh, %d to walk", len(blocks["bash sign.sh"]), len(blocks["sh walk"]))
 	}
-	program, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := must(binary())(t)
 	folder := newFolder(t)
-	if err := os.WriteFile(filepath.Join(folder, "sign.sh"), []byte(blocks["bash sign.sh"][0]), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(filepath.Join(folder, "bin"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(program, filepath.Join(folder, "bin", "server")); err != nil {
-		t.Fatal(err)
-	}
+	ok(t, os.WriteFile(filepath.Join(folder, "sign.sh"), []byte(blocks["bash sign.sh"][0]), 0o600))
+	ok(t, os.Mkdir(filepath.Join(folder, "bin"), 0o755))
+	ok(t, os.Symlink(program, filepath.Join(folder, "bin", "server")))
 	const counting = `curl() { command curl -w '%{stderr}%{http_code}\n' "$@" 2>>statuses; }` + "\n"
 	shell := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", counting+strings.Replace(walk, demoBase, base, 1))
 	shell.Dir = folder

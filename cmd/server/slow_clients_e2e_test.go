@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -23,7 +24,7 @@ import (
 type slowAttack struct {
 	tls         bool
 	connections int
-	open        func(t *testing.T, conn net.Conn)
+	open        func(net.Conn)
 }
 
 // attackedList is a list whose page has 2.4 MiB.
@@ -38,15 +39,13 @@ func TestSlowClientsTakeBoundedMemory(t *testing.T) {
 	attacked := attackedList + testKey
 	const most = 256 << 20
 	for name, attack := range map[string]slowAttack{
-		"HTTP/1.1, lists": {false, 1000, func(_ *testing.T, conn net.Conn) {
-			fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", attacked)
-		}},
-		"HTTP/1.1, metrics":                 {false, 1000, func(_ *testing.T, conn net.Conn) { pipeline(conn, "/metrics") }},
-		"HTTP/1.1, the document":            {false, 1000, func(_ *testing.T, conn net.Conn) { pipeline(conn, "/openapi.json") }},
-		"HTTP/2, lists":                     {true, 8, func(_ *testing.T, conn net.Conn) { openStreams(conn, "GET", attacked, true) }},
-		"HTTP/2, small answers":             {true, 20, func(_ *testing.T, conn net.Conn) { openStreams(conn, "GET", "/ping", true) }},
-		"HTTP/2, bodies that don't come":    {true, 20, func(_ *testing.T, conn net.Conn) { openStreams(conn, "POST", "/auth/login", false) }},
-		"HTTP/2, lists on many connections": {true, 20, func(_ *testing.T, conn net.Conn) { openStreams(conn, "GET", attacked, true) }},
+		"HTTP/1.1, lists":                   {false, 1000, func(conn net.Conn) { pipeline(conn, attacked, 1) }},
+		"HTTP/1.1, metrics":                 {false, 1000, func(conn net.Conn) { pipeline(conn, "/metrics", 100) }},
+		"HTTP/1.1, the document":            {false, 1000, func(conn net.Conn) { pipeline(conn, "/openapi.json", 100) }},
+		"HTTP/2, lists":                     {true, 8, func(conn net.Conn) { openStreams(conn, "GET", attacked, endStream) }},
+		"HTTP/2, small answers":             {true, 20, func(conn net.Conn) { openStreams(conn, "GET", "/ping", endStream) }},
+		"HTTP/2, bodies that don't come":    {true, 20, func(conn net.Conn) { openStreams(conn, "POST", "/auth/login", 0) }},
+		"HTTP/2, lists on many connections": {true, 20, func(conn net.Conn) { openStreams(conn, "GET", attacked, endStream) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			// A bound that is kept holds as soon as the machine lets the collector of garbage run; one that is missing never does.
@@ -69,17 +68,13 @@ func (attack slowAttack) peak(t *testing.T) int {
 	if attack.tls {
 		pair := newPair(t, 1)
 		_, files := pair.folder(t)
-		for setting, value := range files {
-			env[setting] = value
-		}
-		client = pair.client(t)
+		maps.Copy(env, files)
+		client = pair.client()
 	}
 	client.Transport.(*http.Transport).DialContext = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}).DialContext
 	p := spawn(t, env, "", "serve")
-	base := p.base()
-	if attack.tls {
-		base = strings.Replace(base, "http:", "https:", 1)
-	}
+	address := p.addr()
+	base := map[bool]string{true: "https://", false: "http://"}[attack.tls] + address
 	// Another customer, at another address, has as large a list.
 	sql(t, database, `INSERT INTO customers (id, name) VALUES (gen_random_uuid(), 'other')`)
 	other := "vb_" + strings.Repeat("o", 32)
@@ -88,34 +83,21 @@ func (attack slowAttack) peak(t *testing.T) int {
 	sql(t, database, `INSERT INTO accesskeys (id, customer_id, description, token_sha256, token_prefix, tm_expire)
 		SELECT gen_random_uuid(), c.id, repeat(E'\x01', 4096), sha256(int8send(i) || c.id::text::bytea), 'vb_12345678', '2100-01-01'
 		FROM generate_series(1, 200) i, customers c`)
-	get := func(path string) (code int, took time.Duration, err error) {
-		started := time.Now()
-		answer, err := client.Get(base + path)
-		if err != nil {
-			return 0, 0, err
-		}
-		defer answer.Body.Close()
-		_, err = io.Copy(io.Discard, answer.Body)
-		return answer.StatusCode, time.Since(started), err
-	}
-	until := time.Now().Add(patience)
-	for code := 0; code != 200 && time.Now().Before(until); {
-		code, _, _ = get("/readyz")
-	}
-	_, address, _ := strings.Cut(base, "://")
+	get := func(path string) (answer, error) { return ask(t.Context(), client, "GET", base+path, "", "") }
+	p.eventually("it is ready", func() bool { got, _ := get("/readyz"); return got.code == 200 })
 	var open sync.WaitGroup
 	stop := make(chan struct{})
 	for range attack.connections {
-		open.Go(func() { attackOn(t, address, attack.tls, attack.open, stop) })
+		open.Go(func() { attackOn(address, attack.tls, attack.open, stop) })
 	}
 	most, before := time.Duration(0), processMemory(t, p, "VmRSS")
 	for begun, n := time.Now(), 0; time.Since(begun) < 3*time.Second || n < 10; n++ {
 		for _, path := range []string{attackedList + other, "/v1.0/me?accesskey=" + other} {
-			code, took, err := get(path)
-			if code != 200 || err != nil {
-				t.Errorf("meanwhile %s: %d, %v", path, code, err)
+			started := time.Now()
+			if got, err := get(path); got.code != 200 || err != nil {
+				t.Errorf("meanwhile %s: %d, %v", path, got.code, err)
 			}
-			most = max(most, took)
+			most = max(most, time.Since(started))
 		}
 	}
 	peak := processMemory(t, p, "VmHWM")
@@ -126,7 +108,7 @@ func (attack slowAttack) peak(t *testing.T) int {
 }
 
 // attackOn keeps a connection open, and opens another one where the server ends it.
-func attackOn(t *testing.T, address string, encrypted bool, open func(*testing.T, net.Conn), stop chan struct{}) {
+func attackOn(address string, encrypted bool, open func(net.Conn), stop chan struct{}) {
 	for {
 		conn, err := net.Dial("tcp", address)
 		if err == nil {
@@ -144,7 +126,7 @@ func attackOn(t *testing.T, address string, encrypted bool, open func(*testing.T
 				inner.Close()
 				close(ended)
 			}()
-			open(t, conn)
+			open(conn)
 			<-ended
 		}
 		select {
@@ -155,21 +137,18 @@ func attackOn(t *testing.T, address string, encrypted bool, open func(*testing.T
 	}
 }
 
-// pipeline sends many requests and reads no answer.
-func pipeline(conn net.Conn, path string) {
-	_, _ = io.WriteString(conn, strings.Repeat("GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n", 100))
+// pipeline sends so many requests and reads no answer.
+func pipeline(conn net.Conn, path string, requests int) {
+	_, _ = io.WriteString(conn, strings.Repeat("GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n", requests))
 }
 
 // openStreams opens a hundred HTTP/2 streams, whose answers have no room (RFC 9113, section 6.9.2). Each that is reset is opened again.
-func openStreams(conn net.Conn, method, path string, whole bool) {
-	block, flags, stream := headerBlock(method, path), byte(endHeaders), uint32(1)
-	if whole {
-		flags |= endStream
-	}
+func openStreams(conn net.Conn, method, path string, flags byte) {
+	block, stream := headerBlock(method, path), uint32(1)
 	open := func(n int) bool {
 		var b []byte
 		for range n {
-			b = append(b, frame(frameHeaders, flags, stream, block)...)
+			b = append(b, frame(frameHeaders, endHeaders|flags, stream, block)...)
 			stream += 2
 		}
 		_, err := conn.Write(b)
@@ -191,14 +170,47 @@ func openStreams(conn net.Conn, method, path string, whole bool) {
 // processMemory is a figure of /proc, in bytes.
 func processMemory(t *testing.T, p *process, name string) int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	status := must(os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid)))(t)
 	_, rest, _ := strings.Cut(string(status), name+":")
-	kib, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		t.Fatal(err)
+	return must(strconv.Atoi(strings.Fields(rest)[0]))(t) << 10
+}
+
+// frame is one of HTTP/2 (RFC 9113, section 4.1).
+func frame(kind, flags byte, stream uint32, payload []byte) []byte {
+	n := len(payload)
+	return append([]byte{
+		byte(n >> 16), byte(n >> 8), byte(n), kind, flags, byte(stream >> 24), byte(stream >> 16), byte(stream >> 8), byte(stream),
+	}, payload...)
+}
+
+const frameHeaders, frameReset, frameSettings = 1, 3, 4
+
+// headerBlock is a request's header in literals that are not indexed (RFC 7541, section 6.2.2).
+func headerBlock(method, path string, more ...string) (block []byte) {
+	fields := append([]string{":method", method, ":scheme", "https", ":authority", "x", ":path", path}, more...)
+	for i := 0; i < len(fields); i += 2 {
+		block = append(block, 0)
+		for _, text := range fields[i : i+2] {
+			block = append(append(block, byte(len(text))), text...)
+		}
 	}
-	return kib << 10
+	return block
+}
+
+const endStream, endHeaders = 0x1, 0x4
+
+// nextFrame reads one, and forgets what is in it.
+func nextFrame(in *bufio.Reader) (kind byte, err error) {
+	var header [9]byte
+	if _, err := io.ReadFull(in, header[:]); err != nil {
+		return 0, err
+	}
+	_, err = in.Discard(int(header[0])<<16 | int(header[1])<<8 | int(header[2]))
+	return header[3], err
+}
+
+// beginHTTP2 sends what a connection begins with.
+func beginHTTP2(conn net.Conn, settings string) {
+	_, _ = io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	_, _ = conn.Write(frame(frameSettings, 0, 0, []byte(settings)))
 }

@@ -2,129 +2,83 @@ package main
 
 import (
 	"context"
-	"net"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"accesskeys/internal/pgtest"
+	"accesskeys/internal/postgres"
 	"accesskeys/internal/secret"
-	"accesskeys/internal/servertest"
 )
 
-// Contract, section 6: migrate (safe with many instances starting at once), bootstrap, serve.
+// Contract, section 6: migrate (safe with many instances starting at once), bootstrap, serve. Each thing is made once.
 func TestManyServersStartAtOnceOnAnEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
 	programs := make([]*program, 8)
 	for i := range programs {
-		programs[i] = launch(t, environment(database, nil), "serve")
+		programs[i] = served(t, database, nil)
 	}
-	migrated := 0
+	did := map[string]int{}
 	for _, p := range programs {
 		bootstrapWorks(t, p.base())
-		migrated += strings.Count(p.stderr.String(), `"migrating the database"`)
+		for _, event := range regexp.MustCompile(`"migrating the database"|"bootstrap: created","setting":"\w+"`).FindAllString(p.stderr.String(), -1) {
+			did[event]++
+		}
 	}
-	if migrated != 1 {
-		t.Errorf("%d servers have migrated", migrated)
+	if got := slices.Collect(maps.Values(did)); !slices.Equal(got, []int{1, 1, 1, 1}) {
+		t.Errorf("they have done %v", did)
 	}
-	if got := census(t, database); got != oneOfEach {
-		t.Error(got)
-	}
-	if got, want := schemaOf(t, database), schemaOf(t, pgtest.Migrated(t)); got != want || !strings.Contains(want, "agents_live_username") {
-		t.Errorf("schema\n%s\nwant\n%s", got, want)
-	}
-	if versions := sql(t, database, `SELECT string_agg(version || ' ' || dirty, ',') FROM accesskeys_migrations`); versions != newest+" false" {
-		t.Errorf("accesskeys_migrations: %s", versions)
+	hasRows(t, database, oneOfEach)
+	if version := versionOf(t, database); version != newest {
+		t.Errorf("the schema is at version %s", version)
 	}
 	for _, p := range programs {
-		if err := p.end(); err != nil {
-			t.Error(err)
-		}
+		ok(t, p.end())
 	}
 }
 
-// schemaOf describes columns, indexes and constraints.
-func schemaOf(t *testing.T, database secret.Value) string {
+// noTables fails the test if there is a table already.
+func noTables(t *testing.T, database secret.Value) {
 	t.Helper()
-	return sql(t, database, `
-		SELECT string_agg(line, E'\n' ORDER BY line) FROM (
-			SELECT table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '')
-			FROM information_schema.columns WHERE table_schema = 'public'
-			UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
-			UNION ALL SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid)
-			FROM pg_constraint WHERE connamespace = 'public'::regnamespace
-		) AS l (line)`)
-}
-
-// A newer program has migrated already, and this one is still being replaced: it leaves the schema as it is and serves.
-func TestServerStartsOnANewerSchema(t *testing.T) {
-	t.Parallel()
-	database := pgtest.Migrated(t)
-	sql(t, database, `UPDATE accesskeys_migrations SET version = 999`)
-	p := launch(t, environment(database, nil), "serve")
-	bootstrapWorks(t, p.base())
-	if err := p.end(); err != nil {
-		t.Error(err)
-	}
-	if version := sql(t, database, `SELECT version FROM accesskeys_migrations`); version != "999" {
-		t.Errorf("the schema's version is now %s", version)
+	if tables := tablesOf(t, database); tables != "" {
+		t.Errorf("there are tables: %s", tables)
 	}
 }
 
-// A migration that fails leaves no trace, so that the next attempt starts from where it did.
-func TestFailedMigrationLeavesNoTrace(t *testing.T) {
-	t.Parallel()
-	database := pgtest.Empty(t)
-	sql(t, database, `CREATE TABLE accesskeys (in_the_way int)`) // the step makes two other tables first
-	const tables = `SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables WHERE schemaname = 'public'`
-	for _, args := range []string{"migrate up", "serve"} {
-		_, _, err := cli(t, environment(database, nil), "", strings.Fields(args)...)
-		if err == nil || !strings.Contains(err.Error(), "migrating the database, which is left as it was") {
-			t.Errorf("%s: %v", args, err)
-		}
-		if got := sql(t, database, tables); got != "accesskeys" {
-			t.Errorf("tables after %s: %s", args, got)
-		}
-	}
-	sql(t, database, `DROP TABLE accesskeys`)
-	bootstrapWorks(t, launch(t, environment(database, nil), "serve").base())
+func tablesOf(t *testing.T, database secret.Value) string {
+	t.Helper()
+	return sql(t, database, `SELECT coalesce(string_agg(tablename, ' ' ORDER BY tablename), '') FROM pg_tables WHERE schemaname = 'public'`)
 }
 
 // While another server migrates, this one waits, says so and serves nothing; a signal ends the waiting.
 func TestServerWaitsForAnothersMigrationAndSaysSo(t *testing.T) {
 	t.Parallel()
 	database := pgtest.Empty(t)
-	ctx := t.Context()
-	other, err := pgx.Connect(ctx, database.Reveal())
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := must(pgx.Connect(t.Context(), database.Reveal()))(t)
 	defer func() { _ = other.Close(context.Background()) }()
-	migration, err := other.Begin(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := migration.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, 0x61636b6d); err != nil {
-		t.Fatal(err)
-	}
+	migration := must(other.Begin(t.Context()))(t)
+	must(migration.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, postgres.MigrationLock))(t)
 
-	p, impatient := launch(t, environment(database, nil), "serve"), launch(t, environment(database, nil), "serve")
-	for _, waiting := range []*program{p, impatient} {
-		servertest.Eventually(t, "the server says that it waits", func() bool {
-			return strings.Contains(waiting.stderr.String(), "waiting for another server to migrate the database")
-		})
-	}
+	const message = "waiting for another server to migrate the database"
+	p, impatient := served(t, database, nil), served(t, database, nil)
+	p.logs(message)
+	impatient.logs(message)
 	started := time.Now()
 	_ = impatient.end() // with an error, which says what it waited for
 	if took := time.Since(started); took > patience {
 		t.Errorf("a waiting server took %v to end", took)
 	}
-	if tables := sql(t, database, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`); tables != "0" {
-		t.Errorf("there are %s tables already", tables)
-	}
+	noTables(t, database)
 	select {
 	case <-p.ended:
 		t.Fatal(p.err)
@@ -133,30 +87,10 @@ func TestServerWaitsForAnothersMigrationAndSaysSo(t *testing.T) {
 	if strings.Contains(p.stderr.String(), `"msg":"listening"`) {
 		t.Error("it listens before the schema is there")
 	}
-	if err := migration.Rollback(ctx); err != nil {
-		t.Fatal(err)
-	}
+	ok(t, migration.Rollback(t.Context()))
 	bootstrapWorks(t, p.base())
-	if said := strings.Count(p.stderr.String(), "waiting for another server"); said != 1 {
+	if said := strings.Count(p.stderr.String(), message); said != 1 {
 		t.Errorf("it says %d times that it waits", said)
-	}
-}
-
-// An address in use is told before anything is changed.
-func TestAddressInUseIsToldBeforeTheDatabaseIsTouched(t *testing.T) {
-	t.Parallel()
-	database := pgtest.Empty(t)
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = taken.Close() }()
-	err = launch(t, environment(database, map[string]string{"LISTEN_ADDR": taken.Addr().String()}), "serve").wait()
-	if err == nil || !strings.HasPrefix(err.Error(), "LISTEN_ADDR: ") {
-		t.Errorf("%v", err)
-	}
-	if tables := sql(t, database, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`); tables != "0" {
-		t.Errorf("%s tables were made", tables)
 	}
 }
 
@@ -164,12 +98,97 @@ func TestAddressInUseIsToldBeforeTheDatabaseIsTouched(t *testing.T) {
 // all, of which the same is true.
 func TestLogSaysWhatAFailoverCanUndo(t *testing.T) {
 	t.Parallel()
-	p := launch(t, environment(pgtest.Migrated(t), nil), "serve")
+	p := served(t, pgtest.Migrated(t), nil)
 	p.base() // it listens, and has said before what there is to say
-	if err := p.end(); err != nil {
-		t.Fatal(err)
-	}
+	ok(t, p.end())
 	if log := p.stderr.String(); strings.Count(log, "a revocation too") != 1 || !strings.Contains(log, "no synchronous standby") {
 		t.Errorf("the log is\n%s", log)
 	}
+}
+
+// A flood that has taken every connection doesn't keep a new server from starting. It says that it waits, and starts once there is a
+// connection.
+func TestServerStartsOnceTheDatabaseHasAConnectionToSpare(t *testing.T) {
+	t.Parallel()
+	database := secret.New(newPostgres(t, map[string]string{"max_connections": "10"}).URL("postgres"))
+	var taken []*pgx.Conn
+	free := func() {
+		for _, conn := range taken {
+			_ = conn.Close(context.Background()) // it may be closed already
+		}
+	}
+	t.Cleanup(free)
+	for {
+		conn, err := pgx.Connect(t.Context(), database.Reveal())
+		if err != nil {
+			break // which is what all of them being taken looks like
+		}
+		taken = append(taken, conn)
+	}
+	if len(taken) < 5 {
+		t.Fatalf("%d connections are all", len(taken))
+	}
+	p := served(t, database, nil)
+	const message = `"msg":"the database takes no connection now; trying again"`
+	p.logs(message)
+	tables := 0
+	if err := taken[0].QueryRow(t.Context(), `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`).Scan(&tables); err != nil || tables != 0 {
+		t.Errorf("there are %d tables already, %v", tables, err)
+	}
+	free()
+	bootstrapWorks(t, p.base())
+	if log := p.stderr.String(); strings.Count(log, message) != 1 || !strings.Contains(log, "53300") || !strings.Contains(log, `"at_most":"30s"`) {
+		t.Errorf("its log is\n%s", log)
+	}
+}
+
+// What passes by itself is waited for: a database that starts, or has no connection to spare. What doesn't ends the start at once.
+func TestServerTriesAgainOnlyWhereTheDatabaseTakesNoConnectionNow(t *testing.T) {
+	t.Parallel()
+	const invalidPassword = "28P01"
+	for name, codes := range map[string][]string{
+		"starting":      {"57P03", "57P03", "57P03", invalidPassword},
+		"full":          {"53300", "53300", invalidPassword},
+		"both":          {"57P03", "53300", invalidPassword},
+		"no connection": {invalidPassword},
+		"shutting down": {"57P01"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			database, refused := newRefuser(t, codes)
+			err := served(t, database, nil).wait()
+			last := codes[len(codes)-1]
+			if err == nil || !strings.Contains(err.Error(), "SQLSTATE "+last) {
+				t.Errorf("it ended with %v, want one of %s", err, last)
+			}
+			if got := int(refused.Load()); got != len(codes) {
+				t.Errorf("it has tried %d times, want %d", got, len(codes))
+			}
+		})
+	}
+}
+
+// newRefuser refuses connections as Postgres does, each with the next code and the last one from then on, and counts them.
+func newRefuser(t *testing.T, codes []string) (database secret.Value, refused *atomic.Int64) {
+	t.Helper()
+	refused = &atomic.Int64{}
+	var refusing sync.WaitGroup
+	t.Cleanup(refusing.Wait)
+	refuser := listener(t)
+	refusing.Go(func() {
+		for {
+			conn, err := refuser.Accept()
+			if err != nil {
+				return // the test has ended
+			}
+			backend := pgproto3.NewBackend(conn, conn)
+			if _, err := backend.ReceiveStartupMessage(); err == nil {
+				code := codes[min(int(refused.Add(1)), len(codes))-1]
+				backend.Send(&pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: "refused"})
+				_ = backend.Flush() // the client may have gone
+			}
+			_ = conn.Close()
+		}
+	})
+	return secret.New(fmt.Sprintf("postgres://u@%s/d?sslmode=disable", refuser.Addr())), refused
 }

@@ -3,10 +3,10 @@ package privatepg
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,11 +20,19 @@ func needsRoot(t *testing.T) {
 	}
 }
 
-func fileOwner(t *testing.T, path string) (uid int, mode os.FileMode) {
+// belong fails the test unless files, or processes, are this user's, and have this mode where one is given.
+func belong(t *testing.T, uid int, mode os.FileMode, paths ...string) {
 	t.Helper()
-	info := must(os.Lstat(path))(t)
-	return int(info.Sys().(*syscall.Stat_t).Uid), info.Mode()
+	for _, path := range paths {
+		info := must(os.Lstat(path))(t)
+		if got := int(info.Sys().(*syscall.Stat_t).Uid); got != uid || mode != 0 && info.Mode().Perm() != mode {
+			t.Errorf("%s belongs to uid %d with mode %v, want %d and %v", path, got, info.Mode(), uid, mode)
+		}
+	}
 }
+
+// processPath is the folder of a process, whose owner is the process's user.
+func processPath(pid int) string { return fmt.Sprintf("/proc/%d", pid) }
 
 func chown(t *testing.T, dir string, uid int) {
 	t.Helper()
@@ -43,7 +51,7 @@ func unprivileged(t *testing.T) int {
 	t.Helper()
 	for _, name := range []string{"postgres", "nobody"} {
 		if found, err := user.Lookup(name); err == nil {
-			return atoi(t, found.Uid)
+			return must(strconv.Atoi(found.Uid))(t)
 		}
 	}
 	t.Fatal("there is no unprivileged account")
@@ -59,20 +67,13 @@ func TestServerRunsUnprivilegedAndAsItsUser(t *testing.T) {
 	dir := filepath.Join(newFolder(t), "pg")
 	start(t, settings{Dir: dir, Ephemeral: true})
 	pid, pgid := postmaster(t, dir)
-	for _, process := range []int{pid, pgid} {
-		if uid, _ := fileOwner(t, fmt.Sprintf("/proc/%d", process)); uid != want {
-			t.Errorf("process %d runs as uid %d, want %d", process, uid, want)
-		}
-	}
-	for _, name := range []string{"data", "run"} {
-		if uid, mode := fileOwner(t, filepath.Join(dir, name)); uid != want || mode.Perm() != 0o700 {
-			t.Errorf("%s belongs to uid %d with mode %v, want %d and 0700", name, uid, mode, want)
-		}
-	}
+	belong(t, want, 0, processPath(pid), processPath(pgid))
+	belong(t, want, 0o700, filepath.Join(dir, "data"), filepath.Join(dir, "run"))
 	// What we open ourselves must not be the account's to replace.
 	for _, name := range []string{".", "lock", "postgres.log"} {
-		if uid, mode := fileOwner(t, filepath.Join(dir, name)); uid != os.Geteuid() || mode.Perm()&0o022 != 0 {
-			t.Errorf("%s belongs to uid %d with mode %v", name, uid, mode)
+		belong(t, os.Geteuid(), 0, filepath.Join(dir, name))
+		if mode := must(os.Lstat(filepath.Join(dir, name)))(t).Mode(); mode.Perm()&0o022 != 0 {
+			t.Errorf("%s has mode %v", name, mode)
 		}
 	}
 }
@@ -80,7 +81,7 @@ func TestServerRunsUnprivilegedAndAsItsUser(t *testing.T) {
 func TestOrdinaryUserRunsItsOwnServer(t *testing.T) {
 	needsRoot(t) // an ordinary user sees it in every other test
 	t.Parallel()
-	uid := atoi(t, must(user.Lookup("nobody"))(t).Uid) // initdb wants an account that has a name
+	uid := must(strconv.Atoi(must(user.Lookup("nobody"))(t).Uid))(t) // initdb wants an account that has a name
 	for name, s := range map[string]settings{
 		"kept":      {Dir: initialisedFolder(t)},
 		"temporary": {Temp: newFolder(t), Ephemeral: true},
@@ -94,11 +95,8 @@ func TestOrdinaryUserRunsItsOwnServer(t *testing.T) {
 			h := startHelper(t, s, asUser(uid)...).ready(t)
 			query(t, h.URL, "SELECT 1")
 			pid, pgid := postmaster(t, h.Dir)
-			for _, path := range []string{fmt.Sprintf("/proc/%d", pid), h.Dir, filepath.Join(h.Dir, "data")} {
-				if got, mode := fileOwner(t, path); got != uid || strings.HasPrefix(path, h.Dir) && mode.Perm() != 0o700 {
-					t.Errorf("%s belongs to uid %d with mode %v, want %d and 0700", path, got, mode, uid)
-				}
-			}
+			belong(t, uid, 0, processPath(pid))
+			belong(t, uid, 0o700, h.Dir, filepath.Join(h.Dir, "data"))
 			h.kill(t)
 			nothingLeft(t, h.Dir, pgid, s.Dir == "")
 		})
@@ -140,15 +138,8 @@ func TestRootServesTheOwnerOfExistingData(t *testing.T) {
 				want = unprivileged(t)
 			}
 			pid, _ := postmaster(t, dir)
-			if got, _ := fileOwner(t, fmt.Sprintf("/proc/%d", pid)); got != want {
-				t.Errorf("PostgreSQL runs as uid %d, want %d", got, want)
-			}
-			// The user must be able to go on without root.
-			for _, name := range []string{"lock", "postgres.log"} {
-				if got, _ := fileOwner(t, filepath.Join(dir, name)); got != owner {
-					t.Errorf("%s belongs to uid %d, want %d", name, got, owner)
-				}
-			}
+			belong(t, want, 0, processPath(pid))
+			belong(t, owner, 0, filepath.Join(dir, "lock"), filepath.Join(dir, "postgres.log")) // the user must be able to go on without root
 		})
 	}
 }
@@ -165,14 +156,11 @@ func TestFolderThatTheAccountCannotReachIsReplaced(t *testing.T) {
 		t.Fatalf("it runs in %s and says %s", server.Dir(), log)
 	}
 	query(t, server.URL("postgres"), "CREATE TABLE kept ()")
-	var busy *InUseError
-	if err := fails(t, settings{Dir: dir}); !errors.As(err, &busy) || busy.PID != os.Getpid() {
-		t.Errorf("a second owner: %v", err)
+	if busy := refused(t, settings{Dir: dir}); busy.PID != os.Getpid() {
+		t.Errorf("a second owner: %v", busy)
 	}
 	ok(t, server.Close())
-	again := must(Start(t.Context(), settings{Dir: dir}.config(io.Discard)))(t)
-	t.Cleanup(func() { ok(t, again.Close()) })
-	query(t, again.URL("postgres"), "SELECT FROM kept")
+	query(t, start(t, settings{Dir: dir}).URL("postgres"), "SELECT FROM kept")
 }
 
 func TestRootsUmaskDoesNotShutTheAccountOut(t *testing.T) {

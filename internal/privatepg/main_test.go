@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"accesskeys/internal/servertest"
 )
 
 const (
@@ -121,6 +123,16 @@ func fails(t *testing.T, s settings) error {
 	return err
 }
 
+// refused returns the error of a start that must find another owner.
+func refused(t *testing.T, s settings) *InUseError {
+	t.Helper()
+	busy, is := errors.AsType[*InUseError](fails(t, s))
+	if !is {
+		t.Fatal("the error names no owner")
+	}
+	return busy
+}
+
 // initialisedFolder is a folder with a cluster that was shut down. Copies spare most tests the second that initdb takes.
 func initialisedFolder(t *testing.T) string {
 	t.Helper()
@@ -173,21 +185,31 @@ func busyClient(t *testing.T, url, sql string) (pid int, ended <-chan error) {
 		_, err := tryQuery(context.Background(), url, sql)
 		end <- err
 	}()
-	eventually(t, "the client's query ran", func() bool {
-		pid = atoi(t, query(t, url, "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid()"))
+	servertest.Eventually(t, "the client's query ran", func() bool {
+		pid = parsePID([]byte(query(t, url, "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid()")))
 		return pid != 0
 	})
 	return pid, end
 }
 
-// eventually polls a condition.
-func eventually(t *testing.T, what string, condition func() bool) {
+// shows fails the test unless a query has this result.
+func shows(t *testing.T, url, sql, want string) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it never happened that %s", what)
-		}
+	if got := query(t, url, sql); got != want {
+		t.Errorf("%s gives %q, want %q", sql, got, want)
 	}
+}
+
+func hasSettings(t *testing.T, url string, settings map[string]string) {
+	t.Helper()
+	for setting, want := range settings {
+		shows(t, url, "SELECT current_setting('"+setting+"')", want)
+	}
+}
+
+func logOf(t *testing.T, dir string) string {
+	t.Helper()
+	return string(must(os.ReadFile(filepath.Join(dir, "postgres.log")))(t))
 }
 
 // running is a process. Those that have ended and only wait for init to notice do not count.
@@ -244,7 +266,7 @@ func postmaster(t *testing.T, dir string) (pid, pgid int) {
 // nothingLeft waits until the server, its supervisor and, where it was temporary, its folder are gone.
 func nothingLeft(t *testing.T, dir string, pgid int, temporary bool) {
 	t.Helper()
-	eventually(t, "nothing was left", func() bool {
+	servertest.Eventually(t, "nothing was left", func() bool {
 		return len(processesOf(dir)) == 0 && len(inGroup(pgid)) == 0 && (!temporary || !exists(dir))
 	})
 }
@@ -265,11 +287,6 @@ func kill(t *testing.T, pids ...int) {
 	for _, pid := range pids {
 		ok(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
-}
-
-func atoi(t *testing.T, text string) int {
-	t.Helper()
-	return must(strconv.Atoi(text))(t)
 }
 
 // ok turns an error into the end of the test, and so does must.

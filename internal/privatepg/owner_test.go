@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 func TestPostgresStopsWhenItsOwnerEnds(t *testing.T) {
@@ -27,7 +29,7 @@ func TestPostgresStopsWhenItsOwnerEnds(t *testing.T) {
 			if err := <-busy; err == nil {
 				t.Error("it has waited for a client")
 			}
-			log := string(must(os.ReadFile(filepath.Join(h.Dir, "postgres.log")))(t))
+			log := logOf(t, h.Dir)
 			if !strings.HasSuffix(strings.TrimSpace(log), "database system is shut down") || !strings.Contains(log, "received fast shutdown request") {
 				t.Errorf("that was no clean shutdown:\n%s", log)
 			}
@@ -43,7 +45,7 @@ func TestTemporaryFolderGoesWithItsKilledOwner(t *testing.T) {
 			temp := newFolder(t)
 			h := startHelper(t, settings{Temp: temp, Ephemeral: true})
 			if when == "initdb runs" {
-				eventually(t, "initdb wrote", func() bool { return len(found(temp, "*", initPrefix+"*", "*")) > 0 })
+				servertest.Eventually(t, "initdb wrote", func() bool { return len(found(temp, "*", initPrefix+"*", "*")) > 0 })
 			} else {
 				h.ready(t)
 			}
@@ -54,7 +56,7 @@ func TestTemporaryFolderGoesWithItsKilledOwner(t *testing.T) {
 				}
 			}
 			h.kill(t)
-			eventually(t, "nothing was left", func() bool { return len(processesOf(temp)) == 0 && len(found(temp, "*")) == 0 })
+			servertest.Eventually(t, "nothing was left", func() bool { return len(processesOf(temp)) == 0 && len(found(temp, "*")) == 0 })
 		})
 	}
 }
@@ -71,7 +73,7 @@ func TestSocketFolderGoesWithItsKilledOwner(t *testing.T) {
 	}
 	h.kill(t)
 	nothingLeft(t, dir, pgid, false)
-	eventually(t, "the socket's folder was gone", func() bool { return !exists(sockets) })
+	servertest.Eventually(t, "the socket's folder was gone", func() bool { return !exists(sockets) })
 	if !exists(filepath.Join(dir, "data")) {
 		t.Error("the data is gone as well")
 	}

@@ -11,9 +11,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"accesskeys/internal/servertest"
 )
 
 func TestDataIsKeptBetweenRuns(t *testing.T) {
@@ -23,14 +26,10 @@ func TestDataIsKeptBetweenRuns(t *testing.T) {
 	url := first.URL("postgres")
 	query(t, url, "CREATE DATABASE dev")
 	query(t, first.URL("dev"), "CREATE TABLE kept AS SELECT 42 AS answer")
-	for setting, want := range map[string]string{
+	hasSettings(t, url, map[string]string{
 		"server_encoding": "UTF8", "fsync": "on", "synchronous_commit": "on",
 		"full_page_writes": "on", "TimeZone": "UTC",
-	} {
-		if got := query(t, url, "SELECT current_setting('"+setting+"')"); got != want {
-			t.Errorf("%s is %q, want %q", setting, got, want)
-		}
-	}
+	})
 	if got := query(t, url, "SHOW lc_collate"); got != "C.UTF-8" && got != "C" {
 		t.Errorf("it sorts by %q", got)
 	}
@@ -39,35 +38,38 @@ func TestDataIsKeptBetweenRuns(t *testing.T) {
 		t.Errorf("after Close there is still %v", left)
 	}
 	second := start(t, settings{Dir: dir})
-	if got := query(t, second.URL("dev"), "SELECT answer FROM kept"); got != "42" {
-		t.Errorf("after another start the data is %q", got)
-	}
-	log := string(must(os.ReadFile(filepath.Join(dir, "postgres.log")))(t))
+	shows(t, second.URL("dev"), "SELECT answer FROM kept", "42")
+	log := logOf(t, dir)
 	if strings.Count(log, "ready to accept connections") != 2 || strings.Contains(log, "was not properly shut down") {
 		t.Errorf("the log does not tell of two starts and a clean shutdown:\n%s", log)
 	}
 }
 
-func TestEphemeralServerIsFastAndLeavesNothing(t *testing.T) {
+func TestEphemeralServerIsFastHasNoPortAndLeavesNothing(t *testing.T) {
 	t.Parallel()
-	server := start(t, settings{Temp: newFolder(t), Ephemeral: true, Parameters: map[string]string{"work_mem": "5MB"}})
-	for setting, want := range map[string]string{
+	free := must(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
+	tcpPort := strconv.Itoa(free.Addr().(*net.TCPAddr).Port)
+	ok(t, free.Close())
+	server := start(t, settings{Temp: newFolder(t), Ephemeral: true, Parameters: map[string]string{
+		"work_mem": "5MB", "listen_addresses": "*", "listen-addresses": "*", "LISTEN_ADDRESSES": "*", "port": tcpPort,
+		"unix_socket_directories": "/tmp", "unix_socket_permissions": "0777",
+	}})
+	hasSettings(t, server.URL("postgres"), map[string]string{
 		"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200", "work_mem": "5MB",
-	} {
-		if got := query(t, server.URL("postgres"), "SELECT current_setting('"+setting+"')"); got != want {
-			t.Errorf("%s is %q, want %q", setting, got, want)
-		}
+		"listen_addresses": "", "port": port, "unix_socket_permissions": "0700",
+	})
+	if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", "127.0.0.1:"+tcpPort); err == nil {
+		conn.Close()
+		t.Errorf("port %s is open", tcpPort)
 	}
 	_, pgid := postmaster(t, server.Dir())
 	var closers sync.WaitGroup
-	for range 3 { // Close is idempotent, also at the same time
-		closers.Go(func() {
-			if err := server.Close(); err != nil {
-				t.Error(err)
-			}
-		})
+	failed := [3]error{}
+	for i := range failed { // Close is idempotent, also at the same time
+		closers.Go(func() { failed[i] = server.Close() })
 	}
 	closers.Wait()
+	ok(t, failed[:]...)
 	if exists(server.Dir()) {
 		t.Errorf("%s is still there", server.Dir())
 	}
@@ -110,42 +112,12 @@ func TestAddressAndDataSurviveStopAndCrash(t *testing.T) {
 		if server.URL("template1") != url {
 			t.Errorf("after %s the address is another: %s", end.name, server.URL("template1"))
 		}
-		log := string(must(os.ReadFile(filepath.Join(server.Dir(), "postgres.log")))(t))
+		log := logOf(t, server.Dir())
 		if crashes := strings.Count(log, "was not properly shut down"); crashes != end.crashes {
 			t.Errorf("after %s the log tells of %d crashes", end.name, crashes)
 		}
 	}
-	if got := query(t, url, "SELECT count(*) FROM kept"); got != "3" {
-		t.Errorf("%s rows of 3 are left", got)
-	}
-}
-
-func TestServerHasNoNetworkPortWhateverTheParameters(t *testing.T) {
-	t.Parallel()
-	free := must(new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"))(t)
-	tcpPort := strconv.Itoa(free.Addr().(*net.TCPAddr).Port)
-	free.Close()
-	server := start(t, settings{Dir: initialisedFolder(t), Ephemeral: true, Parameters: map[string]string{
-		"listen_addresses": "*", "listen-addresses": "*", "LISTEN_ADDRESSES": "*", "port": tcpPort,
-		"unix_socket_directories": "/tmp", "unix_socket_permissions": "0777",
-	}})
-	for setting, want := range map[string]string{
-		"listen_addresses": "", "port": port, "unix_socket_permissions": "0700",
-	} {
-		if got := query(t, server.URL("postgres"), "SELECT current_setting('"+setting+"')"); got != want {
-			t.Errorf("%s is %q, want %q", setting, got, want)
-		}
-	}
-	if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", "127.0.0.1:"+tcpPort); err == nil {
-		conn.Close()
-		t.Errorf("port %s is open", tcpPort)
-	}
-	for _, folder := range []string{"run", "data"} {
-		info, err := os.Stat(filepath.Join(server.Dir(), folder))
-		if err != nil || info.Mode().Perm() != 0o700 {
-			t.Errorf("%s: %v, mode %v, want 0700", folder, err, info.Mode())
-		}
-	}
+	shows(t, url, "SELECT count(*) FROM kept", "3")
 }
 
 func TestAwkwardFoldersGetAnAddressThatClientsUnderstand(t *testing.T) {
@@ -166,9 +138,7 @@ func TestAwkwardFoldersGetAnAddressThatClientsUnderstand(t *testing.T) {
 			url := server.URL("postgres")
 			query(t, url, `CREATE DATABASE "a/b?c"`)
 			ok(t, server.Kill(), server.Start(t.Context()))
-			if got := query(t, server.URL("a/b?c"), "SELECT current_database()"); got != "a/b?c" {
-				t.Errorf("connected to %q", got)
-			}
+			shows(t, server.URL("a/b?c"), "SELECT current_database()", "a/b?c")
 			if inside := server.sockets == filepath.Join(dir, "run"); inside != test.inside {
 				t.Errorf("the socket is in %s", server.sockets)
 			}
@@ -186,12 +156,12 @@ func TestAwkwardFoldersGetAnAddressThatClientsUnderstand(t *testing.T) {
 func TestFailedStartShowsItsLogAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	dir := initialisedFolder(t)
-	begin := time.Now()
+	began := time.Now()
 	err := fails(t, settings{Dir: dir, Parameters: map[string]string{"work_mem": "nonsense"}})
 	if !strings.Contains(err.Error(), `invalid value for parameter "work_mem": "nonsense"`) {
 		t.Errorf("the error does not show the log: %v", err)
 	}
-	if took := time.Since(begin); took > patience {
+	if took := time.Since(began); took > patience {
 		t.Errorf("it took %v to see that the server had ended", took)
 	}
 	if left := processesOf(dir); len(left) > 0 {
@@ -207,13 +177,10 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 	defer cancel()
 	failed := make(chan error, 1)
 	go func() {
-		server, err := Start(ctx, settings{Dir: dir}.config(io.Discard))
-		if err == nil {
-			err = server.Close()
-		}
+		_, err := Start(ctx, settings{Dir: dir}.config(io.Discard))
 		failed <- err
 	}()
-	eventually(t, "initdb wrote", func() bool { return len(found(dir, initPrefix+"*", "*")) > 0 })
+	servertest.Eventually(t, "initdb wrote", func() bool { return len(found(dir, initPrefix+"*", "*")) > 0 })
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled start: %v", err)
@@ -245,20 +212,9 @@ func TestDatabaseOutlivesAForgottenHandle(t *testing.T) {
 		_ = syscall.Kill(-pgid, syscall.SIGKILL)
 		nothingLeft(t, dir, pgid, false)
 	})
-	collected := make(chan struct{})
-	runtime.AddCleanup(&struct{ _ [64]byte }{}, func(done chan struct{}) { close(done) }, collected)
-	eventually(t, "the garbage collector ran", func() bool {
-		runtime.GC()
-		select {
-		case <-collected:
-			return true
-		default:
-			return false
-		}
-	})
+	var collected atomic.Bool
+	runtime.AddCleanup(&struct{ _ [64]byte }{}, func(done *atomic.Bool) { done.Store(true) }, &collected)
+	servertest.Eventually(t, "the garbage collector ran", func() bool { runtime.GC(); return collected.Load() })
 	query(t, url, "SELECT 1")
-	var busy *InUseError
-	if err := fails(t, settings{Dir: dir}); !errors.As(err, &busy) {
-		t.Errorf("the lock of a forgotten handle is gone: %v", err)
-	}
+	refused(t, settings{Dir: dir}) // the lock of a forgotten handle holds
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"accesskeys/internal/servertest"
 )
 
 // killSupervisor is kill -9 for the supervisor and its helper. A child of the server may be in their group for a moment;
@@ -50,9 +52,7 @@ func TestNextStartTakesOverAfterKillOfEverything(t *testing.T) {
 	if !strings.Contains(log.String(), "taking over") || !strings.Contains(log.String(), strconv.Itoa(pid)) {
 		t.Errorf("the log does not tell of it: %s", log)
 	}
-	if got := query(t, server.URL("postgres"), "SELECT answer FROM kept"); got != "42" {
-		t.Errorf("the data is %q", got)
-	}
+	shows(t, server.URL("postgres"), "SELECT answer FROM kept", "42")
 	query(t, neighbour.URL("postgres"), "SELECT 1") // it was left alone
 }
 
@@ -83,7 +83,7 @@ func TestNextStartTakesOverFromOrphanedSessions(t *testing.T) {
 	killSupervisor(t, pgid)
 	kill(t, pid)
 	h.kill(t)
-	eventually(t, "the first process was gone", func() bool { return !alive(pid) })
+	servertest.Eventually(t, "the first process was gone", func() bool { return !alive(pid) })
 	if !alive(session) { // the control
 		t.Fatal("the session did not survive")
 	}
@@ -101,13 +101,13 @@ func TestNextStartFollowsAKillAtOnce(t *testing.T) {
 		h := startHelper(t, settings{Dir: dir})
 		switch when {
 		case "lock":
-			eventually(t, "the helper had the lock", func() bool {
+			servertest.Eventually(t, "the helper had the lock", func() bool {
 				return parsePID(must(os.ReadFile(filepath.Join(dir, "lock")))(t)) == h.cmd.Process.Pid
 			})
 		case "ready":
 			h.ready(t)
 		default:
-			eventually(t, when+" was there", func() bool { return exists(filepath.Join(dir, when)) })
+			servertest.Eventually(t, when+" was there", func() bool { return exists(filepath.Join(dir, when)) })
 		}
 		h.kill(t) // its supervisor is about to stop the server, or even to start it
 		server := start(t, settings{Dir: dir})
@@ -184,9 +184,8 @@ func TestSecondOwnerIsRefusedWithThePidOfTheFirst(t *testing.T) {
 	dir := initialisedFolder(t)
 	h := startHelper(t, settings{Dir: dir}).ready(t)
 	pid, _ := postmaster(t, dir)
-	var busy *InUseError
-	if err := fails(t, settings{Dir: dir}); !errors.As(err, &busy) || busy.PID != h.cmd.Process.Pid || busy.Dir != dir {
-		t.Fatalf("second start: %v, want one that names process %d and %s", err, h.cmd.Process.Pid, dir)
+	if busy := refused(t, settings{Dir: dir}); busy.PID != h.cmd.Process.Pid || busy.Dir != dir {
+		t.Fatalf("second start: %v, want one that names process %d and %s", busy, h.cmd.Process.Pid, dir)
 	}
 	query(t, h.URL, "SELECT 1")
 
@@ -219,7 +218,7 @@ func TestInterruptedInitIsRepaired(t *testing.T) {
 	dir := filepath.Join(newFolder(t), "pg")
 	h := startHelper(t, settings{Dir: dir})
 	var half []string
-	eventually(t, "initdb wrote", func() bool {
+	servertest.Eventually(t, "initdb wrote", func() bool {
 		half = found(dir, "*", "PG_VERSION") // a half-made cluster must not be where the data belong
 		return len(half) > 0
 	})
@@ -227,7 +226,7 @@ func TestInterruptedInitIsRepaired(t *testing.T) {
 		_ = syscall.Kill(process.pid, syscall.SIGKILL) // some end with the others
 	}
 	_ = h.cmd.Wait()
-	eventually(t, "initdb had ended", func() bool { return len(processesOf(dir)) == 0 })
+	servertest.Eventually(t, "initdb had ended", func() bool { return len(processesOf(dir)) == 0 })
 	query(t, start(t, settings{Dir: dir}).URL("postgres"), "SELECT 1")
 	if exists(half[0]) {
 		t.Errorf("%s is still there", half[0])

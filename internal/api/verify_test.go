@@ -121,7 +121,7 @@ func (h *harness) everyKnown() map[string]known {
 	for role, permission := range map[auth.Role]int{auth.RoleCustomerAdmin: 32, auth.RoleAccessKeyAdmin: 0} {
 		p := h.newProgram(customer, role)
 		add("account with "+string(role), "service_account", p.account.ID, "", permission, p.token)
-		made := h.post("/v1.0/accesskeys", p.token, `{"expire":7}`).wants(http.StatusOK).json()
+		made := h.post("/v1.0/accesskeys", p.token, `{"expire":700}`).wants(http.StatusOK).json()
 		add("key of an account with "+string(role), "accesskey", uuid.MustParse(made["id"].(string)), "", permission, made["token"].(string))
 	}
 	bare := h.newProgram(customer)

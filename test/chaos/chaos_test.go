@@ -146,6 +146,12 @@ func TestRevokedIsRefusedEverywhere(t *testing.T) {
 			})
 		}
 	})
+	// Of the rarest kind a scenario makes two in a hundred, which a busy machine may keep both from being confirmed.
+	for k := range kinds {
+		if !slices.ContainsFunc(results, func(r result) bool { return r.revoked[k] > 0 }) {
+			t.Errorf("there was no revocation of the kind %q", k)
+		}
+	}
 	table := report(results)
 	fmt.Fprint(os.Stdout, table)
 	if path := os.Getenv("CHAOS_REPORT"); path != "" {
@@ -289,13 +295,6 @@ func (s scenario) judge(t *testing.T, r result) {
 	}
 	if s.fromMemory && r.n[outside] == 0 {
 		t.Error("no instance that was out of reach accepted anything: there was no memory to go wrong")
-	}
-	if r.total() >= 100 {
-		for k := range kinds {
-			if r.revoked[k] == 0 {
-				t.Errorf("there was no revocation of the kind %q", k)
-			}
-		}
 	}
 	if !s.untimed && len(r.latencies) < r.total()/4 {
 		t.Errorf("only %d revocations were undisturbed", len(r.latencies))

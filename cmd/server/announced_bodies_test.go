@@ -95,7 +95,7 @@ func TestAnnouncedBodyIsNotWaitedForByHTTP2(t *testing.T) {
 			r := must(http.NewRequestWithContext(t.Context(), method, base+path, body))(t)
 			r.ContentLength = 5
 			r.Header.Set("Authorization", "Bearer "+testKey)
-			res := must(client.Do(r))(t)
+			res := must(client.Do(r))(t) //nolint:bodyclose // closed in the next line, which the linter does not see behind must
 			if _ = res.Body.Close(); res.ProtoMajor != 2 {
 				t.Errorf("%s %s: %s", method, path, res.Proto)
 			}

@@ -391,7 +391,7 @@ func ask(ctx context.Context, client *http.Client, method, url, bearer, body str
 	if bearer != "" {
 		r.Header.Set("Authorization", "Bearer "+bearer)
 	}
-	res, err := client.Do(r)
+	res, err := client.Do(r) //nolint:bodyclose // read closes it
 	if err != nil {
 		return answer{}, err
 	}

@@ -89,8 +89,11 @@ func silence(dir string) (stopped []int, err error) {
 			}
 			stopped = append(stopped, pid)
 		}
-		if err != nil || len(stopped) < 3 {
-			return nil, fmt.Errorf("these are not the processes of a Postgres: %q, %v", lines, err)
+		if err != nil {
+			return nil, err
+		}
+		if len(stopped) < 3 {
+			return nil, fmt.Errorf("these are not the processes of a Postgres: %q", lines)
 		}
 		if err := signalAll(stopped, syscall.SIGSTOP); err != nil {
 			return stopped, err

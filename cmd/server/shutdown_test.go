@@ -43,7 +43,7 @@ func (w *wire) write(text string) {
 func (w *wire) read(atMost time.Duration) (answer, error) {
 	w.t.Helper()
 	ok(w.t, w.conn.SetReadDeadline(time.Now().Add(atMost)))
-	res, err := http.ReadResponse(w.in, &http.Request{Method: w.method})
+	res, err := http.ReadResponse(w.in, &http.Request{Method: w.method}) //nolint:bodyclose // read closes it
 	if err != nil {
 		return answer{}, err
 	}

@@ -85,7 +85,7 @@ func TestServerAnswersByTLSFromVersion12On(t *testing.T) {
 	p := served(t, pgtest.Migrated(t), settings)
 	addr := p.addr()
 	for _, path := range []string{"/ping", "/v1.0/me", "/nope"} {
-		res := must(own.client().Get("https://" + addr + path))(t)
+		res := must(own.client().Get("https://" + addr + path))(t) //nolint:bodyclose // closed in the next line
 		_ = res.Body.Close()
 		if res.ProtoMajor != 2 || res.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
 			t.Errorf("%s: %s %v", path, res.Proto, res.Header)
@@ -163,7 +163,7 @@ func TestDevWithACertificatePrintsAddressesOfHTTPS(t *testing.T) {
 	p := launch(t, settings, "dev", "--dir", t.TempDir())
 	p.eventually("it has printed its address", func() bool { return strings.Contains(p.stdout.String(), "Base URL:") })
 	base := regexp.MustCompile("Base URL: +(.*)").FindStringSubmatch(p.stdout.String())[1]
-	res := must(own.client().Get(base + "/ping"))(t)
+	res := must(own.client().Get(base + "/ping"))(t) //nolint:bodyclose // closed in the next line
 	_ = res.Body.Close()
 	if !strings.HasPrefix(base, "https://") || res.StatusCode != http.StatusOK {
 		t.Errorf("%s: %d", base, res.StatusCode)

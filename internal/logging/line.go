@@ -36,6 +36,7 @@ func Line(ctx context.Context, log *slog.Logger, level slog.Level, message strin
 			line = line.Int64(attr.Key, attr.Value.Int64())
 		case slog.KindFloat64:
 			line = line.Float64(attr.Key, attr.Value.Float64())
+		default: // plainAttrs lets no other through
 		}
 	}
 	line.Send()

@@ -216,5 +216,5 @@ func TestDatabaseOutlivesAForgottenHandle(t *testing.T) {
 	runtime.AddCleanup(&struct{ _ [64]byte }{}, func(done *atomic.Bool) { done.Store(true) }, &collected)
 	servertest.Eventually(t, "the garbage collector ran", func() bool { runtime.GC(); return collected.Load() })
 	query(t, url, "SELECT 1")
-	refused(t, settings{Dir: dir}) // the lock of a forgotten handle holds
+	_ = refused(t, settings{Dir: dir}) // the lock of a forgotten handle holds
 }

@@ -46,18 +46,18 @@ func compare(b *testing.B, requests requests, ours, base *side) {
 		rate, cost := map[*side]float64{}, map[*side]float64{}
 		oneAfterAnother(round, []*side{ours, base}, func(s *side) {
 			s.requests, s.took = 0, 0
-			before := s.process.cpu(b)
+			before := s.cpu(b)
 			s.turn(b, requests)
 			rate[s] = s.rate()
-			cost[s] = float64(s.process.cpu(b)-before) / float64(s.requests)
+			cost[s] = float64(s.cpu(b)-before) / float64(s.requests)
 		})
 		if round > 0 { // the first warms them up
 			rates = append(rates, rate[ours]/rate[base])
 			costs = append(costs, cost[ours]/cost[base])
 		}
 	}
-	ours.process.resume()
-	base.process.resume()
+	ours.resume()
+	base.resume()
 	b.ReportMetric(0, "ns/op")
 	for name, ratios := range map[string][]float64{"of-base": rates, "cpu-of-base": costs} {
 		if len(ratios) == 0 {

@@ -69,7 +69,7 @@ func TestFloodOfNamesFreesNoCountAndTakesNoMemory(t *testing.T) {
 		return stats.HeapAlloc
 	}
 	before := heap()
-	const names = 200_000
+	const names = 600_000
 	for i := range names {
 		tries.take(fmt.Sprint("made up ", i), time.Duration(i)*59*time.Second/names)
 		if i%(names/20) == 0 {

@@ -196,7 +196,7 @@ func TestUpdateOfAnAgentChangesWhatIsGivenAndNothingElse(t *testing.T) {
 }
 
 // Objects gain agent_id (null for customer-wide); "acts with that agent's permission as it is at the time of each request": what
-// verification reads of a key tells whose it is and which agent to read, and the agent reads as it is now.
+// verification reads of a key tells its customer and which agent to read, and the agent reads as it is now.
 func TestKeyOfAnAgentReadsItsAgentAsItIsNow(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
